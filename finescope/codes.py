@@ -1,0 +1,358 @@
+"""SparseCodes: N sparse rows over F latents in CSR form, in memory or memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finescope.errors import StoreError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_FORMAT = "finescope-codes"
+_UINT16_LATENTS = 1 << 16
+
+
+class SparseCodes:
+    """N sparse vectors over F latents (compressed sparse rows).
+
+    Attributes:
+        indptr: int64 [N+1], where each row starts; ``indptr[0]`` is 0.
+        indices: uint16 (F ≤ 65536) or int32 [nnz], latents in ascending order inside a row.
+        values: float16, float32 or float64 [nnz].
+        num_latents: F.
+    """
+
+    __slots__ = ("indices", "indptr", "num_latents", "values")
+
+    def __init__(
+        self, indptr: Tensor, indices: Tensor, values: Tensor, num_latents: int, *, check: bool = True
+    ):
+        """Wrap the three CSR tensors.
+
+        Args:
+            indptr: int64 [N+1].
+            indices: integer [nnz].
+            values: floating [nnz].
+            num_latents: F.
+            check: verify structure and order; pass False only for tensors that are known to be right.
+
+        Raises:
+            ValueError: shapes, dtypes, ranges or the order of latents are wrong.
+        """
+        self.indptr = indptr
+        self.indices = indices
+        self.values = values
+        self.num_latents = int(num_latents)
+        if check:
+            self.validate()
+
+    def validate(self) -> None:
+        """Check structure, ranges, and that latents rise strictly inside every row.
+
+        Raises:
+            ValueError: naming the first thing that is wrong and the row it is in.
+        """
+        if self.indptr.dtype != torch.int64 or self.indptr.dim() != 1 or self.indptr.numel() < 1:
+            raise ValueError(f"indptr must be int64 [N+1], got {self.indptr.dtype} {list(self.indptr.shape)}")
+        if self.indices.dim() != 1 or self.indices.dtype not in (torch.int32, torch.int64, torch.uint16):
+            raise ValueError(
+                f"indices must be integer [nnz], got {self.indices.dtype} {list(self.indices.shape)}"
+            )
+        if self.values.shape != self.indices.shape or not self.values.is_floating_point():
+            raise ValueError(
+                f"values must be floating {list(self.indices.shape)} like indices, "
+                f"got {self.values.dtype} {list(self.values.shape)}"
+            )
+        indptr, indices = self.indptr.numpy(), self.indices.numpy()
+        if indptr[0] != 0 or indptr[-1] != indices.size:
+            raise ValueError(f"indptr must run from 0 to nnz={indices.size}, got {indptr[0]} to {indptr[-1]}")
+        falls = np.flatnonzero(np.diff(indptr) < 0)
+        if falls.size:
+            raise ValueError(f"indptr falls at row {falls[0]}")
+        if indices.size:
+            if int(indices.min()) < 0 or int(indices.max()) >= self.num_latents:
+                place = int(np.flatnonzero((indices < 0) | (indices >= self.num_latents))[0])
+                row = int(np.searchsorted(indptr, place, side="right")) - 1
+                raise ValueError(f"latent {indices[place]} in row {row} is outside 0..{self.num_latents - 1}")
+            rises = indices[1:] > indices[:-1]
+            starts = indptr[1:-1]
+            rises[starts[(starts > 0) & (starts < indices.size)] - 1] = True
+            if not rises.all():
+                place = int(np.flatnonzero(~rises)[0])
+                row = int(np.searchsorted(indptr, place, side="right")) - 1
+                raise ValueError(f"latents must rise strictly inside a row; row {row} does not")
+
+    # ------------------------------------------------------------------ shape
+
+    def __len__(self) -> int:
+        return self.indptr.numel() - 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, F)."""
+        return len(self), self.num_latents
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries of all rows."""
+        return self.indices.numel()
+
+    def __repr__(self) -> str:
+        return f"SparseCodes(N={len(self)}, F={self.num_latents}, nnz={self.nnz}, dtype={self.values.dtype})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SparseCodes):
+            return NotImplemented
+        return (
+            self.num_latents == other.num_latents
+            and torch.equal(self.indptr, other.indptr)
+            and torch.equal(self.indices.to(torch.int64), other.indices.to(torch.int64))
+            and torch.equal(self.values, other.values)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # ------------------------------------------------------------------ rows
+
+    def __getitem__(self, rows: Any) -> SparseCodes:
+        """Return some rows: an int, a slice, a boolean mask [N], or integer positions [R] (repeats allowed).
+
+        A slice of step 1 shares memory with this object; everything else copies.
+
+        Raises:
+            IndexError: a position is outside 0..N-1.
+        """
+        n = len(self)
+        if isinstance(rows, (int, np.integer)):
+            row = int(rows) + (n if rows < 0 else 0)
+            if not 0 <= row < n:
+                raise IndexError(f"row {int(rows)} is outside 0..{n - 1}")
+            rows = slice(row, row + 1)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(n)
+            if step == 1:
+                stop = max(start, stop)
+                low, high = int(self.indptr[start]), int(self.indptr[stop])
+                return SparseCodes(
+                    self.indptr[start : stop + 1] - low,
+                    self.indices[low:high],
+                    self.values[low:high],
+                    self.num_latents,
+                    check=False,
+                )
+            positions = np.arange(start, stop, step)
+        else:
+            positions = np.asarray(rows)
+            if positions.dtype == np.bool_:
+                if positions.shape != (n,):
+                    raise IndexError(f"a mask must have shape [{n}], got {list(positions.shape)}")
+                positions = np.flatnonzero(positions)
+            positions = positions.astype(np.int64).reshape(-1)
+            if positions.size and (positions.min() < -n or positions.max() >= n):
+                raise IndexError(
+                    f"row positions run from {positions.min()} to {positions.max()}, outside 0..{n - 1}"
+                )
+            positions = np.where(positions < 0, positions + n, positions)
+        starts = self.indptr.numpy()[positions] if positions.size else np.zeros(0, np.int64)
+        lengths = np.diff(self.indptr.numpy())[positions] if positions.size else np.zeros(0, np.int64)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        gather = np.repeat(starts - indptr[:-1], lengths) + np.arange(indptr[-1])
+        return SparseCodes(
+            torch.from_numpy(indptr),
+            torch.from_numpy(self.indices.numpy()[gather]),
+            torch.from_numpy(self.values.numpy()[gather]),
+            self.num_latents,
+            check=False,
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[SparseCodes]) -> SparseCodes:
+        """Stack the rows of several codes over the same F latents.
+
+        Raises:
+            ValueError: no parts, or parts with different F.
+        """
+        if not parts:
+            raise ValueError("SparseCodes.cat needs at least one part")
+        widths = sorted({part.num_latents for part in parts})
+        if len(widths) > 1:
+            raise ValueError(f"parts have different numbers of latents: {widths}")
+        dtype = torch.uint16 if all(part.indices.dtype == torch.uint16 for part in parts) else torch.int32
+        value_dtype = parts[0].values.dtype
+        for part in parts[1:]:
+            value_dtype = torch.promote_types(value_dtype, part.values.dtype)
+        indptr, base = [torch.zeros(1, dtype=torch.int64)], 0
+        for part in parts:
+            indptr.append(part.indptr[1:] + base)
+            base += part.nnz
+        return SparseCodes(
+            torch.cat(indptr),
+            torch.cat([part.indices.to(dtype) for part in parts]),
+            torch.cat([part.values.to(value_dtype) for part in parts]),
+            widths[0],
+            check=False,
+        )
+
+    # ------------------------------------------------------------------ other forms
+
+    @classmethod
+    def from_padded(cls, values: Tensor, indices: Tensor, num_latents: int) -> SparseCodes:
+        """Build codes from the padded rows that ``pool_codes`` returns.
+
+        Args:
+            values: floating [N,M].
+            indices: int64 [N,M], ascending inside a row, -1 where there is no entry.
+            num_latents: F.
+        """
+        values, indices = values.detach().cpu(), indices.detach().cpu()
+        kept = indices >= 0
+        indptr = torch.zeros(indices.shape[0] + 1, dtype=torch.int64)
+        torch.cumsum(kept.sum(dim=1), dim=0, out=indptr[1:])
+        return cls(indptr, indices[kept].to(_index_dtype(num_latents)), values[kept], num_latents)
+
+    @classmethod
+    def from_dense(cls, dense: Tensor) -> SparseCodes:
+        """Build codes from a dense [N,F] tensor; zeros are dropped."""
+        dense = dense.detach().cpu()
+        kept = dense != 0
+        indptr = torch.zeros(dense.shape[0] + 1, dtype=torch.int64)
+        torch.cumsum(kept.sum(dim=1), dim=0, out=indptr[1:])
+        indices = kept.nonzero()[:, 1].to(_index_dtype(dense.shape[1]))
+        return cls(indptr, indices, dense[kept], dense.shape[1], check=False)
+
+    def to_dense(self) -> Tensor:
+        """Return the codes as a dense [N,F] tensor of the values' dtype. For small N only."""
+        dense = torch.zeros(self.shape, dtype=self.values.dtype)
+        rows = torch.repeat_interleave(torch.arange(len(self)), self.indptr.diff())
+        dense[rows, self.indices.to(torch.int64)] = self.values
+        return dense
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> SparseCodes:
+        """Build codes from any scipy sparse matrix [N,F]; duplicates are summed, explicit zeros dropped."""
+        csr = matrix.tocsr(copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        csr.sort_indices()
+        values = (
+            csr.data
+            if csr.data.dtype in (np.float16, np.float32, np.float64)
+            else csr.data.astype(np.float32)
+        )
+        return cls(
+            torch.from_numpy(csr.indptr.astype(np.int64)),
+            torch.from_numpy(csr.indices.astype(np.int32)).to(_index_dtype(csr.shape[1])),
+            torch.from_numpy(values),
+            csr.shape[1],
+            check=False,
+        )
+
+    def to_scipy(self) -> csr_matrix:
+        """Return the codes as a scipy CSR matrix [N,F], float32 (float64 when the values are)."""
+        from scipy.sparse import csr_matrix
+
+        values = self.values if self.values.dtype == torch.float64 else self.values.float()
+        # scipy wants both index arrays in one type; int32 only where nnz allows it.
+        wide = np.int64 if self.nnz > np.iinfo(np.int32).max else np.int32
+        return csr_matrix(
+            (values.numpy(), self.indices.numpy().astype(wide), self.indptr.numpy().astype(wide)),
+            shape=self.shape,
+        )
+
+    @classmethod
+    def from_torch_sparse(cls, sparse: Tensor) -> SparseCodes:
+        """Build codes from a torch CSR or COO tensor [N,F]."""
+        from scipy.sparse import csr_matrix
+
+        csr = sparse.detach().cpu()
+        csr = csr.coalesce().to_sparse_csr() if csr.layout == torch.sparse_coo else csr
+        return cls.from_scipy(
+            csr_matrix(
+                (csr.values().numpy(), csr.col_indices().numpy(), csr.crow_indices().numpy()),
+                shape=tuple(csr.shape),
+            )
+        )
+
+    def to_torch_sparse(self) -> Tensor:
+        """Return the codes as a torch CSR tensor [N,F] of the values' dtype."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                self.indptr,
+                self.indices.to(torch.int64),
+                self.values,
+                size=self.shape,
+                check_invariants=False,
+            )
+
+    def norms(self) -> Tensor:
+        """Return the Euclidean norm of every row, float64 [N], summed in ascending order of latents."""
+        rows = np.repeat(np.arange(len(self)), np.diff(self.indptr.numpy()))
+        # bincount adds one weight after the other, so the sum has the same bytes on every machine.
+        square = np.bincount(rows, weights=self.values.double().square().numpy(), minlength=len(self))
+        return torch.from_numpy(np.sqrt(square))
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file (indptr, indices, values), under a temporary name, then rename."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        metadata = {"format": _FORMAT, "version": "1", "num_latents": str(self.num_latents)}
+        tensors = {
+            "indptr": self.indptr.contiguous(),
+            "indices": self.indices.to(_index_dtype(self.num_latents)).contiguous(),
+            "values": self.values.contiguous(),
+        }
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True) -> SparseCodes:
+        """Read codes written by ``save``.
+
+        Args:
+            path: the file.
+            mmap: map the file instead of reading it; pages are read when touched.
+
+        Raises:
+            StoreError: the file is missing, truncated, or not a codes file.
+        """
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_file
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                keys = set(file.keys())
+            if metadata.get("format") != _FORMAT or not {"indptr", "indices", "values"} <= keys:
+                raise StoreError(f"{path} is not a FineScope codes file; write one with SparseCodes.save")
+            tensors = load_file(str(path))
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} does not exist") from error
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"{path} is truncated or corrupt ({error}); embed it again") from error
+        if not mmap:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        try:
+            return cls(tensors["indptr"], tensors["indices"], tensors["values"], int(metadata["num_latents"]))
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"{path} holds broken codes: {error}") from error
+
+
+def _index_dtype(num_latents: int) -> torch.dtype:
+    return torch.uint16 if num_latents <= _UINT16_LATENTS else torch.int32
