@@ -1,0 +1,40 @@
+# Each target makes .venv with the pinned versions of constraints.txt on first use, then does its work.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO ?= demo
+
+.PHONY: demo test bench lint format clean
+
+$(VENV)/.installed: pyproject.toml setup.py build_native.py constraints.txt $(wildcard csrc/*.h csrc/*/*)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/finescope info
+	$(BIN)/finescope demo --out $(DEMO)/synthetic
+	$(BIN)/finescope demo --text --out $(DEMO)/text
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]' --no-build-isolation
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inl')
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inl')
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(DEMO)

@@ -1,0 +1,44 @@
+"""Shared set-up: seeds, marks, and the options that choose slow tests."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+# A test must never wait for, or depend on, the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def _has_kernel(key: str) -> bool:
+    import finescope.ops  # noqa: F401  registers the operations
+
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("finescope::sparse_decode", key))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {
+        "requires_native": None if _has_kernel("CPU") else "the compiled CPU operations are not loaded",
+        "requires_cuda": None if torch.cuda.is_available() and _has_kernel("CUDA") else "no CUDA device",
+        "slow": None if config.getoption("--run-slow") else "slow; use --run-slow",
+    }
+    for item in items:
+        for mark, reason in reasons.items():
+            if reason and mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
