@@ -1,0 +1,150 @@
+"""SparseCodes is what every stage hands to the next: a wrong slice or silent cast would corrupt them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finescope import SparseCodes, StoreError
+
+
+def random_dense(n: int, f: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.relu(torch.randn(n, f, generator=generator) - 1)
+    dense[n // 2] = 0  # an empty row inside
+    dense[-1] = 0  # and one at the end
+    return dense
+
+
+@pytest.fixture
+def dense() -> torch.Tensor:
+    return random_dense(9, 40)
+
+
+@pytest.fixture
+def codes(dense: torch.Tensor) -> SparseCodes:
+    return SparseCodes.from_dense(dense)
+
+
+def test_round_trips(dense: torch.Tensor, codes: SparseCodes) -> None:
+    codes.validate()
+    assert codes.shape == (9, 40)
+    assert codes.nnz == int((dense != 0).sum())
+    assert torch.equal(codes.to_dense(), dense)
+    assert torch.equal(SparseCodes.from_scipy(codes.to_scipy()).to_dense(), dense)
+    assert torch.equal(SparseCodes.from_torch_sparse(codes.to_torch_sparse()).to_dense(), dense)
+    assert torch.equal(SparseCodes.from_torch_sparse(dense.to_sparse_coo()).to_dense(), dense)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-9, 8), max_size=12), st.data())
+def test_getitem_is_dense_indexing(rows: list[int], data: st.DataObject) -> None:
+    dense = random_dense(9, 40)
+    codes = SparseCodes.from_dense(dense)
+    assert torch.equal(codes[rows].to_dense(), dense[rows])
+    low, high = data.draw(st.integers(-12, 12)), data.draw(st.integers(-12, 12))
+    step = data.draw(st.sampled_from([1, 2, 3]))
+    assert torch.equal(codes[low:high:step].to_dense(), dense[low:high:step])
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=9, max_size=9)))
+    picked = codes[mask]
+    picked.validate()
+    assert torch.equal(picked.to_dense(), dense[torch.from_numpy(mask)])
+
+
+def test_int_and_out_of_range(dense: torch.Tensor, codes: SparseCodes) -> None:
+    assert torch.equal(codes[-2].to_dense(), dense[-2:-1])
+    for bad in (9, -10, [0, 9], np.ones(8, dtype=bool)):
+        with pytest.raises(IndexError):
+            codes[bad]
+
+
+def test_cat(dense: torch.Tensor, codes: SparseCodes) -> None:
+    assert SparseCodes.cat([codes[:4], codes[4:4], codes[4:]]) == codes
+    with pytest.raises(ValueError, match="different numbers of latents"):
+        SparseCodes.cat([codes, SparseCodes.from_dense(dense[:, :39])])
+    with pytest.raises(ValueError, match="at least one"):
+        SparseCodes.cat([])
+
+
+def test_from_padded() -> None:
+    values = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    indices = torch.tensor([[1, 4, -1], [-1, -1, -1]])
+    codes = SparseCodes.from_padded(values, indices, 5)
+    assert torch.equal(codes.to_dense(), torch.tensor([[0.0, 2.0, 0.0, 0.0, 1.0], [0.0] * 5]))
+
+
+def test_from_scipy_sums_duplicates_and_drops_zeros() -> None:
+    coo = scipy.sparse.coo_matrix(([1.0, 2.0, 0.0], ([0, 0, 1], [3, 3, 2])), shape=(2, 5))
+    codes = SparseCodes.from_scipy(coo)
+    assert codes.nnz == 1
+    assert codes.to_dense()[0, 3] == 3.0
+
+
+def test_norms_match_float64(dense: torch.Tensor, codes: SparseCodes) -> None:
+    torch.testing.assert_close(codes.norms(), dense.double().norm(dim=1), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("latents", [40, 70_000])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_save_load(tmp_path: Path, latents: int, mmap: bool) -> None:
+    codes = SparseCodes.from_padded(
+        torch.ones(2, 2).half(), torch.tensor([[0, latents - 1], [3, 4]]), latents
+    )
+    codes.save(tmp_path / "codes.safetensors")
+    loaded = SparseCodes.load(tmp_path / "codes.safetensors", mmap=mmap)
+    assert loaded == codes
+    assert loaded.values.dtype == torch.float16
+    assert loaded.indices.dtype == (torch.uint16 if latents <= 65536 else torch.int32)
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.safetensors"]
+
+
+def test_broken_files_are_named(tmp_path: Path, codes: SparseCodes) -> None:
+    path = tmp_path / "codes.safetensors"
+    with pytest.raises(StoreError, match=r"codes\.safetensors does not exist"):
+        SparseCodes.load(path)
+    codes.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 5, len(whole) - 3):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(StoreError, match=r"codes\.safetensors is truncated or corrupt"):
+            SparseCodes.load(path)
+    # A latent out of range inside an otherwise whole file must not reach a kernel.
+    broken = SparseCodes(codes.indptr, codes.indices.clone(), codes.values, codes.num_latents, check=False)
+    broken.indices[0] = 999
+    broken.save(path)
+    with pytest.raises(StoreError, match="latent 999 in row 0"):
+        SparseCodes.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indptr": torch.tensor([0, 2, 1])}, "run from 0"),
+        ({"indptr": torch.tensor([0, 3, 2])}, "falls at row 1"),
+        ({"indptr": torch.tensor([1, 1, 2])}, "run from 0"),
+        ({"indptr": torch.tensor([0, 1, 2], dtype=torch.int32)}, "int64"),
+        ({"indices": torch.tensor([0, 5], dtype=torch.int32)}, "latent 5 in row 1"),
+        ({"indices": torch.tensor([-1, 0], dtype=torch.int32)}, "latent -1 in row 0"),
+        (
+            {"indices": torch.tensor([3, 3], dtype=torch.int32), "indptr": torch.tensor([0, 2, 2])},
+            "row 0 does not",
+        ),
+        ({"values": torch.tensor([1.0])}, "values must be"),
+        ({"values": torch.tensor([1, 2])}, "values must be"),
+    ],
+)
+def test_validation(change: dict[str, torch.Tensor], message: str) -> None:
+    parts = {
+        "indptr": torch.tensor([0, 1, 2]),
+        "indices": torch.tensor([4, 0], dtype=torch.int32),
+        "values": torch.tensor([1.0, 2.0]),
+    }
+    SparseCodes(**parts, num_latents=5)
+    with pytest.raises(ValueError, match=message):
+        SparseCodes(**(parts | change), num_latents=5)
