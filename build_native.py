@@ -1,0 +1,532 @@
+"""Compile the native objects of FineScope with ninja: plan, write the rules, run them.
+
+Imports the standard library only, so that ``setup.py`` and the tests can use it anywhere. Three steps:
+
+1. :func:`make_plan` looks for what a build needs (compiler, headers of Python, torch and pybind11, ninja,
+   nvcc) and says in words what is missing.
+2. :func:`ninja_text` turns a plan into a ``build.ninja``: one set of rules, flags per file.
+3. :func:`run` executes it and returns the shared objects.
+
+The grammar of ``csrc`` decides the flags. A file named ``<anything>_<isa>.cpp`` in ``csrc/cpu`` is the code
+of one instruction set and only it gets that set's flags; every other file is compiled for the baseline of the
+platform, because a flag licenses the compiler to use the instructions anywhere in the file.
+
+From a checkout, ``python build_native.py`` builds in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "none", "cpu", "cuda")
+MINIMUM_TORCH = (2, 10)
+# The stable ABI of torch 2.10: one object serves every later torch; using a newer call is a compile error.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+# Contraction is off everywhere: a fused multiply-add rounds differently, and results must have the same bytes
+# whichever instruction set computed them. Kernels that may use FMA safely ask for it by intrinsic.
+COMMON_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-DNDEBUG",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+)
+BASELINE_FLAGS = {"x86": ("-march=x86-64", "-mtune=generic"), "arm": ("-march=armv8-a",), "other": ()}
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt")
+_AVX512 = (
+    *_AVX2,
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512cd",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mprefer-vector-width=512",
+)
+_VNNI = (*_AVX512, "-mavx512vnni")
+# Worst to best; each level contains the one before it. csrc/cpu/isa.cpp climbs the same ladder at run time.
+ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86": {
+        "scalar": (),
+        "avx2": _AVX2,
+        "avx512": _AVX512,
+        "avx512_vnni": _VNNI,
+        "avx512_bf16": (*_VNNI, "-mavx512bf16"),
+    },
+    "arm": {"scalar": (), "neon": ()},
+    "other": {"scalar": ()},
+}
+ALL_ISAS = tuple(dict.fromkeys(name for isas in ISA_FLAGS.values() for name in isas))
+
+
+class BuildError(Exception):
+    """The native objects cannot be built; the message says what is missing and what to do."""
+
+
+class TorchMissingError(BuildError):
+    """No torch was found. A build front end may install one and try again."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A torch installation to compile and link against."""
+
+    root: Path
+    version: str
+    cuda: str | None
+
+    @property
+    def include(self) -> Path:
+        return self.root / "include"
+
+    @property
+    def lib(self) -> Path:
+        return self.root / "lib"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One translation unit and the flags only it gets."""
+
+    path: Path
+    isa: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One shared object: its module name, sources and link flags."""
+
+    name: str
+    sources: tuple[Source, ...]
+    link_flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a build. ``skipped`` maps what is left out to the reason."""
+
+    compiler: tuple[str, ...]
+    ninja: tuple[str, ...]
+    torch: Torch
+    flags: tuple[str, ...]
+    isas: tuple[str, ...]
+    targets: tuple[Target, ...]
+    skipped: dict[str, str]
+    nvcc: str | None = None
+    nvcc_flags: tuple[str, ...] = ()
+
+
+def mode_from_environment() -> str:
+    """FINESCOPE_BUILD, checked."""
+    mode = os.environ.get("FINESCOPE_BUILD", "auto").strip().lower() or "auto"
+    if mode not in MODES:
+        raise BuildError(f"FINESCOPE_BUILD={mode!r} is not one of {', '.join(MODES)}")
+    return mode
+
+
+def architecture() -> str:
+    """The family of instruction sets of this machine: x86, arm or other."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return "x86"
+    return "arm" if machine in ("aarch64", "arm64") else "other"
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What there is
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _site_folders() -> Iterator[Path]:
+    """Where torch may lie, nearest first.
+
+    Under pip's build isolation ``sys.path`` is emptied of the installing environment, but sysconfig still
+    names its folders. uv and ``python -m build`` use an environment of their own; VIRTUAL_ENV and
+    CONDA_PREFIX then name the one that is active. Headers of any torch from 2.10 on serve, so a near miss
+    does no harm.
+    """
+    schemes: list[dict[str, str | int | None]] = [{}]
+    if sys.prefix != sys.base_prefix:
+        settings = Path(sys.prefix, "pyvenv.cfg")
+        text = settings.read_text() if settings.exists() else ""
+        if re.search(r"(?im)^include-system-site-packages\s*=\s*true", text):
+            schemes.append({"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
+    for variables in schemes:
+        paths = sysconfig.get_paths(vars=variables)
+        yield Path(paths["platlib"])
+        yield Path(paths["purelib"])
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if os.environ.get(name):
+            yield Path(os.environ[name], "lib", python, "site-packages")
+    if site.ENABLE_USER_SITE:
+        yield Path(site.getusersitepackages())
+
+
+def find_torch() -> Torch:
+    """The torch to build against: the importable one, else the installing environment's (never imported)."""
+    roots = []
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin:
+        roots.append(Path(spec.origin).parent)
+    roots += [folder / "torch" for folder in _site_folders()]
+    problems = []
+    for root in dict.fromkeys(roots):
+        try:
+            text = (root / "version.py").read_text()
+        except OSError:
+            continue
+        version = re.search(r"__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text)
+        cuda = re.search(r"^cuda\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+        number = re.match(r"(\d+)\.(\d+)", version.group(1)) if version else None
+        if version is None or number is None:
+            problems.append(f"{root}/version.py names no version")
+        elif tuple(map(int, number.groups())) < MINIMUM_TORCH:
+            problems.append(f"torch {version.group(1)} in {root.parent} is older than 2.10")
+        elif not (root / "include/torch/csrc/stable/library.h").exists():
+            problems.append(f"torch {version.group(1)} in {root.parent} comes without its C++ headers")
+        else:
+            return Torch(root, version.group(1), cuda.group(1) if cuda else None)
+    if problems:
+        raise BuildError(f"{'; '.join(problems)}: install torch 2.10 or later, then finescope again")
+    raise TorchMissingError("torch is not installed: install torch 2.10 or later, then finescope again")
+
+
+def find_compiler() -> tuple[str, ...]:
+    """The C++ compiler: $CXX, else the first of c++, g++, clang++."""
+    if os.environ.get("CXX"):
+        command = tuple(shlex.split(os.environ["CXX"]))
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"no C++ compiler: CXX names {command[0]}, which is not there")
+        return command
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return (name,)
+    raise BuildError("no C++ compiler found: install one (for example: apt-get install g++), or set CXX")
+
+
+def find_ninja() -> tuple[str, ...]:
+    """The ninja program, from PATH or from the package of that name."""
+    found = shutil.which("ninja") or shutil.which("ninja-build")
+    if found:
+        return (found,)
+    if importlib.util.find_spec("ninja") is not None:
+        return (sys.executable, "-m", "ninja")
+    raise BuildError("ninja not found: pip install ninja")
+
+
+def find_pybind11(torch: Torch) -> Path:
+    """pybind11's headers: of the package of that name, else the copy that torch carries."""
+    spec = importlib.util.find_spec("pybind11")
+    folders = [Path(spec.origin).parent / "include"] if spec is not None and spec.origin else []
+    for folder in (*folders, torch.include):
+        if (folder / "pybind11/pybind11.h").exists():
+            return folder
+    raise BuildError("pybind11 not found: pip install pybind11")
+
+
+def find_nvcc() -> str:
+    """The CUDA compiler: $CUDACXX, $CUDA_HOME, PATH, /usr/local/cuda."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [
+        os.environ.get("CUDACXX"),
+        *(f"{home}/bin/nvcc" for home in homes),
+        "nvcc",
+        "/usr/local/cuda/bin/nvcc",
+    ]
+    for candidate in candidates:
+        found = shutil.which(candidate) if candidate else None
+        if found:
+            return os.path.realpath(found)
+    raise BuildError("nvcc not found: install the CUDA toolkit, or set CUDA_HOME")
+
+
+def compiles(compiler: tuple[str, ...], flags: tuple[str, ...], text: str) -> str | None:
+    """None if ``text`` compiles to an object with these flags, else the compiler's first words."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(text)
+        command = [*compiler, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit status {done.returncode}"])[0].replace(f"{source}", "probe.cpp")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The plan
+# ----------------------------------------------------------------------------------------------------------
+
+
+def file_isa(path: Path) -> str | None:
+    """The instruction set that a file of csrc/cpu is written for, from its name; None for shared code."""
+    stem = path.stem
+    fitting = [isa for isa in ALL_ISAS if stem == isa or stem.endswith(f"_{isa}")]
+    return max(fitting, key=len) if fitting else None
+
+
+def _cpu_target(root: Path, arch: str, isas: tuple[str, ...]) -> Target:
+    folders = (root / "csrc" / "cpu", root / "csrc" / "bindings")
+    sources = []
+    for path in sorted(path for folder in folders for path in folder.glob("*.cpp")):
+        isa = file_isa(path) if path.parent.name == "cpu" else None
+        if isa is None:
+            sources.append(Source(path))
+        elif isa in isas:
+            sources.append(Source(path, isa, (*ISA_FLAGS[arch][isa], f"-DFINESCOPE_ISA={isa}")))
+    if not sources:
+        raise BuildError(f"no C++ sources under {root / 'csrc'}")
+    return Target("_C", tuple(sources))
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX" unless set)."""
+    flags = []
+    for entry in re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES):
+        fitting = re.fullmatch(r"(\d+)\.(\d[a-z]?)(\+PTX)?", entry)
+        if fitting is None:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: {entry!r} is not like 9.0, 9.0a or 9.0+PTX")
+        number = fitting.group(1) + fitting.group(2)
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if fitting.group(3):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return tuple(flags)
+
+
+def _cuda_target(root: Path) -> tuple[Target, str, tuple[str, ...]]:
+    folder = root / "csrc" / "cuda"
+    sources = tuple(Source(path) for path in sorted((*folder.glob("*.cu"), *folder.glob("*.cpp"))))
+    if not any(source.path.suffix == ".cu" for source in sources):
+        raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")
+    nvcc = find_nvcc()
+    home = Path(nvcc).parent.parent
+    libraries = [folder for folder in (home / "lib64", home / "lib") if folder.is_dir()]
+    # The static runtime: the object then loads beside a torch built for another minor version of CUDA.
+    link = (*(f"-L{folder}" for folder in libraries), "-lcudart_static", "-ldl", "-lrt", "-lpthread")
+    flags = ("-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "--fmad=false", *cuda_architectures())
+    host = ("-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall",)
+    return Target("_C_cuda", sources, link), nvcc, (*flags, *host)
+
+
+def make_plan(mode: str, root: Path = ROOT) -> Plan:
+    """What ``mode`` (auto, cpu or cuda) builds on this machine.
+
+    Raises :class:`BuildError` when the CPU object cannot be built, or, with mode ``cuda``, the CUDA one. With
+    ``auto``, a CUDA object that cannot be built is noted in ``skipped``.
+    """
+    if not sys.platform.startswith("linux"):
+        raise BuildError(f"the native build supports Linux only, and this is {sys.platform}")
+    arch = architecture()
+    compiler = find_compiler()
+    python_include = sysconfig.get_paths()["include"]
+    baseline = (*COMMON_FLAGS, *BASELINE_FLAGS[arch])
+    failure = compiles(
+        compiler, baseline, "#include <optional>\nint main() { return std::optional<int>(0).value(); }\n"
+    )
+    if failure:
+        raise BuildError(f"the C++ compiler {shlex.join(compiler)} cannot compile C++17: {failure}")
+    failure = compiles(compiler, (*baseline, f"-I{python_include}"), "#include <Python.h>\n")
+    if failure:
+        raise BuildError(
+            f"Python's headers are missing (for example: apt-get install python3-dev): {failure}"
+        )
+    ninja = find_ninja()
+    torch = find_torch()
+    includes = [root / "csrc", find_pybind11(torch), torch.include, Path(python_include)]
+    isas = tuple(
+        name for name, flags in ISA_FLAGS[arch].items() if not compiles(compiler, (*baseline, *flags), "")
+    )
+    targets = [_cpu_target(root, arch, isas)]
+    isas = tuple(name for name in isas if any(source.isa == name for source in targets[0].sources))
+    # gcc 12 reports its own intrinsics, which begin with a deliberately undefined register.
+    quiet = ("-Wno-maybe-uninitialized",)
+    flags = (
+        *baseline,
+        *(quiet if not compiles(compiler, ("-Werror", *quiet), "") else ()),
+        # Paths of the building machine do not belong in messages or in the binary.
+        f"-ffile-prefix-map={root}{os.sep}=",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        *(f"-DFINESCOPE_HAVE_{name.upper()}=1" for name in isas),
+        *(
+            f"-I{folder}" if folder == root / "csrc" else f"-isystem{folder}"
+            for folder in dict.fromkeys(includes)
+        ),
+    )
+    skipped: dict[str, str] = {}
+    nvcc: str | None = None
+    nvcc_flags: tuple[str, ...] = ()
+    if mode != "cpu":
+        try:
+            target, nvcc, nvcc_flags = _cuda_target(root)
+            targets.append(target)
+        except BuildError as error:
+            if mode == "cuda":
+                raise
+            skipped["cuda"] = str(error)
+    return Plan(compiler, ninja, torch, flags, isas, tuple(targets), skipped, nvcc, nvcc_flags)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# ninja
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _escape(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _join(words: tuple[str, ...]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def object_suffix() -> str:
+    """The file name ending of this Python's extension modules."""
+    return sysconfig.get_config_var("EXT_SUFFIX") or ".so"
+
+
+def ninja_text(plan: Plan, root: Path = ROOT) -> str:
+    """The build.ninja of a plan; paths of outputs are relative to the build folder."""
+    torch_link = (f"-L{plan.torch.lib}", "-Wl,--as-needed", "-ltorch_cpu", "-ltorch")
+    defines = tuple(flag for flag in plan.flags if flag.startswith(("-DTORCH", "-I", "-isystem")))
+    nvcc_includes = tuple(flag.replace("-isystem", "-I") for flag in defines)
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {_join(plan.compiler)}",
+        f"flags = {_join(plan.flags)}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $flags $isa_flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = C++ $in $isa_flags",
+        "rule link",
+        f"  command = $cxx -shared -Wl,-O1 $in {_join(torch_link)} $link_flags -o $out",
+        "  description = link $out",
+    ]
+    if plan.nvcc is not None:
+        lines += [
+            f"nvcc = {_join((plan.nvcc,))}",
+            f"nvcc_flags = {_join((*plan.nvcc_flags, *nvcc_includes))} -ccbin {_join(plan.compiler[-1:])}",
+            "rule nvcc",
+            "  command = $nvcc -MD -MF $out.d $nvcc_flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = CUDA $in",
+        ]
+    for target in plan.targets:
+        objects = []
+        for source in target.sources:
+            name = source.path.relative_to(root / "csrc")
+            made = _escape(f"{target.name}/{name}.o")
+            rule = "nvcc" if source.path.suffix == ".cu" else "cxx"
+            lines.append(f"build {made}: {rule} {_escape(source.path)}")
+            if source.flags:
+                lines.append(f"  isa_flags = {_join(source.flags)}")
+            objects.append(made)
+        lines.append(f"build {_escape(target.name + object_suffix())}: link {' '.join(objects)}")
+        if target.link_flags:
+            lines.append(f"  link_flags = {_join(target.link_flags)}")
+    return "\n".join(lines) + "\n"
+
+
+def run(plan: Plan, folder: Path, root: Path = ROOT) -> dict[str, Path]:
+    """Build a plan in ``folder`` and return each target's shared object; unchanged files are not rebuilt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rules = folder / "build.ninja"
+    text = ninja_text(plan, root)
+    if not rules.exists() or rules.read_text() != text:
+        rules.write_text(text)
+    jobs = ("-j", os.environ["MAX_JOBS"]) if os.environ.get("MAX_JOBS") else ()
+    # A compiler that fails prints pages; they go to the log of the install, the error names the way on.
+    if subprocess.run([*plan.ninja, *jobs], cwd=folder, check=False).returncode != 0:
+        raise BuildError("the compiler failed (its messages are above; with pip, add -v to see them)")
+    return {target.name: folder / (target.name + object_suffix()) for target in plan.targets}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build made, and, for everything it did not, the reason."""
+
+    mode: str
+    objects: dict[str, Path]
+    skipped: dict[str, str]
+    torch: str | None = None
+    compiler: str | None = None
+
+    def record(self) -> dict[str, object]:
+        """What is installed beside the package for ``finescope info``."""
+        return {
+            "mode": self.mode,
+            "built": sorted(self.objects),
+            "skipped": self.skipped,
+            "torch": self.torch,
+            "compiler": self.compiler,
+        }
+
+
+def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
+    """Build what ``mode`` asks for. With ``auto`` a missing tool is a reason in the outcome, not an error."""
+    if mode == "none":
+        return Outcome(mode, {}, {"cpu": "FINESCOPE_BUILD=none", "cuda": "FINESCOPE_BUILD=none"})
+    # Objects of different interpreters must not meet in one folder.
+    folder = folder or root / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    try:
+        plan = make_plan(mode, root)
+        return Outcome(
+            mode, run(plan, folder, root), plan.skipped, plan.torch.version, shlex.join(plan.compiler)
+        )
+    except BuildError as error:
+        if mode != "auto":
+            raise BuildError(f"FINESCOPE_BUILD={mode}: {error}") from None
+        return Outcome(mode, {}, {"cpu": str(error), "cuda": f"needs the CPU object first: {error}"})
+
+
+def main() -> int:
+    """Build in place for a checkout."""
+    parser = argparse.ArgumentParser(description="Build the native objects in place.")
+    parser.add_argument("--mode", choices=MODES[2:], default="cpu", help="what must be built (default: cpu)")
+    mode = parser.parse_args().mode
+    try:
+        outcome = build(mode)
+    except BuildError as error:
+        print(f"finescope: {error}", file=sys.stderr)
+        return 1
+    for path in outcome.objects.values():
+        place = ROOT / "finescope" / path.name
+        # Replace, never overwrite: another process may have the old object mapped.
+        fresh = place.with_name(f".{place.name}.new")
+        shutil.copy2(path, fresh)
+        os.replace(fresh, place)
+        print(f"finescope: built {place.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

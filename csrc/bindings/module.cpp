@@ -1,0 +1,70 @@
+// finescope._C: importing it registers the CPU operations; its functions say what is inside.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/version.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+#include <vector>
+
+#include "bindings/version.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// Read from the file before it is loaded: loading registers operations, and those of another version must not
+// be.
+[[gnu::used]] const char kStamp[] = FINESCOPE_STAMP;
+
+std::vector<std::string> names(const std::vector<finescope::Isa>& isas) {
+  std::vector<std::string> text;
+  for (finescope::Isa isa : isas) text.emplace_back(finescope::isa_name(isa));
+  return text;
+}
+
+void set_isa(const std::string& name) {
+  if (finescope::set_isa(name)) return;
+  std::string usable;
+  for (const std::string& known : names(finescope::usable_isas()))
+    usable += (usable.empty() ? "" : ", ") + known;
+  throw py::value_error("the instruction set '" + name + "' is not usable here (usable: " + usable + ")");
+}
+
+py::dict versions() {
+  py::dict found;
+  found["operations"] = FINESCOPE_OPERATIONS_VERSION;
+  found["torch_headers"] = TORCH_VERSION;
+  found["torch_minimum"] = "2.10";
+#if defined(__clang__)
+  found["compiler"] = "clang " __clang_version__;
+#else
+  found["compiler"] = "gcc " __VERSION__;
+#endif
+  found["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+  return found;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m)
+{
+  m.doc() = "Compiled CPU operations of FineScope.";
+  m.def(
+      "compiled_isas", [] { return names(finescope::compiled_isas()); },
+      "Instruction sets compiled into this object, worst to best.");
+  m.def(
+      "usable_isas", [] { return names(finescope::usable_isas()); },
+      "Compiled instruction sets that this CPU and operating system support, worst to best.");
+  m.def(
+      "active_isa", [] { return std::string(finescope::isa_name(finescope::active_isa())); },
+      "The instruction set in use.");
+  m.def("set_isa", &set_isa, py::arg("name"),
+        "Use another instruction set; ValueError unless it is usable here.");
+  m.def("isa_note", [] { return finescope::isa_note(); }, "What was wrong with FINESCOPE_CPU_ISA, or ''.");
+  m.def(
+      "num_threads", [] { return torch::stable::get_num_threads(); }, "Threads that the operations run on.");
+  m.def("versions", &versions, "What this object was built with.");
+}

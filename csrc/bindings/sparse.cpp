@@ -1,0 +1,196 @@
+// torch.ops.finescope on the CPU: sparse_decode and the operations of its backward.
+#include "cpu/sparse.h"
+
+#include <optional>
+
+#include "bindings/tensors.h"
+
+namespace finescope {
+namespace {
+
+// Work below this many multiply-adds is not worth a second thread.
+constexpr int64_t kGrainFlops = 1 << 16;
+
+int64_t grain(int64_t per_row) {
+  return 1 + kGrainFlops / std::max<int64_t>(per_row, 1);
+}
+
+void check_indices(const Tensor& indices, int64_t limit, const char* op) {
+  const int64_t n = indices.numel();
+  if (n == 0) return;
+  const int64_t* p = data<int64_t>(indices);
+  const int64_t at = sparse_kernels().find_out_of_range(p, n, limit);
+  if (at < n) {
+    const int64_t width = indices.size(1);
+    fail(op, ": indices[", at / width, ", ", at % width, "] = ", p[at], " is out of range for ", limit,
+         " latents");
+  }
+}
+
+Tensor index_matrix(const Tensor& indices, const char* op) {
+  check_dims(indices, 2, op, "indices");
+  check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, not ",
+        dtype_name(indices.scalar_type()));
+  return packed(indices);
+}
+
+void check_same_shape(const Tensor& values, const Tensor& indices, const char* op) {
+  check(values.dim() == 2 && values.size(0) == indices.size(0) && values.size(1) == indices.size(1), op,
+        ": values ", shape_text(values), " and indices ", shape_text(indices),
+        " must have the same shape [B, K]");
+}
+
+Tensor sparse_decode(const Tensor& values, const Tensor& indices, const Tensor& weight,
+                     const std::optional<Tensor>& bias) {
+  const char* op = "sparse_decode";
+  const Tensor index = index_matrix(indices, op);
+  check_same_shape(values, index, op);
+  float_dtype(values, op, "values");
+  const Rows rows(weight, op, "weight");
+  const int64_t B = index.size(0), K = index.size(1), F = weight.size(0), D = weight.size(1);
+  const ScalarType acc = accumulator(rows.matrix.dtype);
+  std::optional<Tensor> added;
+  if (bias.has_value()) {
+    check(bias->dim() == 1 && bias->size(0) == D, op, ": bias ", shape_text(*bias), " must have shape [", D,
+          "]");
+    float_dtype(*bias, op, "bias");
+    added = as(*bias, acc);
+  }
+  check_indices(index, F, op);
+  const Tensor coefficients = as(values, acc);
+  Tensor out = empty_like_options(weight, {B, D}, weight.scalar_type());
+  const SparseDecodeArgs args{coefficients.const_data_ptr(),
+                              data<int64_t>(index),
+                              rows.matrix,
+                              added ? added->const_data_ptr() : nullptr,
+                              out.mutable_data_ptr(),
+                              K,
+                              D};
+  const auto kernel = sparse_kernels().sparse_decode;
+  parallel(B, grain(K * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+Tensor sampled_dot(const Tensor& rows, const Tensor& indices, const Tensor& weight) {
+  const char* op = "sampled_dot";
+  const Tensor index = index_matrix(indices, op);
+  const Rows x(rows, op, "rows"), w(weight, op, "weight");
+  const int64_t B = index.size(0), K = index.size(1), F = weight.size(0), D = weight.size(1);
+  check(rows.size(0) == B && rows.size(1) == D, op, ": rows ", shape_text(rows), " must have shape [", B,
+        ", ", D, "]");
+  check_indices(index, F, op);
+  const bool f64 = x.matrix.dtype == DType::f64 || w.matrix.dtype == DType::f64;
+  Tensor out = empty_like_options(rows, {B, K}, f64 ? ScalarType::Double : ScalarType::Float);
+  const SampledDotArgs args{x.matrix, data<int64_t>(index), w.matrix, out.mutable_data_ptr(), f64, K, D};
+  const auto kernel = sparse_kernels().sampled_dot;
+  parallel(B, grain(K * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+// The pairs (b, j) by latent, then by position: a stable counting sort, whose result is unique. T is the
+// accumulator.
+template <class T>
+struct Segments {
+  std::vector<int64_t> start, row;
+  std::vector<T> value;
+
+  Segments(const T* values, const int64_t* indices, int64_t B, int64_t K, int64_t F)
+      : start(F + 1, 0), row(B * K), value(B * K) {
+    for (int64_t i = 0; i < B * K; ++i) ++start[indices[i] + 1];
+    for (int64_t f = 0; f < F; ++f) start[f + 1] += start[f];
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t b = 0; b < B; ++b) {
+      for (int64_t i = b * K; i < (b + 1) * K; ++i) {
+        const int64_t slot = next[indices[i]]++;
+        row[slot] = b;
+        value[slot] = values[i];
+      }
+    }
+  }
+};
+
+template <class T>
+void scatter(const Tensor& values, const int64_t* indices, const Matrix& rows, int64_t B, int64_t K,
+             int64_t F, int64_t D, void* out) {
+  const Segments<T> pairs(data<T>(values), indices, B, K, F);
+  const ScatterRowsArgs args{pairs.start.data(), pairs.row.data(), pairs.value.data(), rows, out, D};
+  const auto kernel = sparse_kernels().scatter_rows;
+  // Equal numbers of pairs plus latents per chunk: a latent without pairs still costs the writing of its row.
+  const int64_t cost = B * K + F;
+  const int64_t chunks =
+      std::clamp<int64_t>(cost / grain(D), 1, static_cast<int64_t>(torch::stable::get_num_threads()));
+  const auto boundary = [&](int64_t chunk) {
+    if (chunk == chunks) return F;
+    const int64_t target = cost / chunks * chunk;
+    int64_t low = 0, high = F;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (pairs.start[middle] + middle < target) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  parallel(chunks, 1, [&](int64_t begin, int64_t end) { kernel(args, boundary(begin), boundary(end)); });
+}
+
+Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& rows, int64_t num_latents) {
+  const char* op = "scatter_rows";
+  const Tensor index = index_matrix(indices, op);
+  check_same_shape(values, index, op);
+  float_dtype(values, op, "values");
+  const Rows x(rows, op, "rows");
+  const int64_t B = index.size(0), K = index.size(1), D = rows.size(1), F = num_latents;
+  check(F >= 0, op, ": num_latents must not be negative, and is ", F);
+  check(rows.size(0) == B, op, ": rows ", shape_text(rows), " must have ", B, " rows");
+  check_indices(index, F, op);
+  const Tensor coefficients = as(values, accumulator(x.matrix.dtype));
+  Tensor out = empty_like_options(rows, {F, D}, rows.scalar_type());
+  if (x.matrix.dtype == DType::f64) {
+    scatter<double>(coefficients, data<int64_t>(index), x.matrix, B, K, F, D, out.mutable_data_ptr());
+  } else {
+    scatter<float>(coefficients, data<int64_t>(index), x.matrix, B, K, F, D, out.mutable_data_ptr());
+  }
+  return out;
+}
+
+template <class T>
+void add_values(const T* values, const int64_t* indices, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[indices[i]] += values[i];
+}
+
+Tensor scatter_values(const Tensor& values, const Tensor& indices, int64_t num_latents) {
+  const char* op = "scatter_values";
+  const Tensor index = index_matrix(indices, op);
+  check_same_shape(values, index, op);
+  const DType dtype = float_dtype(values, op, "values");
+  check(num_latents >= 0, op, ": num_latents must not be negative, and is ", num_latents);
+  check_indices(index, num_latents, op);
+  const ScalarType acc = accumulator(dtype);
+  const Tensor added = as(values, acc);
+  Tensor sum = empty_like_options(values, {num_latents}, acc);
+  torch::stable::zero_(sum);
+  // One pass of scalar adds over B * K values: it takes less time than splitting it would.
+  if (dtype == DType::f64) {
+    add_values(data<double>(added), data<int64_t>(index), index.numel(),
+               static_cast<double*>(sum.mutable_data_ptr()));
+  } else {
+    add_values(data<float>(added), data<int64_t>(index), index.numel(),
+               static_cast<float*>(sum.mutable_data_ptr()));
+  }
+  return as(sum, values.scalar_type());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
+{
+  m.impl("sparse_decode", TORCH_BOX(&sparse_decode));
+  m.impl("sampled_dot", TORCH_BOX(&sampled_dot));
+  m.impl("scatter_rows", TORCH_BOX(&scatter_rows));
+  m.impl("scatter_values", TORCH_BOX(&scatter_values));
+}
+
+}  // namespace finescope

@@ -1,0 +1,74 @@
+// The contract between bindings and kernels: plain structs and pointers, no torch on this side of it.
+//
+// Letters: B tokens, D model width, F latents, K kept per token. All matrices are row-major; a stride counts
+// elements from one row to the next, and the elements of a row are always adjacent. Callers have checked
+// shapes and index ranges; kernels trust them.
+//
+// Every kernel gives the same bytes for every instruction set and every split of its range over threads. It
+// follows that sums have a fixed order, and that multiply and add round separately unless the product is
+// exact.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace finescope {
+
+enum class DType : int32_t { f32, f64, bf16, f16 };
+
+// A row-major matrix of any of the four dtypes.
+struct Matrix {
+  const void* data;
+  int64_t stride;
+  DType dtype;
+};
+
+// out[b, :] = sum over j = 0..K-1 of values[b, j] * weight[indices[b, j], :], then + bias.
+// Sums in the accumulator type (float64 for f64 weights, float32 otherwise), from +0, in ascending j.
+struct SparseDecodeArgs {
+  const void* values;      // [B, K] accumulator type, contiguous
+  const int64_t* indices;  // [B, K] contiguous
+  Matrix weight;           // [F, D]
+  const void* bias;        // [D] accumulator type, or null
+  void* out;               // [B, D] contiguous, dtype of weight
+  int64_t K, D;
+};
+
+// out[b, j] = <rows[b, :], weight[indices[b, j], :]>, the fixed-order dot: 16 float64 partial sums, lane l
+// over d = l, l + 16, ...; then halved 8, 4, 2, 1; rounded once.
+struct SampledDotArgs {
+  Matrix rows;             // [B, D]
+  const int64_t* indices;  // [B, K] contiguous
+  Matrix weight;           // [F, D]
+  void* out;               // [B, K] contiguous, float64 if f64_out else float32
+  bool f64_out;
+  int64_t K, D;
+};
+
+// out[f, :] = sum over i = start[f]..start[f + 1] of value[i] * rows[row[i], :], from +0 in the accumulator
+// type. The pairs are those of an index matrix [B, K], ordered by latent and then by position b * K + j.
+struct ScatterRowsArgs {
+  const int64_t* start;  // [F + 1]
+  const int64_t* row;    // [B * K] the b of each pair
+  const void* value;     // [B * K] accumulator type
+  Matrix rows;           // [B, D]
+  void* out;             // [F, D] contiguous, dtype of rows
+  int64_t D;
+};
+
+// The first of n indices outside [0, limit), or n.
+using FindOutOfRange = int64_t (*)(const int64_t* indices, int64_t n, int64_t limit);
+// The kernels work on rows (or latents) begin..end of their output.
+using SparseDecode = void (*)(const SparseDecodeArgs&, int64_t begin, int64_t end);
+using SampledDot = void (*)(const SampledDotArgs&, int64_t begin, int64_t end);
+using ScatterRows = void (*)(const ScatterRowsArgs&, int64_t begin, int64_t end);
+
+// The kernels of sparse codes for one instruction set.
+struct SparseKernels {
+  FindOutOfRange find_out_of_range;
+  SparseDecode sparse_decode;
+  SampledDot sampled_dot;
+  ScatterRows scatter_rows;
+};
+
+}  // namespace finescope
