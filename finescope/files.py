@@ -1,0 +1,188 @@
+"""Writing files so that a reader never sees half of one: temporary name, flush, rename. Hashing and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from finescope.errors import StoreError
+
+PathLike = str | os.PathLike[str]
+
+_TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
+# What a write meets when the medium can't take more: full disk, quota, file-size limit, read-only mount.
+_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_NO_ROOM[errno.EFBIG] = "the file-size limit is reached"
+_NO_ROOM[errno.EROFS] = "the file system is read-only"
+_NO_ROOM[errno.EACCES] = "permission is denied"
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success flush it to the disk and rename it to ``path``.
+
+    On any exception, Ctrl-C included, the temporary file is removed and ``path`` keeps what it held. Missing
+    parent folders are made.
+
+    Raises:
+        StoreError: the disk is full, or the place can't be written to. Nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+    """Turn the errors of a medium that can't take more into a ``StoreError`` that names ``path``."""
+    try:
+        yield
+    except Exception as error:
+        reason = _NO_ROOM.get(_errno(error) or 0)
+        if reason is None:
+            raise
+        raise StoreError(
+            f"can't write {path}: {reason}. Nothing was left half-written; make room and run again"
+        ) from error
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors reports the operating system's error as text only.
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems refuse fsync on a folder or altogether; the rename is atomic there all the same.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: PathLike) -> list[Path]:
+    """Delete the temporary files that a killed run left in ``directory``; return their paths."""
+    stale = [path for path in Path(directory).glob(".*.tmp") if _TEMPORARY.match(path.name)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: JSON has none.
+
+    Raises:
+        ValueError: the value holds a NaN or an infinity.
+        StoreError: the disk is full.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        StoreError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is truncated or corrupt: {error}") from error
+
+
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write CPU tensors to one safetensors file, atomically.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+def map_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Memory-map a safetensors file; return its tensors and its metadata. Pages are read when touched.
+
+    Raises:
+        StoreError: the file is missing, truncated or corrupt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise StoreError(f"{path} is truncated or corrupt: {error}") from error
+
+
+def sha256_file(path: PathLike) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a plain value's canonical JSON (keys sorted, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor], *, sample: int | None = None) -> str:
+    """Return a SHA-256 over names, shapes, dtypes and bytes of tensors.
+
+    Args:
+        tensors: any devices and dtypes.
+        sample: hash only about this many evenly spaced elements of each tensor: quick for large models,
+            and enough to tell one checkpoint from another.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
+        flat = tensor.reshape(-1)
+        if sample is not None and flat.numel() > sample:
+            flat = flat[:: flat.numel() // sample]
+        if flat.numel():
+            digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
