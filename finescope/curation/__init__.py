@@ -1,0 +1,99 @@
+"""Curation: which rows of a corpus belong to the domain of the targets.
+
+weighting   weights per latent (idf)
+scorers     scores of all rows: contrast, max, mean, top-m mean, centroid
+presets     named recipes: default, paper, supplement
+selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
+exclusion   rows that are targets themselves
+quality     similarity, diversity, Vendi score, coverage, length bias
+metrics     precision, recall, average precision, lift against labels
+baselines   random, length, TF-IDF, dense activations
+compare     methods × metrics with bootstrap intervals
+pipeline    ``run_curation_pipeline``, the whole of it on activations
+
+A new scorer is one branch in ``scorers.CorpusScorer.score`` and one name in ``SCORERS``; a new recipe is
+one entry of ``presets.PRESETS``. scipy and scikit-learn are imported by the functions that need them.
+"""
+
+from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_scores, random_scores, z_add
+from finescope.curation.bootstrap import Interval, bootstrap_interval, percentile_interval
+from finescope.curation.clusters import cluster_candidates, kmeans_labels
+from finescope.curation.compare import MethodResult, average_results, compare_methods, repool
+from finescope.curation.exclusion import is_target, text_hash
+from finescope.curation.metrics import (
+    METRICS_VERSION,
+    average_precision,
+    base_rate,
+    domain_distribution,
+    lift_at_k,
+    precision_at_k,
+    random_average_precision,
+    recall_at_k,
+    spearman,
+)
+from finescope.curation.pipeline import run_curation_pipeline
+from finescope.curation.presets import PRESETS, Preset, get_preset
+from finescope.curation.quality import (
+    curation_quality,
+    latent_coverage,
+    length_bias,
+    pairwise_diversity,
+    target_similarity,
+    vendi_score,
+)
+from finescope.curation.redundancy import greedy_filter
+from finescope.curation.scorers import SCORERS, CorpusScorer, ScoreTable, rank_rows, score_corpus
+from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
+from finescope.curation.weighting import WEIGHTINGS, document_frequency, idf_weights
+
+__all__ = [
+    "METRICS_VERSION",
+    "PRESETS",
+    "REASONS",
+    "SCORERS",
+    "STRATEGIES",
+    "WEIGHTINGS",
+    "CorpusScorer",
+    "DenseBaseline",
+    "Interval",
+    "MethodResult",
+    "Preset",
+    "ScoreTable",
+    "Selection",
+    "SelectionConfig",
+    "TfidfBaseline",
+    "average_precision",
+    "average_results",
+    "base_rate",
+    "bootstrap_interval",
+    "cluster_candidates",
+    "compare_methods",
+    "curation_quality",
+    "document_frequency",
+    "domain_distribution",
+    "get_preset",
+    "greedy_filter",
+    "idf_weights",
+    "is_target",
+    "kmeans_labels",
+    "latent_coverage",
+    "length_bias",
+    "length_scores",
+    "lift_at_k",
+    "pairwise_diversity",
+    "percentile_interval",
+    "precision_at_k",
+    "random_average_precision",
+    "random_scores",
+    "rank_rows",
+    "recall_at_k",
+    "repool",
+    "run_curation_pipeline",
+    "score_corpus",
+    "select",
+    "spearman",
+    "target_similarity",
+    "text_hash",
+    "vendi_score",
+    "z_add",
+]

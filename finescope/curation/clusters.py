@@ -1,0 +1,137 @@
+"""k-means over document codes (scikit-learn), the same on every run and for every thread count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import (
+    BoolArray,
+    Codes,
+    FloatArray,
+    IntArray,
+    iter_blocks,
+    reciprocal,
+    resident_codes,
+    scale_rows,
+    unit_rows,
+    weighted_norms,
+)
+from finescope.curation.scorers import CorpusScorer
+
+FIT_ROWS = 50_000
+"""Rows k-means is fitted on at most; all rows are then assigned to the nearest centre."""
+
+
+def kmeans_labels(
+    codes: Codes,
+    num_clusters: int,
+    *,
+    seed: int = 42,
+    weights: FloatArray | None = None,
+    fit_rows: int = FIT_ROWS,
+) -> IntArray:
+    """Cluster the rows by k-means on their unit vectors in the weighted space.
+
+    Args:
+        codes: N rows over F latents.
+        num_clusters: number of clusters; no more than N are made.
+        seed: of the starting centres and of the sample.
+        weights: float64 [F] or None.
+        fit_rows: fit on a seeded sample of this many rows when N is larger.
+
+    Returns:
+        int64 [N], the cluster of each row.
+
+    Raises:
+        ValueError: num_clusters < 1 or no rows.
+    """
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+    resident = resident_codes(codes)
+    n = len(resident)
+    if n == 0:
+        raise ValueError("k-means needs at least one row")
+    if n > fit_rows:
+        sample = np.sort(np.random.default_rng(seed).choice(n, fit_rows, replace=False))
+        fitted = unit_rows(resident[sample], weights)
+    else:
+        fitted = unit_rows(resident, weights)
+    centres = _fit_centres(fitted, num_clusters, seed)
+    labels = np.empty(n, np.int64)
+    # argmin ‖x − c‖² = argmax ⟨x, c⟩ − ‖c‖²/2; assigning all rows here keeps labels independent of the sample
+    # path.
+    bias = np.square(centres).sum(axis=1) / 2
+    columns = np.ascontiguousarray(centres.T)
+    for start, block in iter_blocks(resident):
+        if weights is not None:
+            block.data = block.data * weights[block.indices]
+        unit = scale_rows(block, reciprocal(weighted_norms(block, None)))
+        labels[start : start + block.shape[0]] = (unit @ columns - bias).argmax(axis=1)
+    return labels
+
+
+def _fit_centres(matrix: Any, num_clusters: int, seed: int) -> FloatArray:
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    # Fewer distinct rows than clusters makes scikit-learn warn and return empty clusters.
+    count = max(1, _distinct_rows(matrix, num_clusters))
+    # One thread: scikit-learn adds partial sums per thread, so their number would reach the last bits.
+    with threadpool_limits(limits=1):
+        model = KMeans(n_clusters=count, n_init=4, random_state=seed).fit(matrix)
+    return np.asarray(model.cluster_centers_, dtype=np.float64)
+
+
+def _distinct_rows(matrix: Any, limit: int) -> int:
+    """Number of distinct rows, counted no further than ``limit``."""
+    seen: set[tuple[bytes, bytes]] = set()
+    for row in range(matrix.shape[0]):
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        seen.add((matrix.indices[part].tobytes(), matrix.data[part].tobytes()))
+        if len(seen) >= limit:
+            break
+    return len(seen)
+
+
+def cluster_candidates(
+    scorer: CorpusScorer,
+    targets: SparseCodes,
+    labels: IntArray,
+    per_cluster: int,
+    *,
+    clusters_per_target: int = 2,
+    mask: BoolArray | None = None,
+) -> IntArray:
+    """Return the supplement's cluster variant: the best rows inside each target's best clusters.
+
+    For each target a cluster's score is the mean cosine of the target to the cluster's rows; in each of the
+    ``clusters_per_target`` best clusters (the lower number of equals) the ``per_cluster`` rows nearest to
+    that target are candidates. The union over targets is returned.
+
+    Args:
+        scorer: the prepared corpus.
+        targets: T rows.
+        labels: int64 [N] from ``kmeans_labels``.
+        per_cluster: rows per target and cluster.
+        clusters_per_target: clusters each target looks into.
+        mask: bool [N]; only rows that are True become candidates (means are taken over all rows).
+
+    Returns:
+        int64, ascending row numbers.
+    """
+    count = int(labels.max()) + 1
+    means = scorer.mean_cosines(targets, labels, count)
+    chosen = np.argsort(-means, axis=1, kind="stable")[:, :clusters_per_target]
+    found: list[IntArray] = []
+    for cluster in range(count):
+        asking = np.flatnonzero((chosen == cluster).any(axis=1))
+        if asking.size:
+            members = labels == cluster
+            ids, _ = scorer.nearest_rows(
+                targets[asking], per_cluster, mask=members if mask is None else members & mask
+            )
+            found.append(ids[ids >= 0])
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)

@@ -1,0 +1,141 @@
+"""The whole curation in one call, from activations to selected rows: the supplement's entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from finescope.codes import SparseCodes
+from finescope.config import CurationConfig
+from finescope.curation.blocks import FloatArray
+from finescope.curation.presets import Preset, get_preset
+from finescope.curation.quality import curation_quality
+from finescope.curation.scorers import CorpusScorer, ScoreTable
+from finescope.curation.selection import Selection, SelectionConfig, select
+from finescope.errors import InputError
+
+if TYPE_CHECKING:
+    from finescope.sae import SparseAutoencoder
+
+_LOG = logging.getLogger(__name__)
+
+
+def run_curation_pipeline(
+    target_activations: Any,
+    large_dataset_activations: Any,
+    sae: SparseAutoencoder,
+    cfg: CurationConfig | None = None,
+    *,
+    exclude: Any = None,
+) -> dict[str, Any]:
+    """Embed targets and pool, score the pool, select rows, and measure the selection.
+
+    With the supplement's preset this is the supplement's algorithm with its defects repaired: a document is a
+    sparse vector over latents, similarity is the cosine of two such vectors, rows below
+    ``similarity_threshold`` are left out, and exactly ``top_k_selection`` rows come back as long as that many
+    reach the threshold: the union of what the targets ask for is trimmed to the best and, when it is too
+        small, filled with the next best. The threshold
+    always refers to the best plain (unweighted) cosine to a target, whatever the preset weighs.
+
+    Args:
+        target_activations: [T,S,D], or whatever else ``finescope.embeddings.extract_embeddings`` takes.
+        large_dataset_activations: the same for the N rows of the pool.
+        sae: a trained autoencoder of width D.
+        cfg: sizes, threshold, clustering, preset; None takes the defaults. ``use_clustering`` acts with every
+            preset but ``paper``, whose selection is fixed to the best by score.
+        exclude: bool [N], pool rows that are targets and must not be selected.
+
+    Returns:
+        A dictionary with
+
+        - ``selected_indices`` int64 [R], best first
+        - ``selected_similarities`` float64 [R], their best plain cosine to a target
+        - ``similarities`` float64 [N], the same for every pool row
+        - ``metrics``: avg_/min_/max_similarity_to_target, diversity_of_selected, num_selected, and ours
+        - ``target_embeddings``, ``large_embeddings``: SparseCodes of T and N rows
+        - ``scores``: the ScoreTable that ranked the rows; ``selection``: the Selection, with a reason for
+          every row;
+        - ``dropped``: counts by reason; ``preset`` and ``config``: what was run.
+
+    Raises:
+        InputError: no targets, an empty pool, or broken activations.
+        ValueError: the widths of activations and SAE differ, or an unknown preset.
+    """
+    from finescope.embeddings import extract_embeddings
+
+    cfg = CurationConfig() if cfg is None else cfg
+    preset = get_preset(cfg.preset)
+    for name, activations in (("target", target_activations), ("pool", large_dataset_activations)):
+        if hasattr(activations, "__len__") and len(activations) == 0:
+            raise InputError(f"the {name} activations hold no samples")
+    targets = extract_embeddings(sae, target_activations, cfg.top_k_activations, pooling=preset.pooling)
+    pool = extract_embeddings(sae, large_dataset_activations, cfg.top_k_activations, pooling=preset.pooling)
+    scorer = CorpusScorer(pool, weights=preset.weights)
+    scores = scorer.score(targets, preset.scorer)
+    similarity = plain_similarity(scorer, scores, targets, pool)
+    selection = _select(scores, similarity, cfg, preset, scorer, targets, exclude)
+    if len(selection) < min(cfg.top_k_selection, len(pool)):
+        _LOG.warning(
+            "%d rows selected instead of %d: %s. Lower similarity_threshold (%g) for more.",
+            len(selection),
+            cfg.top_k_selection,
+            ", ".join(
+                f"{count} {name}" for name, count in selection.counts.items() if count and name != "selected"
+            ),
+            cfg.similarity_threshold,
+        )
+    metrics = curation_quality(
+        targets,
+        pool,
+        selection.indices,
+        score=scores.score,
+        coverage_threshold=cfg.similarity_threshold,
+        seed=cfg.seed,
+    )
+    return {
+        "selected_indices": selection.indices,
+        "selected_similarities": similarity[selection.indices],
+        "similarities": similarity,
+        "metrics": metrics,
+        "target_embeddings": targets,
+        "large_embeddings": pool,
+        "scores": scores,
+        "selection": selection,
+        "dropped": {name: count for name, count in selection.counts.items() if name != "selected"},
+        "preset": preset.name,
+        "config": cfg.to_dict(),
+    }
+
+
+def plain_similarity(
+    scorer: CorpusScorer, scores: ScoreTable, targets: SparseCodes, pool: SparseCodes
+) -> FloatArray:
+    """Return every row's best cosine to a target in the space of the codes as they are, float64 [N]."""
+    if scorer.weights is None:
+        return scores.nearest_similarity
+    return CorpusScorer(pool).score(targets, "max").nearest_similarity
+
+
+def _select(
+    scores: ScoreTable,
+    similarity: FloatArray,
+    cfg: CurationConfig,
+    preset: Preset,
+    scorer: CorpusScorer,
+    targets: SparseCodes,
+    exclude: Any,
+) -> Selection:
+    if preset.selection == "rank":
+        strategy = "clusters" if cfg.use_clustering and preset.name != "paper" else "rank"
+    else:
+        strategy = "clusters" if cfg.use_clustering else "per_target"
+    limits = SelectionConfig(
+        k=cfg.top_k_selection,
+        min_similarity=cfg.similarity_threshold,
+        strategy=strategy,
+        num_clusters=cfg.num_clusters,
+        seed=cfg.seed,
+    )
+    gated = dataclasses.replace(scores, nearest_similarity=similarity)
+    return select(gated, limits, targets=targets, scorer=scorer, exclude=exclude)

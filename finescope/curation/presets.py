@@ -1,0 +1,72 @@
+"""Named recipes of pooling, weighting and scorer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe of how documents become codes and how codes are compared.
+
+    Attributes:
+        name: what the user types.
+        pooling: how token codes become a document code (``mean``, ``sqrt_mean``, ``max``, ``sum``,
+            ``count``).
+        weights: ``none`` or ``idf``.
+        scorer: one of ``finescope.curation.SCORERS``.
+        selection: ``rank`` (the best by score), or ``supplement`` (its clusters, or its union of per-target
+            lists).
+        summary: one sentence for help texts and reports.
+    """
+
+    name: str
+    pooling: str
+    weights: str
+    scorer: str
+    selection: str
+    summary: str
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "default",
+            "sqrt_mean",
+            "idf",
+            "contrast",
+            "rank",
+            "square root of mean codes, weighted by idf; mean of the targets minus mean of the corpus",
+        ),
+        Preset(
+            "paper",
+            "mean",
+            "none",
+            "max",
+            "rank",
+            "mean codes, best cosine over targets, top M (arXiv 2505.00624)",
+        ),
+        Preset(
+            "supplement",
+            "mean",
+            "none",
+            "max",
+            "supplement",
+            "mean codes, cosine, selection inside each target's best k-means clusters or per-target lists",
+        ),
+    )
+}
+"""The presets by name."""
+
+
+def get_preset(name: str) -> Preset:
+    """Return a preset.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}") from None

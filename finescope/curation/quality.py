@@ -1,0 +1,203 @@
+"""Quality of a selection without labels: how near to the targets, how varied, how biased by length."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import (
+    BLOCK_ROWS,
+    Codes,
+    FloatArray,
+    IntArray,
+    add_rows,
+    panel_columns,
+    resident_codes,
+    unit_rows,
+)
+from finescope.curation.metrics import spearman
+
+VENDI_ROWS = 2000
+"""Rows at most for the Vendi score; its cost grows with the cube of the smaller side of the matrix."""
+
+
+def target_similarity(
+    targets: SparseCodes, selected: SparseCodes, *, weights: FloatArray | None = None
+) -> tuple[float, float, float, FloatArray]:
+    """Return mean, minimum and maximum cosine over all pairs, and each target's best cosine.
+
+    Args:
+        targets: T rows; selected: R rows, over the same F latents.
+        weights: float64 [F] or None.
+
+    Returns:
+        Three floats (NaN when there is no pair), and float64 [T].
+    """
+    left, right = unit_rows(targets, weights), unit_rows(selected, weights)
+    if left.shape[0] == 0 or right.shape[0] == 0:
+        return math.nan, math.nan, math.nan, np.full(left.shape[0], math.nan)
+    total, low, high = 0.0, math.inf, -math.inf
+    best = np.full(left.shape[0], -np.inf)
+    step = panel_columns(targets.num_latents, 64)
+    for first in range(0, left.shape[0], step):
+        panel = np.ascontiguousarray(left[first : first + step].toarray().T)
+        for start in range(0, right.shape[0], BLOCK_ROWS):
+            cosines = np.clip(right[start : start + BLOCK_ROWS] @ panel, -1.0, 1.0)
+            total += math.fsum(cosines.sum(axis=0))
+            low, high = min(low, float(cosines.min())), max(high, float(cosines.max()))
+            best[first : first + step] = np.maximum(best[first : first + step], cosines.max(axis=0))
+    return total / (left.shape[0] * right.shape[0]), low, high, best
+
+
+def pairwise_diversity(codes: SparseCodes, *, weights: FloatArray | None = None) -> float:
+    """Return 1 − the mean cosine over all pairs of different rows, in one pass over the non-zeros.
+
+    With unit rows u, the sum of ⟨u_i, u_j⟩ over i ≠ j is ‖Σ u‖² − Σ ‖u‖². Rows without latents have cosine 0
+    with everything. NaN for fewer than two rows.
+    """
+    count = len(codes)
+    if count < 2:
+        return math.nan
+    total = np.zeros(codes.num_latents)
+    own = 0.0
+    for start in range(0, count, BLOCK_ROWS):
+        unit = unit_rows(codes[start : start + BLOCK_ROWS], weights)
+        add_rows(total, unit)
+        own += math.fsum(unit.data * unit.data)
+    return 1.0 - (math.fsum(total * total) - own) / (count * (count - 1.0))
+
+
+def vendi_score(
+    codes: SparseCodes, *, weights: FloatArray | None = None, max_rows: int = VENDI_ROWS, seed: int = 42
+) -> float:
+    """Return the Vendi score: the effective number of different rows, between 1 and R.
+
+    exp(−Σ λ log λ) over the eigenvalues λ of K/R, where K holds the cosines of the R rows (Friedman and
+    Dieng, 2023). The non-zero eigenvalues of X Xᵀ and Xᵀ X agree, so the smaller of the two (only latents
+    that occur count) is decomposed.
+
+    Args:
+        codes: R rows; rows without latents are left out.
+        weights: float64 [F] or None.
+        max_rows: a seeded sample of this many rows is used when there are more. The score is bounded by the
+            number of rows, so compare only scores with the same sample size.
+        seed: of the sample.
+
+    Returns:
+        NaN when no row has a latent.
+    """
+    if len(codes) > max_rows:
+        rows = np.sort(np.random.default_rng(seed).choice(len(codes), max_rows, replace=False))
+        codes = codes[rows]
+    unit = unit_rows(codes, weights)
+    unit = unit[np.flatnonzero(np.diff(unit.indptr) > 0)]
+    unit = unit[np.flatnonzero(np.asarray(abs(unit).sum(axis=1)).ravel() > 0)]
+    if unit.shape[0] == 0:
+        return math.nan
+    active = np.unique(unit.indices)
+    unit = unit[:, active]
+    gram = unit @ unit.T if unit.shape[0] <= unit.shape[1] else unit.T @ unit
+    eigenvalues = np.linalg.eigvalsh(np.asarray(gram.todense()) / unit.shape[0])
+    positive = eigenvalues[eigenvalues > 1e-15]
+    return float(np.exp(-np.sum(positive * np.log(positive))))
+
+
+def latent_coverage(targets: SparseCodes, selected: SparseCodes, corpus: Codes) -> dict[str, float]:
+    """Return which shares of the latents in use occur in the selection.
+
+    Returns:
+        ``latents``: distinct latents of the selection; ``of_corpus``: as a share of those of the corpus;
+        ``of_targets``: share of the targets' latents that occur in the selection. NaN where there are none.
+    """
+    chosen = _active(selected)
+    everything = _active(resident_codes(corpus))
+    wanted = _active(targets)
+    return {
+        "latents": int(chosen.sum()),
+        "of_corpus": float((chosen & everything).sum() / everything.sum()) if everything.any() else math.nan,
+        "of_targets": float((chosen & wanted).sum() / wanted.sum()) if wanted.any() else math.nan,
+    }
+
+
+def _active(codes: SparseCodes) -> Any:
+    present = np.zeros(codes.num_latents, np.bool_)
+    present[codes.indices.numpy()[codes.values.numpy() > 0]] = True
+    return present
+
+
+def length_bias(score: FloatArray, lengths: Any, indices: IntArray) -> dict[str, float | None]:
+    """Return how much the scores prefer long rows.
+
+    Args:
+        score: float64 [N].
+        lengths: numbers [N], tokens or characters.
+        indices: selected rows.
+
+    Returns:
+        ``spearman``: rank correlation of score and length over all rows (None when one is constant);
+        ``mean_length_ratio``: mean length of the selected rows over that of all rows (None when undefined).
+    """
+    values = np.asarray(lengths, dtype=np.float64)
+    if values.shape != score.shape:
+        raise ValueError(
+            f"lengths must have one entry for each of the {score.size} rows, got {list(values.shape)}"
+        )
+    mean = float(values.mean()) if values.size else 0.0
+    ratio = float(values[indices].mean()) / mean if len(indices) and mean > 0 else None
+    return {"spearman": spearman(score, values), "mean_length_ratio": ratio}
+
+
+def curation_quality(
+    targets: SparseCodes,
+    corpus: Codes,
+    indices: IntArray,
+    *,
+    weights: FloatArray | None = None,
+    score: FloatArray | None = None,
+    lengths: Any = None,
+    coverage_threshold: float = 0.5,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Measure a selection. The first five keys are the supplement's.
+
+    Args:
+        targets: T rows over F latents.
+        corpus: N rows.
+        indices: selected rows.
+        weights: float64 [F] of the space that similarities are measured in; None is the plain codes.
+        score: float64 [N], for the length bias.
+        lengths: numbers [N], for the length bias.
+        coverage_threshold: a target counts as covered when a selected row has at least this cosine.
+        seed: of the Vendi sample.
+
+    Returns:
+        avg_similarity_to_target, min_…, max_…, diversity_of_selected, num_selected, vendi_score,
+        target_coverage, latent_coverage, and length_bias when lengths and scores are given. Undefined values
+        are None, so that the dictionary is valid JSON.
+    """
+    resident = resident_codes(corpus)
+    selected = resident[np.asarray(indices, dtype=np.int64)]
+    mean, low, high, best = target_similarity(targets, selected, weights=weights)
+    found: dict[str, Any] = {
+        "avg_similarity_to_target": mean,
+        "min_similarity_to_target": low,
+        "max_similarity_to_target": high,
+        "diversity_of_selected": pairwise_diversity(selected, weights=weights),
+        "num_selected": len(selected),
+        "vendi_score": vendi_score(selected, weights=weights, seed=seed),
+        "target_coverage": float((best >= coverage_threshold).mean()) if best.size else math.nan,
+        "target_coverage_threshold": coverage_threshold,
+        "latent_coverage": latent_coverage(targets, selected, resident),
+    }
+    if score is not None and lengths is not None:
+        found["length_bias"] = length_bias(score, lengths, np.asarray(indices, dtype=np.int64))
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,293 @@
+"""Selecting rows from scores. Scoring is done once; selecting again with other limits costs seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import BoolArray, Codes, IntArray, resident_codes
+from finescope.curation.clusters import cluster_candidates, kmeans_labels
+from finescope.curation.redundancy import greedy_filter
+from finescope.curation.scorers import CorpusScorer, ScoreTable
+from finescope.errors import InputError
+
+STRATEGIES = ("rank", "per_target", "clusters")
+"""How rows queue up before the limits are applied."""
+
+REASONS = (
+    "selected",
+    "beyond_limit",  # ranked too low for k, fraction or the token budget
+    "target",  # is one of the targets
+    "invalid",  # no latents (empty text) or a non-finite value
+    "below_score",
+    "below_similarity",
+    "near_duplicate",
+    "not_diverse",
+    "over_budget",  # alone longer than the whole token budget
+)
+"""What became of each row; ``Selection.reason`` holds positions in this tuple."""
+_CODE = {name: code for code, name in enumerate(REASONS)}
+
+
+@dataclass
+class SelectionConfig:
+    """Limits of a selection. Whatever is None does not limit; all limits hold at once.
+
+    Attributes:
+        k: rows at most.
+        fraction: share in (0, 1] of all N rows at most, rounded up.
+        min_score: rows with a lower score are left out.
+        min_similarity: rows whose nearest-target cosine is lower are left out.
+        token_budget: sum of token counts at most. Rows are taken in order until the next one does not fit, so
+            a larger budget always selects a superset; skipping ahead to shorter rows would favour short
+            texts.
+        strategy: ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest
+            rows, then the others. ``clusters``: first the rows from each target's best k-means clusters
+            (the supplement's variant), then the others. Inside both groups the order is that of the scores,
+            so ``k`` trims or fills the union to its exact size.
+        per_target: rows per target; for ``clusters`` rows per target and cluster. None takes k, or
+            max(1, k // num_clusters) for clusters, as the supplement does.
+        num_clusters: k-means clusters.
+        clusters_per_target: clusters each target looks into.
+        near_duplicate: rows with a cosine ≥ this to a better row are left out as copies.
+        diversity: rows with a cosine ≥ this to a better row are left out as too similar.
+        seed: seed of the clustering.
+    """
+
+    k: int | None = None
+    fraction: float | None = None
+    min_score: float | None = None
+    min_similarity: float | None = None
+    token_budget: int | None = None
+    strategy: str = "rank"
+    per_target: int | None = None
+    num_clusters: int = 5
+    clusters_per_target: int = 2
+    near_duplicate: float | None = None
+    diversity: float | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.strategy in STRATEGIES, f"strategy must be one of {', '.join(STRATEGIES)}", self.strategy),
+            (self.k is None or self.k >= 0, "k must not be negative", self.k),
+            (self.fraction is None or 0 < self.fraction <= 1, "fraction must be in (0, 1]", self.fraction),
+            (
+                self.token_budget is None or self.token_budget >= 0,
+                "token_budget must not be negative",
+                self.token_budget,
+            ),
+            (
+                self.per_target is None or self.per_target >= 1,
+                "per_target must be at least 1",
+                self.per_target,
+            ),
+            (self.num_clusters >= 1, "num_clusters must be at least 1", self.num_clusters),
+            (
+                self.clusters_per_target >= 1,
+                "clusters_per_target must be at least 1",
+                self.clusters_per_target,
+            ),
+            (_is_cosine(self.min_similarity), "min_similarity is a cosine in [-1, 1]", self.min_similarity),
+            (_is_cosine(self.near_duplicate), "near_duplicate is a cosine in [-1, 1]", self.near_duplicate),
+            (_is_cosine(self.diversity), "diversity is a cosine in [-1, 1]", self.diversity),
+        )
+        for right, message, value in checks:
+            if not right:
+                raise ValueError(f"SelectionConfig: {message}, got {value!r}")
+
+
+def _is_cosine(value: float | None) -> bool:
+    return value is None or -1.0 <= value <= 1.0
+
+
+@dataclass
+class Selection:
+    """Selected rows and what became of the others.
+
+    Attributes:
+        indices: int64 [R], selected rows, best first.
+        reason: uint8 [N], position in ``REASONS`` for every row.
+        resembles: for rows left out as near-duplicate or not diverse, the selected row they resemble.
+        tokens: tokens of the selected rows, when token counts were given.
+        config: the limits as a dictionary.
+    """
+
+    indices: IntArray
+    reason: NDArray[np.uint8]
+    resembles: dict[int, int] = field(default_factory=dict)
+    tokens: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.indices.size)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows there are for each reason; every reason is listed."""
+        found = np.bincount(self.reason, minlength=len(REASONS))
+        return {name: int(found[code]) for name, code in _CODE.items()}
+
+
+def select(
+    scores: ScoreTable,
+    cfg: SelectionConfig,
+    *,
+    corpus: Codes | None = None,
+    targets: SparseCodes | None = None,
+    weights: Any = None,
+    tokens: Any = None,
+    exclude: Any = None,
+    scorer: CorpusScorer | None = None,
+) -> Selection:
+    """Select rows by their scores, within the limits of ``cfg``.
+
+    Ties are settled by the lower row number everywhere, so a selection never depends on the machine, and the
+    first rows of a larger one are the smaller one (unless clusters or per-target lists change with k).
+
+    Args:
+        scores: scores of the N rows.
+        cfg: the limits.
+        corpus: codes of the N rows; needed by ``near_duplicate``, ``diversity``, ``per_target`` and
+            ``clusters``.
+        targets: codes of the targets; needed by ``per_target`` and ``clusters``.
+        weights: weighting of the space in which ``per_target`` and ``clusters`` compare (see
+            ``score_corpus``).
+        tokens: integers [N], token counts; needed by ``token_budget``.
+        exclude: bool [N], rows never selected because they are targets (see ``is_target``).
+        scorer: the prepared corpus, when there is one already; ``corpus`` and ``weights`` are then taken from
+            it.
+
+    Raises:
+        ValueError: an array of the wrong length, or a missing argument that ``cfg`` needs.
+        InputError: fewer codes than scores, or the other way round.
+    """
+    n = len(scores)
+    if scorer is not None:
+        corpus = scorer.corpus if corpus is None else corpus
+    lengths = _per_row(tokens, n, "tokens", np.int64)
+    if cfg.token_budget is not None and lengths is None:
+        raise ValueError("token_budget needs the token counts of the rows (tokens)")
+    reason = np.full(n, _CODE["beyond_limit"], np.uint8)
+    allowed = _allowed(scores, cfg, reason, lengths, _per_row(exclude, n, "exclude", np.bool_))
+    order = _order(scores, cfg, allowed, corpus, targets, weights, scorer)
+    limit = n if cfg.k is None else min(n, cfg.k)
+    if cfg.fraction is not None:
+        limit = min(limit, math.ceil(cfg.fraction * n))
+    budget = math.inf if cfg.token_budget is None else cfg.token_budget
+    selected: list[int] = []
+    resembles: dict[int, int] = {}
+    spent = 0
+    for row, other, cosine in _walk(cfg, order, corpus, n):
+        if len(selected) >= limit:
+            break
+        if other >= 0:
+            copy = cfg.near_duplicate is not None and cosine >= cfg.near_duplicate
+            reason[row] = _CODE["near_duplicate" if copy else "not_diverse"]
+            resembles[row] = other
+            continue
+        length = 0 if lengths is None else int(lengths[row])
+        if spent + length > budget:
+            break
+        spent += length
+        selected.append(row)
+        reason[row] = _CODE["selected"]
+    return Selection(
+        np.asarray(selected, dtype=np.int64),
+        reason,
+        resembles,
+        None if lengths is None else spent,
+        asdict(cfg),
+    )
+
+
+def _per_row(values: Any, n: int, name: str, dtype: Any) -> Any:
+    if values is None:
+        return None
+    array = np.asarray(values, dtype=dtype)
+    if array.shape != (n,):
+        raise ValueError(
+            f"{name} must have one entry for each of the {n} rows, got shape {list(array.shape)}"
+        )
+    return array
+
+
+def _allowed(
+    scores: ScoreTable,
+    cfg: SelectionConfig,
+    reason: NDArray[np.uint8],
+    lengths: IntArray | None,
+    exclude: BoolArray | None,
+) -> BoolArray:
+    """Rows that may be selected; the reason of the others is noted, the first that applies."""
+    allowed = np.ones(len(scores), np.bool_)
+
+    def leave_out(rows: Any, name: str) -> None:
+        reason[allowed & rows] = _CODE[name]
+        allowed[rows] = False
+
+    if exclude is not None:
+        leave_out(exclude, "target")
+    leave_out(~scores.valid | np.isnan(scores.score), "invalid")
+    if cfg.min_score is not None:
+        leave_out(scores.score < cfg.min_score, "below_score")
+    if cfg.min_similarity is not None:
+        leave_out(scores.nearest_similarity < cfg.min_similarity, "below_similarity")
+    if cfg.token_budget is not None and lengths is not None:
+        leave_out(lengths > cfg.token_budget, "over_budget")
+    return allowed
+
+
+def _order(
+    scores: ScoreTable,
+    cfg: SelectionConfig,
+    allowed: BoolArray,
+    corpus: Codes | None,
+    targets: SparseCodes | None,
+    weights: Any,
+    scorer: CorpusScorer | None,
+) -> IntArray:
+    """The allowed rows in the order in which they are taken."""
+    ranking = scores.ranking()
+    ranking = ranking[allowed[ranking]]
+    if cfg.strategy == "rank":
+        return ranking
+    if scorer is None and corpus is not None:
+        scorer = CorpusScorer(corpus, weights=weights)
+    if targets is None or scorer is None:
+        raise ValueError(f"strategy {cfg.strategy!r} needs the codes of corpus and targets")
+    if len(scorer) != len(scores):
+        raise InputError(
+            f"there are scores of {len(scores)} rows but codes of {len(scorer)}; score the corpus again"
+        )
+    k = len(scores) if cfg.k is None else cfg.k
+    if cfg.strategy == "per_target":
+        ids, _ = scorer.nearest_rows(targets, max(1, min(cfg.per_target or k, len(scores))), mask=allowed)
+        first = ids[ids >= 0]
+    else:
+        labels = kmeans_labels(scorer.corpus, cfg.num_clusters, seed=cfg.seed, weights=scorer.weights)
+        quota = cfg.per_target or max(1, min(k, len(scores)) // cfg.num_clusters)
+        first = cluster_candidates(
+            scorer, targets, labels, quota, clusters_per_target=cfg.clusters_per_target, mask=allowed
+        )
+    preferred = np.zeros(len(scores), np.bool_)
+    preferred[first] = True
+    return np.concatenate([ranking[preferred[ranking]], ranking[~preferred[ranking]]])
+
+
+def _walk(cfg: SelectionConfig, order: IntArray, corpus: Codes | None, n: int) -> Any:
+    """Yield (row, resembled row or -1, cosine) in order."""
+    limits = [limit for limit in (cfg.near_duplicate, cfg.diversity) if limit is not None]
+    if not limits:
+        return ((row, -1, 0.0) for row in order.tolist())
+    if corpus is None:
+        raise ValueError("near_duplicate and diversity need the codes of the corpus")
+    codes = resident_codes(corpus)
+    if len(codes) != n:
+        raise InputError(f"there are scores of {n} rows but codes of {len(codes)}; score the corpus again")
+    return greedy_filter(codes, order, min(limits))

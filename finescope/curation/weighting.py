@@ -1,0 +1,75 @@
+"""Weights per latent. They are folded into the queries, so the corpus is never rewritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_shard_codes
+from finescope.errors import InputError
+
+WEIGHTINGS = ("none", "idf")
+"""Names that ``resolve_weights`` understands."""
+
+
+def document_frequency(codes: Codes) -> tuple[IntArray, int]:
+    """Count in how many rows each latent occurs.
+
+    Args:
+        codes: N rows over F latents, streamed.
+
+    Returns:
+        int64 [F] counts, and the number of rows that hold at least one latent.
+    """
+    counts: IntArray | None = None
+    rows = 0
+    for shard in iter_shard_codes(codes):
+        if counts is None:
+            counts = np.zeros(shard.num_latents, np.int64)
+        present = shard.values.numpy() > 0
+        indices = shard.indices.numpy()
+        counts += np.bincount(indices[present], minlength=counts.size)
+        rows += int(np.count_nonzero(np.diff(shard.indptr.numpy())))
+    if counts is None:
+        raise InputError("there are no codes to count latents in; embed a corpus first")
+    return counts, rows
+
+
+def idf_weights(codes: Codes) -> FloatArray:
+    """Return the inverse document frequency of every latent: log((N + 1) / (df + 1)), float64 [F].
+
+    N counts the rows that hold any latent and df those that hold this one. A latent that fires in every
+    document says nothing about a domain and gets exactly 0; one that never fires gets the largest weight (it
+    can't contribute). The form is Spärck Jones's (1972) with one added to both counts; scikit-learn's variant
+    adds 1 to the logarithm, which keeps the always-on latents of language models alive.
+    """
+    counts, rows = document_frequency(codes)
+    return np.asarray(np.log((rows + 1.0) / (counts + 1.0)), dtype=np.float64)
+
+
+def resolve_weights(weights: Any, codes: Codes, num_latents: int) -> FloatArray | None:
+    """Turn a weighting by name or by value into float64 [F], or None for no weighting.
+
+    Args:
+        weights: None, "none", "idf" (from the corpus ``codes``), or non-negative numbers [F].
+        codes: the corpus.
+        num_latents: F.
+
+    Raises:
+        ValueError: unknown name, wrong length, a negative or non-finite weight.
+    """
+    if weights is None or (isinstance(weights, str) and weights == "none"):
+        return None
+    if isinstance(weights, str):
+        if weights != "idf":
+            raise ValueError(f"unknown weighting {weights!r}; known are {', '.join(WEIGHTINGS)}")
+        return idf_weights(codes)
+    array = weights.detach().cpu().numpy() if isinstance(weights, torch.Tensor) else weights
+    result = np.asarray(array, dtype=np.float64)
+    if result.shape != (num_latents,):
+        raise ValueError(f"weights must have shape [{num_latents}], got {list(result.shape)}")
+    if not np.isfinite(result).all() or (result < 0).any():
+        raise ValueError("weights must be finite and not negative")
+    return result

@@ -1,0 +1,54 @@
+"""Slow float64 answers for curation, in dense numpy and plain loops; imports nothing of finescope."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def unit(rows, weights=None):
+    """Unit rows in the weighted space; zero rows stay zero."""
+    rows = np.asarray(rows, dtype=np.float64)
+    rows = rows if weights is None else rows * np.asarray(weights)
+    norms = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.where(norms > 0, rows / np.where(norms > 0, norms, 1.0), 0.0)
+
+
+def idf(rows):
+    rows = np.asarray(rows)
+    used = int((rows != 0).any(axis=1).sum())
+    return np.array([math.log((used + 1) / (int((column > 0).sum()) + 1)) for column in rows.T])
+
+
+def scores(targets, corpus, scorer, weights=None, m=3):
+    """Score [N], nearest target [N] and its cosine [N], by the definitions."""
+    t, c = unit(targets, weights), unit(corpus, weights)
+    usable = [i for i in range(len(t)) if t[i].any()]
+    cosines = np.array([[float(np.dot(c[row], t[i])) for i in usable] for row in range(len(c))])
+    seen = c[(c != 0).any(axis=1)]
+    if scorer == "max":
+        score = cosines.max(axis=1)
+    elif scorer == "mean":
+        score = cosines.mean(axis=1)
+    elif scorer == "top_m_mean":
+        score = np.sort(cosines, axis=1)[:, ::-1][:, :m].mean(axis=1)
+    elif scorer == "centroid":
+        raw = np.asarray(targets, np.float64) * (1.0 if weights is None else np.asarray(weights))
+        centre = raw[usable].mean(axis=0)
+        score = c @ (centre / np.linalg.norm(centre))
+    elif scorer == "contrast":
+        score = c @ (t[usable].mean(axis=0) - seen.mean(axis=0))
+    else:
+        raise AssertionError(scorer)
+    nearest = np.array(usable)[cosines.argmax(axis=1)]
+    return score, nearest, cosines.max(axis=1)
+
+
+def sparse_rows(rng, rows, latents, density=0.15):
+    """Random non-negative rows as dense float32; each has at least one latent."""
+    dense = rng.random((rows, latents)) * (rng.random((rows, latents)) < density)
+    for row in dense:
+        if not row.any():
+            row[rng.integers(latents)] = 1.0
+    return dense.astype(np.float32)

@@ -1,0 +1,154 @@
+"""Scores decide everything downstream: each must equal its written formula, weights folded in or not."""
+
+from __future__ import annotations
+
+import curation_oracle as oracle
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finescope import InputError, SparseCodes
+from finescope.curation import SCORERS, CorpusScorer, document_frequency, idf_weights, score_corpus
+
+
+def codes(dense):
+    return SparseCodes.from_dense(torch.from_numpy(np.asarray(dense)))
+
+
+def problem(seed=0, targets=7, rows=60, latents=40):
+    rng = np.random.default_rng(seed)
+    return oracle.sparse_rows(rng, targets, latents), oracle.sparse_rows(rng, rows, latents)
+
+
+@pytest.mark.parametrize("weights", ["none", "idf", "given"])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_equals_the_formula(scorer, weights):
+    targets, corpus = problem()
+    vector = {"none": None, "idf": oracle.idf(corpus), "given": np.linspace(0, 2, 40)}[weights]
+    table = score_corpus(
+        codes(targets), codes(corpus), scorer=scorer, weights=vector if weights == "given" else weights
+    )
+    score, nearest, similarity = oracle.scores(targets, corpus, scorer, vector)
+    np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(table.nearest_target, nearest)
+    np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-14)
+    assert table.valid.all()
+    assert table.scorer == scorer
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    targets=st.integers(1, 5),
+    rows=st.integers(1, 12),
+    latents=st.integers(1, 9),
+    m=st.integers(1, 7),
+    scorer=st.sampled_from(SCORERS),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_the_formula_at_small_shapes(seed, targets, rows, latents, m, scorer):
+    t, c = problem(seed, targets, rows, latents)
+    table = CorpusScorer(codes(c)).score(codes(t), scorer, m=m)
+    score, _, similarity = oracle.scores(t, c, scorer, m=min(m, targets))
+    np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-13)
+
+
+def test_more_targets_than_one_panel_of_queries():
+    targets, corpus = problem(3, targets=150, rows=20)
+    for scorer in ("max", "top_m_mean"):
+        table = score_corpus(codes(targets), codes(corpus), scorer=scorer, weights=None, m=5)
+        score, nearest, _ = oracle.scores(targets, corpus, scorer, m=5)
+        np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-14)
+        np.testing.assert_array_equal(table.nearest_target, nearest)
+
+
+def test_the_first_of_equal_targets_is_the_nearest():
+    row = np.array([[0.0, 1.0, 2.0]], np.float32)
+    table = score_corpus(codes(np.repeat(row, 130, axis=0)), codes(row * 3), scorer="max", weights=None)
+    assert table.nearest_target.tolist() == [0]
+    assert table.nearest_similarity.tolist() == [pytest.approx(1.0, abs=1e-15)]
+    assert table.nearest_similarity[0] <= 1.0
+
+
+def test_idf_is_zero_for_a_latent_that_always_fires_and_grows_with_rarity():
+    dense = np.zeros((9, 4), np.float32)
+    dense[:8, 0] = 1  # in all rows that hold anything
+    dense[:4, 1] = 1
+    dense[0, 2] = 1
+    counts, rows = document_frequency(codes(dense))
+    assert (counts.tolist(), rows) == ([8, 4, 1, 0], 8)
+    weights = idf_weights(codes(dense))
+    assert weights[0] == 0.0
+    np.testing.assert_allclose(weights, oracle.idf(dense), rtol=1e-15)
+    assert weights[1] < weights[2] < weights[3]
+
+
+def test_rows_without_latents_and_broken_rows_are_marked_and_leave_the_others_alone():
+    targets, corpus = problem(5)
+    dirty = corpus.copy()
+    dirty[4] = 0
+    dirty[9, 3] = np.nan
+    dirty[11, 2] = np.inf
+    clean = np.delete(corpus, [4, 9, 11], axis=0)
+    table = CorpusScorer(codes(dirty)).score(codes(targets), "contrast")
+    assert np.flatnonzero(~table.valid).tolist() == [4, 9, 11]
+    assert table.score[[4, 9, 11]].tolist() == [0.0, 0.0, 0.0]
+    assert table.nearest_target[[4, 9, 11]].tolist() == [-1, -1, -1]
+    expected, _, _ = oracle.scores(targets, clean, "contrast")
+    np.testing.assert_allclose(np.delete(table.score, [4, 9, 11]), expected, rtol=0, atol=1e-14)
+    assert not {4, 9, 11} & set(table.ranking().tolist())
+
+
+def test_a_target_without_latents_is_left_out_and_keeps_the_numbering():
+    targets, corpus = problem(6)
+    targets[2] = 0
+    for scorer in SCORERS:
+        table = CorpusScorer(codes(corpus)).score(codes(targets), scorer)
+        score, nearest, _ = oracle.scores(targets, corpus, scorer)
+        np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-14)
+        np.testing.assert_array_equal(table.nearest_target, nearest)
+
+
+def test_ranking_breaks_ties_by_row():
+    corpus = np.eye(4, dtype=np.float32)[[1, 0, 1, 0, 1]]
+    table = score_corpus(codes(np.eye(4, dtype=np.float32)[[1]]), codes(corpus), scorer="max", weights=None)
+    assert table.ranking().tolist() == [0, 2, 4, 1, 3]
+
+
+def test_nearest_rows_are_the_best_of_each_target_in_order():
+    targets, corpus = problem(8, rows=50)
+    corpus[30] = corpus[10]  # a tie in every list
+    cosines = oracle.unit(targets) @ oracle.unit(corpus).T
+    mask = np.arange(50) != 20
+    ids, found = CorpusScorer(codes(corpus), block_rows=7).nearest_rows(codes(targets), 12, mask=mask)
+    for target in range(7):
+        rounded = np.round(cosines[target], 12)
+        expected = [row for row in np.lexsort((np.arange(50), -rounded)) if mask[row]][:12]
+        assert ids[target].tolist() == expected
+        np.testing.assert_allclose(found[target], cosines[target][expected], atol=1e-14)
+    ids, found = CorpusScorer(codes(corpus[:3])).nearest_rows(codes(targets), 5)
+    assert (ids[:, 3:] == -1).all()
+    assert np.isneginf(found[:, 3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c: (t[:0], c, {}), "no targets"),
+        (lambda t, c: (t, c[:0], {}), "no rows"),
+        (lambda t, c: (t * 0, c, {}), "no target has a latent"),
+        (lambda t, c: (t * np.nan, c, {}), "target 0 holds a NaN"),
+        (lambda t, c: (t[:, :5], c, {}), "same SAE"),
+        (lambda t, c: (t, c, {"scorer": "best"}), "unknown scorer"),
+        (lambda t, c: (t, c, {"weights": "tf"}), "unknown weighting"),
+        (lambda t, c: (t, c, {"weights": np.ones(3)}), r"shape \[40\]"),
+        (lambda t, c: (t, c, {"weights": -np.ones(40)}), "not negative"),
+        (lambda t, c: (t, c, {"m": 0}), "m must be"),
+    ],
+)
+def test_misuse_is_refused_by_name(change, message):
+    targets, corpus, options = change(*problem())
+    with pytest.raises((ValueError, InputError), match=message):
+        score_corpus(codes(targets), codes(corpus), **options)
