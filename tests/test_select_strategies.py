@@ -1,0 +1,181 @@
+"""The supplement returned unions of any size; ours have the size asked for and equal its loops."""
+
+from __future__ import annotations
+
+import curation_oracle as oracle
+import numpy as np
+import pytest
+import torch
+
+from finescope import InputError, SparseCodes
+from finescope.curation import CorpusScorer, SelectionConfig, clusters, kmeans_labels, select
+
+
+def codes(dense):
+    return SparseCodes.from_dense(torch.from_numpy(np.asarray(dense, np.float32)))
+
+
+def groups(seed=0, rows=120, latents=30, count=4):
+    """Rows in ``count`` well separated groups, and their group numbers."""
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.arange(rows) % count)
+    dense = np.zeros((rows, latents))
+    width = latents // count
+    for row, group in enumerate(owner):
+        dense[row, group * width : (group + 1) * width] = 0.3 + rng.random(width)
+        dense[row, rng.integers(latents)] += 0.2
+    return dense.astype(np.float32), owner
+
+
+@pytest.fixture(scope="module")
+def problem():
+    corpus, owner = groups()
+    targets = corpus[[0, 1, 2]] * 0.9
+    return codes(targets), codes(corpus), owner
+
+
+def union_by_loops(targets, corpus, quota):
+    cosines = oracle.unit(targets) @ oracle.unit(corpus).T
+    return {row for line in cosines for row in np.argsort(-line, kind="stable")[:quota].tolist()}
+
+
+def clusters_by_loops(targets, corpus, labels, quota, look_into=2):
+    cosines = oracle.unit(targets) @ oracle.unit(corpus).T
+    found = set()
+    for line in cosines:
+        means = [line[labels == cluster].mean() for cluster in range(labels.max() + 1)]
+        for cluster in np.argsort(-np.array(means), kind="stable")[:look_into]:
+            members = np.flatnonzero(labels == cluster)
+            found |= set(members[np.argsort(-line[members], kind="stable")][:quota].tolist())
+    return found
+
+
+def test_per_target_takes_the_union_first_and_has_the_exact_size(problem):
+    targets, corpus, _ = problem
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "max")
+    union = union_by_loops(targets.to_dense().numpy(), corpus.to_dense().numpy(), 5)
+    assert 5 < len(union) <= 15
+    for k in (3, len(union), 40):
+        chosen = select(
+            table, SelectionConfig(k=k, strategy="per_target", per_target=5), targets=targets, corpus=corpus
+        ).indices
+        assert chosen.size == k
+        ranking = [row for row in table.ranking().tolist() if row in union]
+        assert chosen.tolist()[: len(union)] == ranking[:k]
+        assert set(chosen.tolist()) >= union or set(chosen.tolist()) <= union
+
+
+def test_a_quota_serves_a_lonely_target_that_rank_would_starve():
+    dense = np.zeros((21, 6))
+    dense[:20, 0] = 1
+    dense[:20, 1] = np.linspace(0.0, 0.1, 20)
+    dense[20, [2, 3]] = [1, 1]
+    targets = np.zeros((2, 6))
+    targets[0, 0] = targets[1, 2] = 1
+    scorer = CorpusScorer(codes(dense))
+    table = scorer.score(codes(targets), "max")
+    assert 20 not in select(table, SelectionConfig(k=5)).indices
+    fair = select(
+        table,
+        SelectionConfig(k=5, strategy="per_target", per_target=3),
+        targets=codes(targets),
+        scorer=scorer,
+    )
+    assert 20 in fair.indices
+
+
+def test_clusters_equal_the_supplements_algorithm(problem):
+    targets, corpus, _ = problem
+    table = CorpusScorer(corpus).score(targets, "max")
+    labels = kmeans_labels(corpus, 5)
+    candidates = clusters_by_loops(targets.to_dense().numpy(), corpus.to_dense().numpy(), labels, 20 // 5)
+    chosen = select(table, SelectionConfig(k=20, strategy="clusters"), targets=targets, corpus=corpus).indices
+    ranking = table.ranking().tolist()
+    expected = [row for row in ranking if row in candidates] + [
+        row for row in ranking if row not in candidates
+    ]
+    assert chosen.tolist() == expected[:20]
+
+
+def test_preferred_rows_respect_the_other_limits(problem):
+    targets, corpus, _ = problem
+    table = CorpusScorer(corpus).score(targets, "max")
+    exclude = np.zeros(120, np.bool_)
+    exclude[table.ranking()[:10]] = True
+    for strategy in ("per_target", "clusters"):
+        selection = select(
+            table,
+            SelectionConfig(k=30, strategy=strategy, min_similarity=0.5, per_target=4),
+            targets=targets,
+            corpus=corpus,
+            exclude=exclude,
+        )
+        assert not exclude[selection.indices].any()
+        assert (table.nearest_similarity[selection.indices] >= 0.5).all()
+        assert selection.indices.size == np.unique(selection.indices).size
+
+
+def test_kmeans_finds_separated_groups_and_repeats_itself(problem):
+    _, corpus, owner = problem
+    labels = kmeans_labels(corpus, 4, seed=1)
+    assert len({(a, b) for a, b in zip(labels, owner, strict=True)}) == 4
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert np.array_equal(labels, kmeans_labels(corpus, 4, seed=1))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_kmeans_fits_on_a_sample_and_labels_every_row(problem):
+    _, corpus, owner = problem
+    labels = kmeans_labels(corpus, 4, fit_rows=40)
+    assert labels.size == 120
+    assert len({(a, b) for a, b in zip(labels, owner, strict=True)}) == 4
+
+
+def test_kmeans_on_fewer_different_rows_than_clusters_stays_silent():
+    labels = kmeans_labels(codes(np.repeat(np.eye(2), 5, axis=0)), 5)
+    assert len(set(labels[:5].tolist())) == len(set(labels[5:].tolist())) == 1
+    assert labels[0] != labels[9]
+    assert kmeans_labels(codes(np.zeros((3, 4))), 2).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="num_clusters"):
+        kmeans_labels(codes(np.eye(2)), 0)
+    with pytest.raises(ValueError, match="at least one row"):
+        kmeans_labels(codes(np.eye(2))[:0], 2)
+
+
+def test_scale_of_a_row_does_not_change_its_cluster(problem):
+    _, corpus, _ = problem
+    dense = corpus.to_dense().numpy() * np.random.default_rng(0).uniform(0.1, 50, (120, 1))
+    labels = kmeans_labels(codes(dense), 4, seed=3)
+    original = kmeans_labels(corpus, 4, seed=3)
+    assert len({(a, b) for a, b in zip(labels, original, strict=True)}) == 4
+
+
+def test_weights_decide_the_clusters():
+    dense = np.zeros((40, 4), np.float32)
+    dense[:, 0] = np.arange(40) % 2 * 5.0  # loud
+    dense[:, 1] = 1 - dense[:, 0] / 5
+    dense[:, 2] = np.arange(40) // 20 * 0.5  # quiet
+    dense[:, 3] = 0.5 - dense[:, 2]
+    quiet = kmeans_labels(codes(dense), 2, weights=np.array([0.0, 0.0, 1.0, 1.0]))
+    assert len(set(quiet[:20].tolist())) == len(set(quiet[20:].tolist())) == 1
+
+
+def test_codes_of_another_corpus_are_refused(problem):
+    targets, corpus, _ = problem
+    table = CorpusScorer(corpus).score(targets, "max")
+    with pytest.raises(InputError, match="scores of 120 rows but codes of 100"):
+        select(table, SelectionConfig(strategy="per_target"), targets=targets, corpus=corpus[:100])
+
+
+def test_clusters_module_reads_the_mask(problem):
+    targets, corpus, _ = problem
+    mask = np.arange(120) % 2 == 0
+    found = clusters.cluster_candidates(
+        CorpusScorer(corpus), targets, kmeans_labels(corpus, 3), 10, mask=mask
+    )
+    assert found.size
+    assert mask[found].all()
