@@ -1,0 +1,105 @@
+"""One backward for each differentiable operation, for every backend, made of the other operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finescope.ops.schemas import call
+
+
+def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(like.dtype)
+
+
+# ------------------------------------------------------------------ topk_encode
+
+
+def _encode_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, *_ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight, bias, *output)
+
+
+def _encode_backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, values, indices = ctx.saved_tensors
+    # Entries that are zero stand for latents that did not fire: no gradient goes through them.
+    grad = torch.where(values > 0, grad_values, 0.0)
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x = call("sparse_decode", grad, indices, weight, None) if needs_x else None
+    grad_weight = call("scatter_rows", grad, indices, x, weight.shape[0]) if needs_weight else None
+    grad_bias = call("scatter_values", grad, indices, weight.shape[0]) if needs_bias else None
+    return _cast(grad_x, x), _cast(grad_weight, weight), _cast(grad_bias, bias), None, None
+
+
+torch.library.register_autograd("finescope::topk_encode", _encode_backward, setup_context=_encode_context)
+
+# ------------------------------------------------------------------ sparse_decode
+
+
+def _decode_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, indices, weight, bias = ctx.saved_tensors
+    needs_values, _, needs_weight, needs_bias = ctx.needs_input_grad
+    grad_values = call("sampled_dot", grad, indices, weight) if needs_values else None
+    grad_weight = call("scatter_rows", values, indices, grad, weight.shape[0]) if needs_weight else None
+    grad_bias = grad.sum(dim=0) if needs_bias else None
+    return _cast(grad_values, values), None, _cast(grad_weight, weight), _cast(grad_bias, bias)
+
+
+torch.library.register_autograd("finescope::sparse_decode", _decode_backward, setup_context=_decode_context)
+
+# ------------------------------------------------------------------ the helpers, for second derivatives
+
+
+def _sampled_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sampled_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, indices, weight = ctx.saved_tensors
+    needs_rows, _, needs_weight = ctx.needs_input_grad
+    grad_rows = call("sparse_decode", grad, indices, weight, None) if needs_rows else None
+    grad_weight = call("scatter_rows", grad, indices, rows, weight.shape[0]) if needs_weight else None
+    return _cast(grad_rows, rows), None, _cast(grad_weight, weight)
+
+
+torch.library.register_autograd("finescope::sampled_dot", _sampled_backward, setup_context=_sampled_context)
+
+
+def _scatter_rows_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, indices, rows, _ = inputs
+    ctx.save_for_backward(values, indices, rows)
+
+
+def _scatter_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, indices, rows = ctx.saved_tensors
+    needs_values, _, needs_rows, _ = ctx.needs_input_grad
+    grad_values = call("sampled_dot", rows, indices, grad) if needs_values else None
+    grad_rows = call("sparse_decode", values, indices, grad, None) if needs_rows else None
+    return _cast(grad_values, values), None, _cast(grad_rows, rows), None
+
+
+torch.library.register_autograd(
+    "finescope::scatter_rows", _scatter_rows_backward, setup_context=_scatter_rows_context
+)
+
+
+def _scatter_values_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, indices, _ = inputs
+    ctx.save_for_backward(values, indices)
+
+
+def _scatter_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, indices = ctx.saved_tensors
+    return _cast(grad[indices], values), None, None
+
+
+torch.library.register_autograd(
+    "finescope::scatter_values", _scatter_values_backward, setup_context=_scatter_values_context
+)

@@ -1,0 +1,286 @@
+"""The checks of every operation, in one place so that each backend rejects bad input with the same words.
+
+They look at shapes, dtypes and options only (never at data), so they also run on fake tensors. Offending
+*data* (an index out of range, offsets that fall) is found by the implementations themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCREENS = ("auto", "int8", "bf16", "float32", "none")
+METRICS = ("cosine", "ip")
+REDUCTIONS = ("mean", "max", "sum", "sqrt_mean", "count")
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int32, torch.int64, torch.uint16)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
+
+
+def _matrix(tensor: Tensor, name: str, letters: str) -> None:
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must have shape [{letters}], got {_shape(tensor)}")
+
+
+def _floating(tensor: Tensor, name: str) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def _int64(tensor: Tensor, name: str) -> None:
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+
+
+def _same_device(first: Tensor, first_name: str, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != first.device:
+            raise ValueError(f"{name} is on {other.device} but {first_name} is on {first.device}")
+
+
+def _option(value: str, name: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _count(value: int, name: str) -> None:
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype of scores and values: float64 if any input is float64, else float32."""
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str) -> None:
+    """Reject what ``topk_encode`` can't take."""
+    _matrix(x, "x", "B, D")
+    _matrix(weight, "weight", "F, D")
+    _floating(x, "x")
+    _floating(weight, "weight")
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"weight must have shape [F, D] with D={x.shape[1]} like x {_shape(x)}, got {_shape(weight)}"
+        )
+    if bias is not None:
+        _floating(bias, "bias")
+        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias must have shape [F] with F={weight.shape[0]}, got {_shape(bias)}")
+    _same_device(x, "x", weight=weight, bias=bias)
+    _count(k, "k")
+    if k > weight.shape[0]:
+        raise ValueError(f"k must be at most F={weight.shape[0]}, got {k}")
+    _option(screen, "screen", SCREENS)
+
+
+def _pairs(values: Tensor, indices: Tensor) -> None:
+    _matrix(values, "values", "B, k")
+    _floating(values, "values")
+    _int64(indices, "indices")
+    if indices.shape != values.shape:
+        raise ValueError(f"indices must have shape {_shape(values)} like values, got {_shape(indices)}")
+
+
+def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Reject what ``sparse_decode`` can't take."""
+    _pairs(values, indices)
+    _matrix(weight, "weight", "F, D")
+    _floating(weight, "weight")
+    if bias is not None:
+        _floating(bias, "bias")
+        if bias.dim() != 1 or bias.shape[0] != weight.shape[1]:
+            raise ValueError(f"bias must have shape [D] with D={weight.shape[1]}, got {_shape(bias)}")
+    _same_device(values, "values", indices=indices, weight=weight, bias=bias)
+
+
+def sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> None:
+    """Reject what ``sampled_dot`` can't take."""
+    _matrix(rows, "rows", "B, D")
+    _matrix(indices, "indices", "B, k")
+    _matrix(weight, "weight", "F, D")
+    _floating(rows, "rows")
+    _floating(weight, "weight")
+    _int64(indices, "indices")
+    if rows.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"weight must have shape [F, D] with D={rows.shape[1]} like rows {_shape(rows)}, "
+            f"got {_shape(weight)}"
+        )
+    if rows.shape[0] != indices.shape[0]:
+        raise ValueError(
+            f"indices must have shape [B, k] with B={rows.shape[0]} like rows {_shape(rows)}, "
+            f"got {_shape(indices)}"
+        )
+    _same_device(rows, "rows", indices=indices, weight=weight)
+
+
+def scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: int) -> None:
+    """Reject what ``scatter_rows`` can't take."""
+    _pairs(values, indices)
+    _matrix(rows, "rows", "B, D")
+    _floating(rows, "rows")
+    if rows.shape[0] != values.shape[0]:
+        raise ValueError(
+            f"rows must have shape [B, D] with B={values.shape[0]} like values {_shape(values)}, "
+            f"got {_shape(rows)}"
+        )
+    _same_device(values, "values", indices=indices, rows=rows)
+    _count(num_latents, "num_latents")
+
+
+def scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> None:
+    """Reject what ``scatter_values`` can't take."""
+    _pairs(values, indices)
+    _same_device(values, "values", indices=indices)
+    _count(num_latents, "num_latents")
+
+
+def pool_codes(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int) -> None:
+    """Reject what ``pool_codes`` can't take."""
+    _pairs(values, indices)
+    _int64(offsets, "offsets")
+    if offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"offsets must have shape [N+1], got {_shape(offsets)}")
+    _same_device(values, "values", indices=indices, offsets=offsets)
+    _option(reduce, "reduce", REDUCTIONS)
+    _count(keep, "keep")
+
+
+def _filters(
+    num_queries: int,
+    num_rows: int,
+    exclude: Tensor | None,
+    mask: Tensor | None,
+    k: int,
+    metric: str,
+    screen: str,
+) -> None:
+    _count(k, "k")
+    _option(metric, "metric", METRICS)
+    _option(screen, "screen", SCREENS)
+    if exclude is not None:
+        _int64(exclude, "exclude")
+        if exclude.dim() != 2 or exclude.shape[0] != num_queries:
+            raise ValueError(f"exclude must have shape [Q, E] with Q={num_queries}, got {_shape(exclude)}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {mask.dtype}")
+        if mask.dim() != 1 or mask.shape[0] != num_rows:
+            raise ValueError(f"mask must have shape [N] with N={num_rows}, got {_shape(mask)}")
+
+
+def _search_operands(queries: Tensor, corpus: Tensor) -> None:
+    _matrix(queries, "queries", "Q, D")
+    _matrix(corpus, "corpus", "N, D")
+    _floating(queries, "queries")
+    _floating(corpus, "corpus")
+    if queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            f"corpus must have shape [N, D] with D={queries.shape[1]} like queries {_shape(queries)}, "
+            f"got {_shape(corpus)}"
+        )
+
+
+def cosine_topk(
+    queries: Tensor,
+    corpus: Tensor,
+    k: int,
+    metric: str,
+    screen: str,
+    exclude: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    """Reject what ``cosine_topk`` can't take."""
+    _search_operands(queries, corpus)
+    _same_device(queries, "queries", corpus=corpus, exclude=exclude, mask=mask)
+    _filters(queries.shape[0], corpus.shape[0], exclude, mask, k, metric, screen)
+
+
+def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> None:
+    """Reject what ``pair_scores`` can't take."""
+    _search_operands(queries, corpus)
+    _score_ids(queries.shape[0], ids, metric)
+    _same_device(queries, "queries", corpus=corpus, ids=ids)
+
+
+def _score_ids(num_queries: int, ids: Tensor, metric: str) -> None:
+    _int64(ids, "ids")
+    if ids.dim() != 2 or ids.shape[0] != num_queries:
+        raise ValueError(f"ids must have shape [Q, k] with Q={num_queries}, got {_shape(ids)}")
+    _option(metric, "metric", METRICS)
+
+
+def _csr(indptr: Tensor, indices: Tensor, values: Tensor, name: str) -> None:
+    _int64(indptr, f"{name}_indptr")
+    if indptr.dim() != 1 or indptr.shape[0] < 1:
+        raise ValueError(f"{name}_indptr must have shape [rows+1], got {_shape(indptr)}")
+    if indices.dtype not in _INTEGERS:
+        raise TypeError(f"{name}_indices must be uint16, int32 or int64, got {indices.dtype}")
+    if indices.dim() != 1:
+        raise ValueError(f"{name}_indices must have shape [nnz], got {_shape(indices)}")
+    _floating(values, f"{name}_values")
+    if values.shape != indices.shape:
+        raise ValueError(
+            f"{name}_values must have shape {_shape(indices)} like {name}_indices, got {_shape(values)}"
+        )
+    _same_device(indptr, f"{name}_indptr", **{f"{name}_indices": indices, f"{name}_values": values})
+
+
+def sparse_cosine_topk(
+    query: tuple[Tensor, Tensor, Tensor],
+    corpus: tuple[Tensor, Tensor, Tensor],
+    num_latents: int,
+    k: int,
+    metric: str,
+    screen: str,
+    exclude: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    """Reject what ``sparse_cosine_topk`` can't take."""
+    _csr(*query, "q")
+    _csr(*corpus, "c")
+    _same_device(query[0], "q_indptr", c_indptr=corpus[0], exclude=exclude, mask=mask)
+    _count(num_latents, "num_latents")
+    _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, exclude, mask, k, metric, screen)
+
+
+def sparse_pair_scores(
+    query: tuple[Tensor, Tensor, Tensor],
+    corpus: tuple[Tensor, Tensor, Tensor],
+    num_latents: int,
+    ids: Tensor,
+    metric: str,
+) -> None:
+    """Reject what ``sparse_pair_scores`` can't take."""
+    _csr(*query, "q")
+    _csr(*corpus, "c")
+    _count(num_latents, "num_latents")
+    _score_ids(query[0].shape[0] - 1, ids, metric)
+    _same_device(query[0], "q_indptr", c_indptr=corpus[0], ids=ids)
+
+
+def positions_in_range(positions: Tensor, size: int, name: str, lowest: int = 0) -> None:
+    """Reject positions outside ``lowest..size-1`` before anything is read with them. Looks at data."""
+    if not positions.numel():
+        return
+    low, high = (int(value) for value in torch.aminmax(positions))
+    for value in (low, high):
+        if not lowest <= value < size:
+            raise IndexError(f"{name} holds {value}, which is outside {lowest}..{size - 1}")
+
+
+def offsets_in_order(offsets: Tensor, tokens: int) -> None:
+    """Reject offsets that don't run from 0 to the number of tokens without falling. Looks at data."""
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens:
+        raise ValueError(
+            f"offsets must run from 0 to B={tokens}, got {int(offsets[0])} to {int(offsets[-1])}"
+        )
+    falls = (offsets.diff() < 0).nonzero()
+    if falls.numel():
+        raise ValueError(f"offsets falls after document {int(falls[0])}")

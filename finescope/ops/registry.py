@@ -1,0 +1,59 @@
+"""How a pure-torch body becomes the default implementation of its operation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+@functools.cache
+def has_float64(device_type: str) -> bool:
+    """Whether a kind of device can compute in float64; the exactness contract needs it."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device_type)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value
+
+
+def default(name: str, *, cpu_only: bool = False) -> Callable[[Body], Body]:
+    """Register a function as the default implementation of ``finescope::<name>``.
+
+    The body runs without autograd and outside autocast: inside an autocast region the matrix products that
+    the bounds of the screening speak about would silently become bfloat16.
+
+    Args:
+        name: the operation.
+        cpu_only: the body relies on the order in which CPU kernels add; tensors of other devices are copied
+            to the CPU and the result is copied back. Devices without float64 always are.
+    """
+
+    def wrap(body: Body) -> Body:
+        @functools.wraps(body)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            device = next(value.device for value in args if isinstance(value, Tensor))
+            if device.type != "cpu" and (cpu_only or not has_float64(device.type)):
+                operation = getattr(torch.ops.finescope, name).default
+                moved = {key: _moved(value, "cpu") for key, value in kwargs.items()}
+                return _moved(operation(*(_moved(value, "cpu") for value in args), **moved), device)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                return body(*args, **kwargs)
+
+        torch.library.impl(f"finescope::{name}", "default")(run)
+        return body
+
+    return wrap

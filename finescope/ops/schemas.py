@@ -1,0 +1,201 @@
+"""The operations under ``torch.ops.finescope``: one schema and one fake each, and nothing else.
+
+A backend is a dispatch key. The pure-torch bodies are registered as the *default* implementation (which torch
+calls CompositeExplicitAutograd) by the modules beside this one; a compiled object registers CPU or CUDA
+kernels for the same schemas, and the dispatcher prefers them. So no code asks "is it compiled?".
+
+Letters: B tokens · D model width · F latents · K kept per token · Q queries · N corpus rows or documents ·
+k neighbours · M kept per document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from finescope.ops import checks
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+def _fake(name: str) -> Callable[[Body], Body]:
+    return torch.library.register_fake(f"finescope::{name}")  # type: ignore[no-any-return]
+
+
+torch.library.define(
+    "finescope::topk_encode",
+    '(Tensor x, Tensor weight, Tensor? bias, int k, str screen="auto") -> (Tensor values, Tensor indices)',
+)
+
+
+@_fake("topk_encode")
+def _fake_topk_encode(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    checks.topk_encode(x, weight, bias, k, screen)
+    shape = (x.shape[0], k)
+    return (
+        x.new_empty(shape, dtype=checks.result_dtype(x, weight, bias)),
+        x.new_empty(shape, dtype=torch.int64),
+    )
+
+
+torch.library.define(
+    "finescope::sparse_decode", "(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor"
+)
+
+
+@_fake("sparse_decode")
+def _fake_sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    checks.sparse_decode(values, indices, weight, bias)
+    return weight.new_empty((values.shape[0], weight.shape[1]))
+
+
+torch.library.define("finescope::sampled_dot", "(Tensor rows, Tensor indices, Tensor weight) -> Tensor")
+
+
+@_fake("sampled_dot")
+def _fake_sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    checks.sampled_dot(rows, indices, weight)
+    return rows.new_empty(tuple(indices.shape), dtype=checks.result_dtype(rows, weight))
+
+
+torch.library.define(
+    "finescope::scatter_rows", "(Tensor values, Tensor indices, Tensor rows, int num_latents) -> Tensor"
+)
+
+
+@_fake("scatter_rows")
+def _fake_scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: int) -> Tensor:
+    checks.scatter_rows(values, indices, rows, num_latents)
+    return rows.new_empty((num_latents, rows.shape[1]), dtype=checks.result_dtype(values, rows))
+
+
+torch.library.define(
+    "finescope::scatter_values", "(Tensor values, Tensor indices, int num_latents) -> Tensor"
+)
+
+
+@_fake("scatter_values")
+def _fake_scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> Tensor:
+    checks.scatter_values(values, indices, num_latents)
+    return values.new_empty((num_latents,), dtype=checks.result_dtype(values))
+
+
+torch.library.define(
+    "finescope::pool_codes",
+    "(Tensor values, Tensor indices, Tensor offsets, str reduce, int keep) "
+    "-> (Tensor values, Tensor indices)",
+)
+
+
+@_fake("pool_codes")
+def _fake_pool_codes(
+    values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int
+) -> tuple[Tensor, Tensor]:
+    checks.pool_codes(values, indices, offsets, reduce, keep)
+    shape = (offsets.shape[0] - 1, keep)
+    return values.new_empty(shape, dtype=torch.float32), values.new_empty(shape, dtype=torch.int64)
+
+
+torch.library.define(
+    "finescope::cosine_topk",
+    '(Tensor queries, Tensor corpus, int k, str metric="cosine", str screen="auto", float? min_score=None, '
+    "Tensor? exclude=None, Tensor? mask=None, int id_offset=0) -> (Tensor scores, Tensor ids)",
+)
+
+
+@_fake("cosine_topk")
+def _fake_cosine_topk(
+    queries: Tensor,
+    corpus: Tensor,
+    k: int,
+    metric: str = "cosine",
+    screen: str = "auto",
+    min_score: float | None = None,
+    exclude: Tensor | None = None,
+    mask: Tensor | None = None,
+    id_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask)
+    shape = (queries.shape[0], k)
+    dtype = checks.result_dtype(queries, corpus)
+    return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
+
+
+# The unrounded scores of chosen pairs: what a merge of several searches has to be ordered by.
+torch.library.define(
+    "finescope::pair_scores", '(Tensor queries, Tensor corpus, Tensor ids, str metric="cosine") -> Tensor'
+)
+
+
+@_fake("pair_scores")
+def _fake_pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str = "cosine") -> Tensor:
+    checks.pair_scores(queries, corpus, ids, metric)
+    return queries.new_empty(tuple(ids.shape), dtype=torch.float64)
+
+
+_CSR_PAIR = (
+    "Tensor q_indptr, Tensor q_indices, Tensor q_values, "
+    "Tensor c_indptr, Tensor c_indices, Tensor c_values, int num_latents"
+)
+
+torch.library.define(
+    "finescope::sparse_cosine_topk",
+    f'({_CSR_PAIR}, int k, str metric="cosine", str screen="auto", float? min_score=None, '
+    "Tensor? exclude=None, Tensor? mask=None, int id_offset=0) -> (Tensor scores, Tensor ids)",
+)
+
+
+@_fake("sparse_cosine_topk")
+def _fake_sparse_cosine_topk(
+    q_indptr: Tensor,
+    q_indices: Tensor,
+    q_values: Tensor,
+    c_indptr: Tensor,
+    c_indices: Tensor,
+    c_values: Tensor,
+    num_latents: int,
+    k: int,
+    metric: str = "cosine",
+    screen: str = "auto",
+    min_score: float | None = None,
+    exclude: Tensor | None = None,
+    mask: Tensor | None = None,
+    id_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
+    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask)
+    shape = (q_indptr.shape[0] - 1, k)
+    dtype = checks.result_dtype(q_values, c_values)
+    return q_values.new_empty(shape, dtype=dtype), q_values.new_empty(shape, dtype=torch.int64)
+
+
+torch.library.define(
+    "finescope::sparse_pair_scores", f'({_CSR_PAIR}, Tensor ids, str metric="cosine") -> Tensor'
+)
+
+
+@_fake("sparse_pair_scores")
+def _fake_sparse_pair_scores(
+    q_indptr: Tensor,
+    q_indices: Tensor,
+    q_values: Tensor,
+    c_indptr: Tensor,
+    c_indices: Tensor,
+    c_values: Tensor,
+    num_latents: int,
+    ids: Tensor,
+    metric: str = "cosine",
+) -> Tensor:
+    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
+    checks.sparse_pair_scores(query, corpus, num_latents, ids, metric)
+    return q_values.new_empty(tuple(ids.shape), dtype=torch.float64)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Call ``torch.ops.finescope.<name>`` through its default overload, which skips overload resolution."""
+    return getattr(torch.ops.finescope, name).default(*args)
