@@ -42,7 +42,8 @@ def _same_device(first: Tensor, first_name: str, **others: Tensor | None) -> Non
             raise ValueError(f"{name} is on {other.device} but {first_name} is on {first.device}")
 
 
-def _option(value: str, name: str, choices: tuple[str, ...]) -> None:
+def option(value: str, name: str, choices: tuple[str, ...]) -> None:
+    """Reject a word that is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
@@ -76,7 +77,7 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: 
     _count(k, "k")
     if k > weight.shape[0]:
         raise ValueError(f"k must be at most F={weight.shape[0]}, got {k}")
-    _option(screen, "screen", SCREENS)
+    option(screen, "screen", SCREENS)
 
 
 def _pairs(values: Tensor, indices: Tensor) -> None:
@@ -148,7 +149,7 @@ def pool_codes(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, ke
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets must have shape [N+1], got {_shape(offsets)}")
     _same_device(values, "values", indices=indices, offsets=offsets)
-    _option(reduce, "reduce", REDUCTIONS)
+    option(reduce, "reduce", REDUCTIONS)
     _count(keep, "keep")
 
 
@@ -162,8 +163,8 @@ def _filters(
     screen: str,
 ) -> None:
     _count(k, "k")
-    _option(metric, "metric", METRICS)
-    _option(screen, "screen", SCREENS)
+    option(metric, "metric", METRICS)
+    option(screen, "screen", SCREENS)
     if exclude is not None:
         _int64(exclude, "exclude")
         if exclude.dim() != 2 or exclude.shape[0] != num_queries:
@@ -213,7 +214,7 @@ def _score_ids(num_queries: int, ids: Tensor, metric: str) -> None:
     _int64(ids, "ids")
     if ids.dim() != 2 or ids.shape[0] != num_queries:
         raise ValueError(f"ids must have shape [Q, k] with Q={num_queries}, got {_shape(ids)}")
-    _option(metric, "metric", METRICS)
+    option(metric, "metric", METRICS)
 
 
 def _csr(indptr: Tensor, indices: Tensor, values: Tensor, name: str) -> None:

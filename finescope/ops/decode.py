@@ -13,8 +13,8 @@ from finescope.ops import checks
 from finescope.ops.fixed_order import pair_dots
 from finescope.ops.registry import default
 
-# Elements of the output that are summed at a time; the block and one gathered block stay in cache.
-_DECODE_ELEMENTS = 1 << 17
+# Elements of the output that are summed at a time: the block and one gathered block stay in cache.
+_BLOCK_ELEMENTS = 1 << 17
 
 
 @default("sparse_decode")
@@ -23,7 +23,7 @@ def _sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor
     checks.positions_in_range(indices, weight.shape[0], "indices")
     dtype = checks.result_dtype(values, weight, bias)
     out = torch.empty((values.shape[0], weight.shape[1]), dtype=weight.dtype, device=weight.device)
-    tall = max(1, _DECODE_ELEMENTS // max(1, weight.shape[1]))
+    tall = max(1, _BLOCK_ELEMENTS // max(1, weight.shape[1]))
     scales, columns = values.to(dtype), indices.T.contiguous()
     for first in range(0, values.shape[0], tall):
         rows = slice(first, min(first + tall, values.shape[0]))
@@ -46,15 +46,33 @@ def _sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     return pair_dots(rows, positions, weight, indices).to(checks.result_dtype(rows, weight))
 
 
-def _by_latent(indices: Tensor, num_latents: int) -> tuple[Tensor, Tensor]:
-    """Sort the pairs (b, j) by latent, keeping their order inside a latent.
+def _segment_sums(latents: Tensor, num_latents: int, table: Tensor, row: Tensor, scale: Tensor) -> Tensor:
+    """Sum ``scale[p] · table[row[p]]`` over the pairs p of each latent, in ascending p. Returns [F,D].
 
-    Returns:
-        int64 [B·k] flat pair numbers in order, and int64 [F+1], where each latent's pairs start.
+    Latents with the most pairs come first, so that round r adds the r-th pair of every latent that has one to
+    the first rows of a small block: each latent sees its pairs in order, each term is multiplied, rounded,
+    then added, and there is nothing to race for. The time grows with the pairs, and with the pairs of the
+    commonest latent.
     """
-    latents, order = torch.sort(indices.reshape(-1), stable=True)
-    starts = torch.searchsorted(latents, torch.arange(num_latents + 1, device=indices.device))
-    return order, starts
+    out = torch.zeros((num_latents, table.shape[1]), dtype=table.dtype, device=table.device)
+    ordered, order = torch.sort(latents, stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(num_latents + 1, device=latents.device))
+    counts, busiest = torch.sort(starts.diff(), descending=True)
+    busiest = busiest[: int((counts > 0).sum())]
+    tall = max(1, _BLOCK_ELEMENTS // max(1, table.shape[1]))
+    for first in range(0, busiest.shape[0], tall):
+        chosen = busiest[first : first + tall]
+        count = counts[first : first + chosen.shape[0]]
+        rounds = torch.arange(int(count[0]), device=count.device)
+        active = chosen.shape[0] - torch.searchsorted(count.flip(0), rounds, right=True)
+        total = table.new_zeros((chosen.shape[0], table.shape[1]))
+        start = starts[chosen]
+        for step, height in enumerate(active.tolist()):
+            pair = order.index_select(0, start[:height] + step)
+            term = table.index_select(0, row.index_select(0, pair))
+            total[:height] += term.mul_(scale.index_select(0, pair)[:, None])
+        out[chosen] = total
+    return out
 
 
 @default("scatter_rows")
@@ -62,34 +80,17 @@ def _scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: in
     checks.scatter_rows(values, indices, rows, num_latents)
     checks.positions_in_range(indices, num_latents, "indices")
     dtype = checks.result_dtype(values, rows)
-    width = rows.shape[1]
-    if not (indices.numel() and width):
-        return torch.zeros((num_latents, width), dtype=dtype, device=rows.device)
-    order, starts = _by_latent(indices, num_latents)
-    # One bag for each latent: the sum over its pairs, in order, of value × row. No atomics, no [B,k,D].
-    return torch.nn.functional.embedding_bag(
-        order // indices.shape[1],
-        rows.to(dtype).contiguous(),
-        starts,
-        mode="sum",
-        per_sample_weights=values.reshape(-1)[order].to(dtype),
-        include_last_offset=True,
-    )
+    token = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(indices.shape[1])
+    scale = values.reshape(-1).to(dtype)
+    return _segment_sums(indices.reshape(-1), num_latents, rows.to(dtype), token, scale)
 
 
 @default("scatter_values")
 def _scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> Tensor:
     checks.scatter_values(values, indices, num_latents)
     checks.positions_in_range(indices, num_latents, "indices")
-    dtype = checks.result_dtype(values)
-    if not indices.numel():
-        return torch.zeros(num_latents, dtype=dtype, device=values.device)
-    order, starts = _by_latent(indices, num_latents)
-    sums = torch.nn.functional.embedding_bag(
-        order,
-        values.reshape(-1, 1).to(dtype),
-        starts,
-        mode="sum",
-        include_last_offset=True,
+    table = values.reshape(-1, 1).to(checks.result_dtype(values))
+    pair = torch.arange(table.shape[0], device=table.device)
+    return _segment_sums(indices.reshape(-1), num_latents, table, pair, torch.ones_like(table[:, 0])).squeeze(
+        1
     )
-    return sums.squeeze(1)

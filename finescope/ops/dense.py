@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-
 from torch import Tensor
 
 from finescope.ops import checks

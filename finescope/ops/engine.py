@@ -88,7 +88,7 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, columns
 
 
-def _ordered(scores: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def ordered(scores: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Sort candidates [R,C] by score descending, then column ascending, and keep k."""
     columns, order = torch.sort(columns, dim=1)
     scores, best = torch.sort(scores.gather(1, order), dim=1, descending=True, stable=True)
@@ -164,7 +164,7 @@ def _first_pass(
     usable = screened > NEVER
     honest = ~((screened - exact).abs() > problem.bound(rows, screened)) | ~usable
     exact = exact.where(usable, NEVER)
-    top, chosen = _ordered(exact, chosen, chosen.shape[1])
+    top, chosen = ordered(exact, chosen, chosen.shape[1])
     reach = edge + problem.bound(rows, edge)
     last = top[:, k - 1] if top.shape[1] >= k else torch.full_like(edge, NEVER)
     certain = honest.all(dim=1) & ((reach < last) | (reach <= problem.floor))
@@ -178,7 +178,7 @@ def _everything(problem: Problem, rows: slice, positions: Tensor) -> tuple[Tenso
     allowed = torch.zeros((positions.shape[0], problem.cols), device=problem.device)
     _ban(problem, allowed, positions, slice(0, problem.cols))
     chosen = torch.arange(problem.cols, device=problem.device).expand(positions.shape[0], -1)
-    return _ordered(problem.exact(positions, chosen).where(allowed > NEVER, NEVER), chosen, problem.cols)
+    return ordered(problem.exact(positions, chosen).where(allowed > NEVER, NEVER), chosen, problem.cols)
 
 
 def _second_pass(problem: Problem, rows: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:

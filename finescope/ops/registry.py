@@ -11,6 +11,9 @@ from torch import Tensor
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
+#: The default implementations by name, for comparing them with a compiled kernel in the same process.
+DEFAULTS: dict[str, Callable[..., Any]] = {}
+
 
 @functools.cache
 def has_float64(device_type: str) -> bool:
@@ -53,6 +56,7 @@ def default(name: str, *, cpu_only: bool = False) -> Callable[[Body], Body]:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 return body(*args, **kwargs)
 
+        DEFAULTS[name] = run
         torch.library.impl(f"finescope::{name}", "default")(run)
         return body
 
