@@ -1,0 +1,158 @@
+"""From rows to an activation store: all of them, or a sample of documents, with resume."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from finescope.activations.store import ActivationStore, ActivationStoreWriter
+from finescope.activations.tap import ActivationTap
+from finescope.corpus.reader import Corpus
+from finescope.corpus.row import Row
+from finescope.errors import InputError, StoreError
+from finescope.files import PathLike
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, tokens done)."""
+
+
+def store_activations(
+    tap: ActivationTap,
+    rows: Corpus | Iterable[Row],
+    directory: PathLike,
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float16,
+    shard_tokens: int | None = None,
+    mode: str = "resume",
+    progress: Progress | None = None,
+) -> ActivationStore:
+    """Write the activations of a corpus, or of a random sample of its documents, and open them.
+
+    A run that was stopped goes on after its last finished shard; a run that was finished does nothing.
+
+    Args:
+        tap: model and layer.
+        rows: a corpus, or rows that can be iterated more than once (a list) if ``max_tokens`` is given.
+        directory: the store.
+        max_tokens: keep whole documents up to so many tokens, chosen by a hash of seed and id, so that the
+            choice doesn't favour the head of the corpus. This tokenises the corpus once more, beforehand.
+        seed: of the choice.
+        dtype: float16, bfloat16 or float32.
+        shard_tokens: tokens per shard, about; by default 256 MiB worth.
+        mode: "resume" or "overwrite".
+        progress: called after each document.
+
+    Raises:
+        InputError: bad rows, NaN activations (the document is named), or no token at all.
+        StoreError: the folder holds other work, a damaged shard, or the disk is full.
+    """
+    fingerprint = {
+        "corpus": rows.fingerprint() if isinstance(rows, Corpus) else None,
+        "tap": tap.fingerprint(),
+        "max_tokens": max_tokens,
+        "seed": seed if max_tokens is not None else None,
+    }
+    options = {"dtype": dtype, "shard_tokens": shard_tokens, "fingerprint": fingerprint, "mode": mode}
+    with ActivationStoreWriter(directory, tap.width, **options) as writer:  # type: ignore[arg-type]
+        if not writer.complete:
+            keep = None if max_tokens is None else _choose(tap, rows, max_tokens, seed)
+            _fill(tap, rows, writer, keep, seed, progress)
+    return ActivationStore(directory)
+
+
+def _fill(
+    tap: ActivationTap,
+    rows: Iterable[Row],
+    writer: ActivationStoreWriter,
+    keep: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    chain = RowChain()
+    source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
+    last = writer.last_entry
+    done = 0
+    if last is not None:
+        done = chain.skip(source, int(last["next_row"]), str(last["chain"]))
+    positions: list[int] = []
+    marks: dict[int, str] = {}
+
+    def wanted() -> Iterator[Row]:
+        for position, row in enumerate(source, start=done):
+            marks[position] = chain.add(row)
+            if not row.empty and (keep is None or _rank(seed, row.id) <= keep):
+                positions.append(position)
+                yield row
+
+    tokens = writer.num_tokens
+    for document in tap.run(wanted()):
+        position = positions[document.index]
+        tokens += document.activations.shape[0]
+        placed = type(document)(
+            position, document.id, document.token_ids, document.activations, document.place
+        )
+        writer.add(placed, next_row=position + 1, chain=marks[position])
+        while marks and (oldest := next(iter(marks))) <= position:
+            del marks[oldest]
+        if progress is not None:
+            progress(position + 1, tokens)
+    if tokens == 0:
+        raise InputError("no row of the corpus gives a token; there is nothing to store")
+    writer.finish(next_row=done, chain=chain.value)
+
+
+class RowChain:
+    """A running hash over rows: tells at any row whether the rows before it are those of an earlier run."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.value = self._hash.hexdigest()
+
+    def add(self, row: Row) -> str:
+        """Take the next row; return the hash of all so far."""
+        self._hash.update(f"{row.id}\0{row.content}\0".encode("utf-8", "surrogatepass"))
+        self.value = self._hash.hexdigest()
+        return self.value
+
+    def skip(self, rows: Iterator[Row], count: int, expected: str) -> int:
+        """Read past ``count`` rows that an earlier run has done; return how many.
+
+        Raises:
+            StoreError: they aren't the rows that run saw.
+        """
+        for row in itertools.islice(rows, count):
+            self.add(row)
+        if self.value != expected:
+            raise StoreError(
+                f"the first {count} rows aren't those the finished shards were made from: the corpus has "
+                "changed. Choose another folder, or overwrite this one"
+            )
+        return count
+
+
+def _choose(tap: ActivationTap, rows: Iterable[Row], max_tokens: int, seed: int) -> int:
+    """Return the largest rank up to which documents hold at most ``max_tokens`` tokens together."""
+    ranks: list[int] = []
+    counts: list[int] = []
+    source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
+    while chunk := list(itertools.islice(source, 1024)):
+        ranks.extend(_rank(seed, row.id) for row in chunk)
+        counts.extend(tap.windower.count(chunk))
+    rank, count = np.array(ranks, dtype=np.int64), np.array(counts, dtype=np.int64)
+    order = np.argsort(rank, kind="stable")
+    order = order[count[order] > 0]
+    if order.size == 0:
+        return -1
+    fitting = int(np.searchsorted(np.cumsum(count[order]), max_tokens, side="right"))
+    return int(rank[order[max(fitting, 1) - 1]])  # one document at least
+
+
+def _rank(seed: int, row_id: str) -> int:
+    text = f"{seed}\0{row_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,123 @@
+"""Finding the module a user means by a name, and stopping a forward pass once it has run."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from finescope.errors import InputError
+
+# What model families call their stack of blocks. `layers.3` finds `encoder.layer.3`, `h.3` and `block.3` too.
+_BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
+_BLOCK = re.compile(rf"(?:^|.*\.)(?:{'|'.join(_BLOCK_LISTS)})\.(\d+)((?:\.[^.]+)*)$")
+
+
+def resolve_hookpoint(model: nn.Module, name: str) -> str:
+    """Return the full name of the module of ``model`` that ``name`` means.
+
+    Tried in this order: the exact name; the name with leading parts that the model lacks removed
+    (``model.layers.3`` for ``layers.3``); a module whose name ends so (``layer.3`` for ``encoder.layer.3``);
+    block number n of the model's only stack of blocks, whatever its name (``layers.3`` for ``h.3``).
+
+    Raises:
+        InputError: nothing fits, or more than one module does; lists the nearest names.
+    """
+    modules = [found for found, _ in model.named_modules() if found]
+    known = set(modules)
+    if name in known:
+        return name
+    shorter = name
+    while "." in shorter:
+        shorter = shorter.split(".", 1)[1]
+        if shorter in known and not shorter.isdigit():
+            return shorter
+    ending = [found for found in modules if found.endswith(f".{name}")]
+    if len(ending) == 1:
+        return str(ending[0])
+    stacks = _stacks(model)
+    block = _BLOCK.match(name)
+    if not ending and block and len(stacks) == 1:
+        candidate = f"{stacks[0]}.{block.group(1)}{block.group(2)}"
+        if candidate in known:
+            return candidate
+    raise InputError(_no_such_module(name, modules, ending, stacks, model))
+
+
+def _stacks(model: nn.Module) -> list[str]:
+    """Return the names of the lists of blocks, outermost only."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in _BLOCK_LISTS:
+            if any(name.startswith(f"{outer}.") for outer in found):
+                continue
+            found.append(name)
+    return found
+
+
+def _no_such_module(
+    name: str, modules: list[str], ending: list[str], stacks: list[str], model: nn.Module
+) -> str:
+    if ending:
+        return f"layer {name!r} fits several modules; name one of {', '.join(ending[:6])}"
+    near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4)
+    lists = {stack: len(list(model.get_submodule(stack).children())) for stack in stacks}
+    ranges = [f"{stack}.0 … {stack}.{length - 1}" for stack, length in lists.items() if length]
+    parts = [f"the model has no module {name!r}"]
+    if ranges:
+        parts.append(f"its blocks are {', '.join(ranges)}")
+    if near:
+        parts.append(f"the nearest names are {', '.join(near)}")
+    return "; ".join(parts)
+
+
+class _Stop(BaseException):
+    """Ends a forward pass. A BaseException, so that a model's own ``except Exception`` lets it through."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+@contextlib.contextmanager
+def stop_after(module: nn.Module, name: str) -> Iterator[Any]:
+    """Inside the context, ``run(model, **inputs)`` returns the output of ``module`` and runs no further."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Stop(unpack(output, name))
+
+    def run(model: nn.Module, **inputs: Any) -> Tensor:
+        try:
+            model(**inputs)
+        except _Stop as stop:
+            return stop.output
+        raise InputError(f"module {name!r} did not run in the model's forward pass; name a layer that runs")
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield run
+    finally:
+        handle.remove()
+
+
+def unpack(output: Any, name: str) -> Tensor:
+    """Return the hidden states of a module's output: a tensor, or the first of a tuple or model output.
+
+    Raises:
+        InputError: the output holds no tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "to_tuple"):
+        output = output.to_tuple()
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise InputError(
+        f"module {name!r} returns {type(output).__name__} and no hidden states; name another layer"
+    )

@@ -1,0 +1,312 @@
+"""Activations on disk: written shard by shard, read back memory-mapped, in order or shuffled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finescope import shards
+from finescope.activations.tap import DocumentActivations
+from finescope.errors import StoreError
+from finescope.files import PathLike
+from finescope.shards import ShardWriter
+
+KIND = "finescope-activations"
+_TENSORS = ("activations", "offsets", "token_ids")
+_SHARD_BYTES = 1 << 28
+_BUFFER_BYTES = 1 << 28
+_BLOCK_TOKENS = 256
+_OPEN_SHARDS = 64
+
+
+class ActivationStoreWriter:
+    """Writes documents' activations [T,D] in order; a finished shard is never written again.
+
+    Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards
+    for the next run, and drops the documents after them.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        width: int,
+        *,
+        dtype: torch.dtype = torch.float16,
+        shard_tokens: int | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        mode: str = "resume",
+    ) -> None:
+        """Open or make the folder.
+
+        Args:
+            directory: the folder.
+            width: D.
+            dtype: float16, bfloat16 or float32.
+            shard_tokens: tokens per shard, about; by default 256 MiB worth.
+            fingerprint: what decides the contents, to notice a changed input.
+            mode: "resume" or "overwrite", as ``ShardWriter``.
+
+        Raises:
+            StoreError: as ``ShardWriter``.
+            ValueError: a dtype that isn't stored.
+        """
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise ValueError(f"activations are stored as float16, bfloat16 or float32, not {dtype}")
+        self.width, self._dtype = width, dtype
+        self._limit = shard_tokens or max(1, _SHARD_BYTES // (width * dtype.itemsize))
+        facts = {"width": width, "dtype": str(dtype).removeprefix("torch.")}
+        self._shards = ShardWriter(directory, KIND, {**(fingerprint or {}), **facts}, mode=mode)
+        self._shards.describe(**facts)
+        self._documents: list[DocumentActivations] = []
+        self._tokens = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run finished the work."""
+        return self._shards.complete
+
+    @property
+    def last_entry(self) -> dict[str, Any] | None:
+        """Manifest entry of the last finished shard: where to go on."""
+        return self._shards.shards[-1] if self._shards.shards else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in finished shards and waiting for the next."""
+        return sum(int(entry["tokens"]) for entry in self._shards.shards) + self._tokens
+
+    def add(self, document: DocumentActivations, **entry: Any) -> None:
+        """Take the next document; a full shard is written.
+
+        Args:
+            document: activations [T,D].
+            entry: plain values for the manifest if a shard ends here.
+
+        Raises:
+            StoreError: a value too large for the dtype, or a full disk.
+            ValueError: a width that isn't the store's.
+        """
+        if document.activations.dim() != 2 or document.activations.shape[1] != self.width:
+            raise ValueError(
+                f"document {document.id!r} has activations {list(document.activations.shape)}, "
+                f"not [T,{self.width}]"
+            )
+        stored = document.activations.detach().to("cpu", self._dtype)
+        if not bool(torch.isfinite(stored).all()):
+            raise StoreError(
+                f"activations of document {document.id!r} don't fit {self._dtype}; "
+                "store them as bfloat16 or float32"
+            )
+        # A copy: a view would keep the whole batch it was computed in.
+        kept = DocumentActivations(
+            document.index, document.id, document.token_ids.cpu(), stored.clone(), document.place
+        )
+        self._documents.append(kept)
+        self._tokens += stored.shape[0]
+        if self._tokens >= self._limit:
+            self.flush(**entry)
+
+    def flush(self, **entry: Any) -> None:
+        """Write the waiting documents as a shard.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        if not self._documents:
+            return
+        import pyarrow as pa
+
+        lengths = [document.activations.shape[0] for document in self._documents]
+        tensors = {
+            "activations": torch.cat([document.activations for document in self._documents]),
+            "offsets": torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int64),
+            "token_ids": torch.cat([document.token_ids for document in self._documents]).to(torch.int32),
+        }
+        table = pa.table(
+            {
+                "id": [document.id for document in self._documents],
+                "index": pa.array([document.index for document in self._documents], pa.int64()),
+                "n_tokens": pa.array(lengths, pa.int64()),
+                "place": [document.place for document in self._documents],
+            }
+        )
+        facts = {"rows": len(lengths), "tokens": self._tokens, "last_index": self._documents[-1].index}
+        self._shards.write(tensors, table, {**facts, **entry})
+        self._documents, self._tokens = [], 0
+
+    def finish(self, **entry: Any) -> None:
+        """Write what waits and declare the store complete.
+
+        Raises:
+            StoreError: the disk is full, or nothing was added.
+        """
+        self.flush(**entry)
+        if not self._shards.shards:
+            raise StoreError("no document was added to the activation store")
+        self._shards.finish()
+
+    def __enter__(self) -> ActivationStoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._documents = []
+        self._shards.close()
+
+
+class ActivationStore:
+    """Activations of N documents, memory-mapped.
+
+    Attributes:
+        width: D.
+        dtype: of the activations.
+        num_tokens: tokens of all documents.
+        num_documents: N.
+    """
+
+    def __init__(self, directory: PathLike) -> None:
+        """Open a finished store; shards are mapped when touched.
+
+        Raises:
+            StoreError: no store, unfinished, or a file that is missing or truncated (named).
+        """
+        self.directory = directory
+        self._manifest = shards.read_manifest(directory, KIND)
+        shards.require_complete(directory, self._manifest)
+        self._entries: list[dict[str, Any]] = self._manifest["shards"]
+        for entry in self._entries:
+            shards.check_sizes(directory, entry)
+        self.width = int(self._manifest["facts"]["width"])
+        self.dtype: torch.dtype = getattr(torch, self._manifest["facts"]["dtype"])
+        self.num_tokens = sum(int(entry["tokens"]) for entry in self._entries)
+        self.num_documents = sum(int(entry["rows"]) for entry in self._entries)
+        self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __repr__(self) -> str:
+        return f"ActivationStore(N={self.num_documents}, tokens={self.num_tokens}, D={self.width})"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this store from another: its origin and the hashes of its shards."""
+        return {
+            "origin": self._manifest["fingerprint"],
+            "shards": [entry["sha256"] for entry in self._entries],
+        }
+
+    def verify(self) -> None:
+        """Read every byte and compare with the hashes taken when it was written.
+
+        Raises:
+            StoreError: naming the first damaged file.
+        """
+        for entry in self._entries:
+            shards.verify_shard(self.directory, entry)
+
+    def ids(self) -> list[str]:
+        """Return the ids of the N documents in order."""
+        return list(shards.read_tables(self.directory, self._entries, ["id"])["id"].to_pylist())
+
+    def documents(self) -> Iterator[DocumentActivations]:
+        """Yield the documents in order; activations [T,D] are views of the mapped file."""
+        for number, entry in enumerate(self._entries):
+            tensors = self._map(number)
+            table = shards.read_tables(self.directory, [entry], None).to_pydict()
+            offsets = tensors["offsets"].tolist()
+            for row, (row_id, index, place) in enumerate(
+                zip(table["id"], table["index"], table["place"], strict=True)
+            ):
+                low, high = offsets[row], offsets[row + 1]
+                tokens = tensors["token_ids"][low:high].to(torch.int64)
+                yield DocumentActivations(index, row_id, tokens, tensors["activations"][low:high], place)
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int = 0, max_tokens: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield all tokens once, shuffled, in batches [b,D]; the last may be smaller.
+
+        Blocks of 256 neighbouring tokens are drawn in random order into a buffer of about 256 MiB, whose
+        tokens are shuffled: random enough for training, sequential enough for a disk, in bounded memory.
+
+        Args:
+            batch_size: b.
+            seed: with ``epoch`` decides the order, the same on every machine.
+            epoch: number of the pass.
+            max_tokens: end the pass after so many.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        random = np.random.default_rng([seed, epoch])
+        left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
+        rest = torch.zeros(0, self.width, dtype=self.dtype)
+        for buffer in self._buffers(
+            random, max(_BUFFER_BYTES // (self.width * self.dtype.itemsize), batch_size)
+        ):
+            tokens = torch.cat([rest, buffer])
+            tokens = tokens[torch.from_numpy(random.permutation(tokens.shape[0]))]
+            whole = tokens.shape[0] // batch_size * batch_size
+            for batch in tokens[:whole].split(batch_size):  # type: ignore[no-untyped-call]
+                yield batch[:left]
+                left -= batch.shape[0]
+                if left <= 0:
+                    return
+            rest = tokens[whole:]
+        if rest.shape[0]:
+            yield rest[:left]
+
+    def sample(self, max_tokens: int, *, seed: int = 0) -> Tensor:
+        """Return up to ``max_tokens`` tokens [n,D] drawn without replacement, in the order of the store."""
+        random = np.random.default_rng([seed, 0x5A])
+        count = min(max_tokens, self.num_tokens)
+        chosen = np.sort(random.choice(self.num_tokens, count, replace=False, shuffle=False))
+        ends = np.cumsum([int(entry["tokens"]) for entry in self._entries])
+        parts, low = [torch.zeros(0, self.width, dtype=self.dtype)], 0
+        for number, end in enumerate(ends):
+            high = int(np.searchsorted(chosen, end))
+            if high > low:
+                start = int(end) - int(self._entries[number]["tokens"])
+                parts.append(self._map(number)["activations"][torch.from_numpy(chosen[low:high] - start)])
+            low = high
+        return torch.cat(parts)
+
+    def _buffers(self, random: np.random.Generator, size: int) -> Iterator[Tensor]:
+        counts = [-(-int(entry["tokens"]) // _BLOCK_TOKENS) for entry in self._entries]
+        ends = np.cumsum(counts)
+        parts: list[Tensor] = []
+        held = 0
+        for block in random.permutation(int(ends[-1]) if len(ends) else 0):
+            number = int(np.searchsorted(ends, block, side="right"))
+            start = (int(block) - int(ends[number] - counts[number])) * _BLOCK_TOKENS
+            part = self._map(number)["activations"][start : start + _BLOCK_TOKENS]
+            parts.append(part)
+            held += part.shape[0]
+            if held >= size:
+                yield torch.cat(parts)
+                parts, held = [], 0
+        if parts:
+            yield torch.cat(parts)
+
+    def _open(self, number: int) -> dict[str, Tensor]:
+        entry = self._entries[number]
+        tensors = shards.map_shard(self.directory, entry, _TENSORS)
+        activations, offsets = tensors["activations"], tensors["offsets"]
+        if (
+            activations.shape != (entry["tokens"], self.width)
+            or activations.dtype != self.dtype
+            or offsets.shape != (entry["rows"] + 1,)
+            or int(offsets[0]) != 0
+            or int(offsets[-1]) != entry["tokens"]
+            or tensors["token_ids"].shape[0] != entry["tokens"]
+        ):
+            raise StoreError(
+                f"{self.directory}/{entry['file']} is corrupt: its tensors contradict the manifest"
+            )
+        return tensors

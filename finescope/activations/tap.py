@@ -1,0 +1,392 @@
+"""ActivationTap: from rows of text to the activations of one layer, document by document."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finescope.activations import models
+from finescope.activations.hookpoints import resolve_hookpoint, stop_after
+from finescope.activations.windows import MIN_BATCH_TOKENS, Document, Window, Windower, bucket_length, plan
+from finescope.corpus.row import Row
+from finescope.errors import InputError
+from finescope.files import PathLike, sha256_json, sha256_tensors
+
+_ORDERED_ROWS = 512
+_CHUNK_CHARACTERS = 1 << 25
+_SAMPLED_ELEMENTS = 256
+
+
+@dataclass(frozen=True)
+class DocumentActivations:
+    """The activations of one document."""
+
+    index: int
+    """Position of its row among the rows given."""
+    id: str
+    token_ids: Tensor
+    """int64 [T]: the tokens kept, special ones left out."""
+    activations: Tensor
+    """[T,D] in the tap's dtype, on its device."""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """The activations of a batch of windows, one after the other."""
+
+    documents: list[Document]
+    """Document of each window."""
+    parts: list[int]
+    """Number of each window in its document."""
+    offsets: list[int]
+    """Where each window's tokens start; one more at the end."""
+    token_ids: Tensor
+    """int64 [B]."""
+    activations: Tensor
+    """[B,D]."""
+
+
+class ActivationTap:
+    """Reads the output of one module of a Hugging Face model; nothing after that module is computed.
+
+    Special tokens (start, end, separators, padding, chat markers) are seen by the model and left out of the
+    activations, by id. Long documents are read in windows and come back whole: with overlap, a token is taken
+    from the first window it is in. Padding is always on the right, with the attention mask, whatever the
+    tokenizer's own side.
+
+    **What is promised.** A document's activations don't depend on the documents around it, nor on their
+    order: its row length is its own, and small batches are filled up. On the machines tested (x86, float32
+    and bfloat16) they are the same bytes in any batch. Where a matrix library rounds differently for another
+    number of rows they agree to about 1e-5 of their size.
+
+    Attributes:
+        model: the model, in eval mode.
+        tokenizer: its tokenizer.
+        layer: full name of the module that is read.
+        width: D.
+        max_length: longest window in tokens, special ones included.
+        padding_waste: share of the positions computed so far that were padding or filling.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | PathLike,
+        layer: str,
+        *,
+        tokenizer: Any = None,
+        max_length: int | None = None,
+        stride: int | None = None,
+        long: str = "window",
+        batch_tokens: int = 8192,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        exclude_special: bool = True,
+        chat_template: str | None = None,
+        exact_lengths: bool | None = None,
+        **model_options: Any,
+    ) -> None:
+        """Load a model, find the layer and try it on one token.
+
+        Args:
+            model: a local folder, a hub name, or a model already loaded.
+            layer: name of a torch module, such as ``layers.10``; see ``resolve_hookpoint``. Its output is
+                read, so ``layers.10`` is what transformers calls ``hidden_states[11]``.
+            tokenizer: folder, name or object; by default the model's own.
+            max_length: longest window in tokens; by default what the model takes, at most 2048.
+            stride: tokens by which windows of a long document overlap; None and 0 mean none.
+            long: "window" reads all of a long document, "truncate" its first window.
+            batch_tokens: positions per forward pass.
+            device: by default the model's own if it is loaded, else CUDA where there is one, else the CPU.
+            dtype: of the model's weights; by default float32 on CPUs, the checkpoint's own on accelerators.
+            exclude_special: False keeps special tokens in the activations.
+            chat_template: Jinja template for conversations; by default the tokenizer's own, and where it has
+                none plain ``role: content`` lines.
+            exact_lengths: batch only windows of equal length (no padding); by default on CPUs. False pads by
+                up to 1/16, which fills larger batches.
+            model_options: passed to ``AutoModel.from_pretrained``.
+
+        Raises:
+            InputError: no such model or tokenizer, no such layer (the nearest names are listed), a layer that
+                doesn't run or whose output isn't [B,T,D], or window lengths that don't fit.
+        """
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        self.device = _device(model, device)
+        self.model = _model(model, self.device, dtype, model_options)
+        self._source = model.__class__.__name__ if isinstance(model, nn.Module) else str(model)
+        self.tokenizer = _tokenizer(model, tokenizer, model_options)
+        self.layer = resolve_hookpoint(self.model, layer)
+        limit = models.length_limit(self.model, self.tokenizer, cap=max(2048, max_length or 0))
+        if max_length is not None and max_length > limit:
+            raise InputError(f"max_length {max_length} is more than the {limit} tokens the model takes")
+        self.max_length = max_length or limit
+        self.batch_tokens = batch_tokens
+        self._exact = self.device.type == "cpu" if exact_lengths is None else exact_lengths
+        self._long, self._stride, self._exclude_special = long, stride or 0, exclude_special
+        self._template = chat_template
+        self.windower = Windower(
+            self.tokenizer,
+            max_length=self.max_length,
+            stride=self._stride,
+            long=long,
+            exclude_special=exclude_special,
+            chat_template=chat_template,
+        )
+        self._options = models.forward_options(self.model)
+        self._computed = self._useful = 0
+        self.width = self._try_layer()
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the positions computed so far that were padding or filling."""
+        return 1.0 - self._useful / self._computed if self._computed else 0.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the activations: model (a sample of its weights), layer, tokenizer, windows."""
+        config = getattr(self.model, "config", None)
+        vocabulary = self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else {}
+        return {
+            "model": type(self.model).__name__,
+            "config": sha256_json(_stable_config(config)),
+            "weights": sha256_tensors(self.model.state_dict(), sample=_SAMPLED_ELEMENTS),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "layer": self.layer,
+            "tokenizer": sha256_json(
+                [sorted(vocabulary.items()), self.windower.prefix, self.windower.suffix]
+            ),
+            "max_length": self.max_length,
+            "stride": self._stride,
+            "long": self._long,
+            "exclude_special": self._exclude_special,
+            "chat_template": sha256_json(self._template or getattr(self.tokenizer, "chat_template", None)),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return a short description for reports and manifests."""
+        return {
+            "model": self._source,
+            "layer": self.layer,
+            "width": self.width,
+            "max_length": self.max_length,
+            "stride": self._stride,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "chat_template": self.windower.template_kind,
+        }
+
+    def run(self, rows: Iterable[Row], *, ordered: bool = True) -> Iterator[DocumentActivations]:
+        """Yield the activations of every row; rows without text give [0,D].
+
+        Args:
+            rows: streamed.
+            ordered: yield in the order of the rows, holding the activations of up to 512 documents; False
+                yields each document when it is done, holds little and fills batches better.
+
+        Raises:
+            InputError: the layer gives NaN or infinite activations for a document (named), or a chat template
+                refuses a conversation.
+        """
+        waiting: dict[int, DocumentActivations] = {}
+        following = 0
+        pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        for batch in self.batches(rows, **({"chunk_rows": _ORDERED_ROWS} if ordered else {})):
+            for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
+                low, high = batch.offsets[number], batch.offsets[number + 1]
+                piece = (batch.token_ids[low:high], batch.activations[low:high])
+                held = pieces.setdefault(document.index, {})
+                # A copy, when it has to wait: a view would keep its whole batch in memory.
+                held[part] = (
+                    piece if document.parts == 1 and not ordered else (piece[0].clone(), piece[1].clone())
+                )
+                if len(held) < document.parts:
+                    continue
+                done = _join(document, pieces.pop(document.index))
+                if not ordered:
+                    yield done
+                    continue
+                waiting[done.index] = done
+                while following in waiting:
+                    yield waiting.pop(following)
+                    following += 1
+
+    def batches(self, rows: Iterable[Row], *, chunk_rows: int = 4096) -> Iterator[ActivationBatch]:
+        """Yield the activations batch by batch, in the order they are computed: the cheapest way to all.
+
+        Every row comes up, in ``Document.parts`` windows; those of one document may come in any order.
+
+        Args:
+            rows: streamed.
+            chunk_rows: rows tokenised and sorted by length at a time; more fill batches better.
+
+        Raises:
+            InputError: as ``run``.
+        """
+        start = 0
+        for chunk in _chunks(rows, chunk_rows):
+            windows = self.windower.cut(chunk, start)
+            start += len(chunk)
+            blank = [window for window in windows if not window.kept]
+            if blank:
+                yield self._blank(blank)
+            worth = [window for window in windows if window.kept]
+            for group in plan(worth, self.batch_tokens, self.max_length, exact=self._exact):
+                yield self._forward(group)
+
+    def _forward(self, group: list[Window]) -> ActivationBatch:
+        full = bucket_length(len(group[0].ids), self.max_length, exact=self._exact)
+        rows = max(len(group), -(-MIN_BATCH_TOKENS // full))
+        ids = torch.full((rows, full), self._padding_id(), dtype=torch.int64)
+        mask = torch.zeros((rows, full), dtype=torch.int64)
+        for number in range(rows):
+            window = group[number] if number < len(group) else group[0]
+            ids[number, : len(window.ids)] = torch.tensor(window.ids)
+            mask[number, : len(window.ids)] = 1
+        hidden = self._hidden(ids, mask)
+        flat = torch.tensor(
+            [number * full + position for number, window in enumerate(group) for position in window.kept]
+        )
+        self._computed += rows * full
+        self._useful += sum(len(window.ids) for window in group)
+        lengths = [len(window.kept) for window in group]
+        activations = hidden.reshape(rows * full, -1)[flat.to(self.device)]
+        batch = ActivationBatch(
+            [window.document for window in group],
+            [window.part for window in group],
+            [0, *itertools.accumulate(lengths)],
+            ids.reshape(-1)[flat],
+            activations,
+        )
+        if not bool(torch.isfinite(activations).all()):
+            self._refuse(batch)
+        return batch
+
+    @torch.no_grad()
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the model up to the layer; return its output [rows, length, D]."""
+        with stop_after(self.model.get_submodule(self.layer), self.layer) as run:
+            hidden: Tensor = run(
+                self.model,
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                **self._options,
+            )
+        if hidden.dim() == 2 and hidden.shape[0] == ids.numel():
+            hidden = hidden.reshape(*ids.shape, -1)  # mixture-of-experts layers flatten their rows
+        if hidden.dim() != 3 or hidden.shape[:2] != ids.shape or not hidden.is_floating_point():
+            raise InputError(
+                f"layer {self.layer!r} gives {hidden.dtype} {list(hidden.shape)} for tokens "
+                f"{list(ids.shape)}; name a layer whose output is one vector a token"
+            )
+        return hidden
+
+    def _try_layer(self) -> int:
+        ids = torch.tensor([[*self.windower.prefix, *self._word(), *self.windower.suffix]])
+        try:
+            return int(self._hidden(ids, torch.ones_like(ids)).shape[-1])
+        except InputError:
+            raise
+        except Exception as error:  # a model may fail in any way; the user needs to know which and where
+            raise InputError(
+                f"the model fails on a one-word text before layer {self.layer!r}: {error}"
+            ) from error
+
+    def _word(self) -> list[int]:
+        return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+
+    def _padding_id(self) -> int:
+        # Masked out, so any valid id does.
+        padding = getattr(self.tokenizer, "pad_token_id", None)
+        return int(padding) if padding is not None else 0
+
+    def _blank(self, windows: list[Window]) -> ActivationBatch:
+        dtype = next(self.model.parameters()).dtype
+        return ActivationBatch(
+            [window.document for window in windows],
+            [window.part for window in windows],
+            [0] * (len(windows) + 1),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, self.width, dtype=dtype, device=self.device),
+        )
+
+    def _refuse(self, batch: ActivationBatch) -> None:
+        broken = ~torch.isfinite(batch.activations).all(dim=1).cpu()
+        token = int(broken.nonzero()[0])
+        number = next(n for n in range(len(batch.documents)) if batch.offsets[n + 1] > token)
+        document = batch.documents[number]
+        where = f" ({document.place})" if document.place else ""
+        raise InputError(
+            f"layer {self.layer!r} gives NaN or infinite activations for document {document.id!r}{where}; "
+            "the model's weights may be broken, or its dtype too narrow: try dtype float32"
+        )
+
+
+def _join(document: Document, parts: dict[int, tuple[Tensor, Tensor]]) -> DocumentActivations:
+    ordered = [parts[number] for number in range(document.parts)]
+    tokens, activations = ordered[0] if len(ordered) == 1 else map(torch.cat, zip(*ordered, strict=True))
+    return DocumentActivations(document.index, document.id, tokens, activations, document.place)
+
+
+def _chunks(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row.content)
+        if len(chunk) >= limit or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _device(model: Any, device: str | torch.device | None) -> torch.device:
+    if device is not None and device != "auto":
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
+        return chosen
+    if isinstance(model, nn.Module):
+        return next(model.parameters()).device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _model(model: Any, device: torch.device, dtype: Any, options: dict[str, Any]) -> nn.Module:
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if dtype != "auto" and not isinstance(found, torch.dtype):
+            raise InputError(f"dtype {dtype!r} is unknown; name float32, bfloat16, float16 or auto")
+        dtype = found if dtype != "auto" else None
+    elif dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    if isinstance(model, nn.Module):
+        return model.to(device).eval()
+    return models.load_model(model, device=device, dtype=dtype, **options)
+
+
+def _tokenizer(model: Any, tokenizer: Any, options: dict[str, Any]) -> Any:
+    if tokenizer is None:
+        if isinstance(model, nn.Module):
+            raise InputError("a model that is already loaded needs its tokenizer: pass tokenizer=")
+        tokenizer = model
+    if isinstance(tokenizer, (str, bytes)) or hasattr(tokenizer, "__fspath__"):
+        trust = {name: value for name, value in options.items() if name in ("trust_remote_code", "revision")}
+        return models.load_tokenizer(tokenizer, **trust)
+    return tokenizer
+
+
+def _stable_config(config: Any) -> Any:
+    if config is None:
+        return None
+    plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    # Where the model was loaded from, and by which version, changes no activation.
+    return {
+        key: value for key, value in plain.items() if key not in ("_name_or_path", "transformers_version")
+    }

@@ -1,0 +1,231 @@
+"""From rows to windows of token ids, and from windows to batches whose shape no neighbour decides.
+
+A floating-point result may change in its last bits with the shape of the batch it is computed in. So a
+window's row length is a function of the window alone: either its own length (no padding at all, the default
+on CPUs), or the next of about sixteen lengths per power of two, with at least one position of padding, so
+that the masked attention path is always the one taken. Only the number of rows then differs from run to run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finescope.corpus.row import Row, transcript
+from finescope.errors import InputError
+
+MIN_BATCH_TOKENS = 64
+"""Small batches are filled up to this many positions with copies of a row: matrix libraries take other code
+paths, with other roundings, for a handful of rows."""
+
+
+@dataclass(slots=True)
+class Document:
+    """A row on its way through the model."""
+
+    index: int
+    """Position among the rows given."""
+    id: str
+    place: str
+    parts: int = 1
+    """Windows it was cut into."""
+    num_tokens: int = 0
+    """Tokens that are pooled: all but special ones."""
+
+
+@dataclass(slots=True)
+class Window:
+    """A stretch of one document, as the model will see it."""
+
+    document: Document
+    part: int
+    """Number of the window in its document, from 0."""
+    ids: list[int]
+    """Token ids with the special tokens around them."""
+    kept: list[int] = field(default_factory=list)
+    """Positions in ``ids`` whose activations count: no special token, none that an earlier window gave."""
+
+
+class Windower:
+    """Tokenises rows and cuts them into windows."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        stride: int = 0,
+        long: str = "window",
+        exclude_special: bool = True,
+        chat_template: str | None = None,
+    ) -> None:
+        """Prepare for one tokenizer.
+
+        Args:
+            tokenizer: a Hugging Face tokenizer.
+            max_length: longest window in tokens, special ones included.
+            stride: tokens by which successive windows overlap (the tokenizers' meaning of the word).
+            long: "window" cuts long documents into windows, "truncate" keeps the first window only.
+            exclude_special: leave special tokens out of what is kept, by id.
+            chat_template: Jinja template for conversations instead of the tokenizer's own.
+
+        Raises:
+            InputError: no room for a token between the special ones, or an overlap that leaves no progress.
+        """
+        self._tokenizer = tokenizer
+        self._template = chat_template
+        self.prefix, self.suffix = _surroundings(tokenizer)
+        self.room = max_length - len(self.prefix) - len(self.suffix)
+        if long not in ("window", "truncate"):
+            raise ValueError(f"long must be 'window' or 'truncate', got {long!r}")
+        if self.room < 1:
+            raise InputError(
+                f"max_length {max_length} leaves no room beside the tokenizer's "
+                f"{len(self.prefix) + len(self.suffix)} special tokens"
+            )
+        if not 0 <= stride < self.room:
+            raise InputError(
+                f"stride {stride} must be from 0 to {self.room - 1}: windows hold {self.room} tokens"
+            )
+        self._stride, self._truncate = stride, long == "truncate"
+        self.special = special_ids(tokenizer) if exclude_special else frozenset()
+
+    @property
+    def template_kind(self) -> str:
+        """Which chat template conversations go through: "given", "tokenizer", or "plain" (there is none)."""
+        if self._template is not None:
+            return "given"
+        return "tokenizer" if getattr(self._tokenizer, "chat_template", None) else "plain"
+
+    def cut(self, rows: Sequence[Row], first_index: int = 0) -> list[Window]:
+        """Return the windows of ``rows``, at least one a row; a row without tokens gets an empty one.
+
+        Raises:
+            InputError: a chat template refuses a conversation; names the row.
+        """
+        texts = [self._text(row) for row in rows]
+        encoded = self._encode(texts)
+        windows: list[Window] = []
+        for offset, (row, ids) in enumerate(zip(rows, encoded, strict=True)):
+            if row.messages is not None and self.prefix and ids[: len(self.prefix)] == self.prefix:
+                ids = ids[len(self.prefix) :]  # the template has written the start token itself
+            document = Document(first_index + offset, row.id, row.place)
+            windows.extend(self._windows(document, [] if row.empty else ids))
+        return windows
+
+    def count(self, rows: Sequence[Row]) -> list[int]:
+        """Return how many tokens of each row would be kept."""
+        counts = dict.fromkeys(range(len(rows)), 0)
+        for window in self.cut(rows):
+            counts[window.document.index] += len(window.kept)
+        return list(counts.values())
+
+    def _windows(self, document: Document, ids: list[int]) -> Iterator[Window]:
+        step = self.room - self._stride
+        last = 0 if self._truncate else max(0, -(-(len(ids) - self.room) // step))
+        document.parts = last + 1
+        for part in range(document.parts):
+            content = ids[part * step : part * step + self.room]
+            if not content:
+                yield Window(document, part, [])
+                continue
+            seen = self._stride if part else 0
+            whole = [*self.prefix, *content, *self.suffix]
+            low, high = len(self.prefix) + seen, len(self.prefix) + len(content)
+            if self.special:
+                kept = [position for position in range(low, high) if whole[position] not in self.special]
+            else:
+                # Special tokens count too: those at the ends belong to the first and to the last window.
+                kept = list(range(0 if part == 0 else low, len(whole) if part == last else high))
+            document.num_tokens += len(kept)
+            yield Window(document, part, whole, kept)
+
+    def _text(self, row: Row) -> str:
+        if row.messages is None:
+            return row.text or ""
+        if row.empty:
+            return ""
+        if self.template_kind == "plain":
+            return transcript(row.messages)
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    row.messages, chat_template=self._template, tokenize=False
+                )
+            )
+        except Exception as error:  # Jinja's errors, and whatever a template raises itself
+            raise InputError(
+                f"{row.place or row.id}: the chat template refuses the conversation: {error}"
+            ) from error
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of special tokens: start, end, separators, padding, mask, chat markers.
+
+    The unknown token isn't one of them, unless it doubles as another: it stands for a word of the text.
+    """
+    named = {
+        value
+        for name, value in (getattr(tokenizer, "special_tokens_map", None) or {}).items()
+        if name != "unk_token" and isinstance(value, str)
+    }
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    found = set(getattr(tokenizer, "all_special_ids", None) or [])
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    found.update(index for index, token in added.items() if getattr(token, "special", False))
+    if unknown is not None and getattr(tokenizer, "unk_token", None) not in named:
+        found.discard(unknown)
+    return frozenset(int(index) for index in found)
+
+
+def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    probe = "a"
+    bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer(probe, add_special_tokens=True)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise InputError("the tokenizer changes a text when it adds special tokens; it can't be cut into windows")
+
+
+def bucket_length(length: int, limit: int, *, exact: bool) -> int:
+    """Return the row length that a window of ``length`` tokens is computed at."""
+    if exact or length >= limit:
+        return length
+    step = max(1, 1 << max(0, length.bit_length() - 5))
+    return min(limit, (length // step + 1) * step)
+
+
+def plan(windows: Sequence[Window], batch_tokens: int, limit: int, *, exact: bool) -> list[list[Window]]:
+    """Group windows of one row length into batches of at most ``batch_tokens`` positions, longest first.
+
+    Longest first, so that a batch too large for the device fails at the start and not after an hour.
+    """
+    groups: dict[tuple[int, bool], list[Window]] = defaultdict(list)
+    for window in windows:
+        if window.ids:
+            length = bucket_length(len(window.ids), limit, exact=exact)
+            # A full row shares no batch with a padded one: without padding, attention may go another way.
+            groups[length, length == len(window.ids)].append(window)
+    batches: list[list[Window]] = []
+    for (length, _), members in sorted(groups.items(), key=lambda item: item[0], reverse=True):
+        rows = max(1, batch_tokens // length)
+        batches.extend(members[start : start + rows] for start in range(0, len(members), rows))
+    return batches

@@ -1,0 +1,334 @@
+"""A folder of numbered shards with a manifest: the ledger behind the activation and the code store.
+
+Every shard is a safetensors file (the bulk) and a Parquet file (ids and metadata). Both are written under
+temporary names and renamed; the manifest, rewritten last, is what makes a shard count. So a run that is
+killed at any moment leaves a folder whose listed shards are whole, and the next run goes on after the last
+of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from finescope.errors import StoreError
+from finescope.files import (
+    PathLike,
+    atomic_path,
+    map_tensors,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
+
+MANIFEST = "manifest.json"
+_VERSION = 1
+
+
+class ShardWriter:
+    """Adds shards to a folder, going on where an earlier run of the same work stopped.
+
+    Attributes:
+        shards: manifest entries of the finished shards.
+        complete: whether the work was finished already.
+    """
+
+    def __init__(
+        self, directory: PathLike, kind: str, fingerprint: Mapping[str, Any], *, mode: str = "resume"
+    ) -> None:
+        """Open or make the folder and take its lock.
+
+        Args:
+            directory: the folder.
+            kind: what is stored, such as "finescope-codes".
+            fingerprint: plain values that decide the contents: input, model, options.
+            mode: "resume" goes on with work of the same fingerprint and refuses any other; "overwrite" starts
+                anew, removing the shards that are there and nothing else.
+
+        Raises:
+            StoreError: another run holds the folder; it holds other work; a finished shard is damaged.
+        """
+        if mode not in ("resume", "overwrite"):
+            raise ValueError(f"mode must be 'resume' or 'overwrite', got {mode!r}")
+        self._directory = Path(directory)
+        self._kind = kind
+        self._fingerprint = dict(fingerprint)
+        self._facts: dict[str, Any] = {}
+        self.shards: list[dict[str, Any]] = []
+        self.complete = False
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't make the folder {self._directory}: {error.strerror}") from error
+        self._lock = _Lock(self._directory)
+        try:
+            self._take_over(mode)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _take_over(self, mode: str) -> None:
+        remove_temporaries(self._directory)
+        path = self._directory / MANIFEST
+        if not path.exists():
+            self._remove_shards([])
+            return
+        if mode == "overwrite":
+            path.unlink()
+            self._remove_shards([])
+            return
+        found = read_manifest(self._directory, self._kind)
+        changed = _differences(found["fingerprint"], _plain(self._fingerprint))
+        if changed:
+            raise StoreError(
+                f"{self._directory} holds work on something else: {'; '.join(changed[:4])}. "
+                "Choose another folder, or overwrite this one"
+            )
+        for entry in found["shards"]:
+            verify_shard(self._directory, entry)
+        self.shards, self.complete = found["shards"], found["complete"]
+        self._facts = found["facts"]
+        self._remove_shards([name for entry in self.shards for name in (entry["file"], entry["table"])])
+
+    def _remove_shards(self, keep: list[str]) -> None:
+        """Delete shard files the manifest doesn't list: a run was killed between a file and the manifest."""
+        for pattern in ("shard-*.safetensors", "shard-*.parquet"):
+            for path in self._directory.glob(pattern):
+                if path.name not in keep:
+                    path.unlink()
+
+    def write(self, tensors: Mapping[str, Tensor], table: Any, entry: Mapping[str, Any]) -> None:
+        """Add one shard.
+
+        Args:
+            tensors: CPU tensors by name.
+            table: a pyarrow table.
+            entry: plain values for the manifest (counts, and what resuming needs).
+
+        Raises:
+            StoreError: the disk is full. Shards written before stay, this one leaves nothing.
+        """
+        import pyarrow.parquet as pq
+
+        stem = f"shard-{len(self.shards):05d}"
+        bulk, meta = self._directory / f"{stem}.safetensors", self._directory / f"{stem}.parquet"
+        with atomic_path(meta) as temporary:
+            pq.write_table(table, temporary)
+        header = {"format": self._kind, "version": str(_VERSION)}
+        header.update({name: str(value) for name, value in self._facts.items()})
+        write_tensors(bulk, tensors, header)
+        files = {"file": bulk.name, "bytes": bulk.stat().st_size, "sha256": sha256_file(bulk)}
+        files |= {"table": meta.name, "table_bytes": meta.stat().st_size, "table_sha256": sha256_file(meta)}
+        self.shards.append({**files, **entry})
+        self._write_manifest()
+
+    def describe(self, **facts: Any) -> None:
+        """Set plain facts about the whole store (width, …) for the manifest and every shard's header."""
+        self._facts.update(facts)
+
+    def finish(self) -> None:
+        """Declare the work complete."""
+        self.complete = True
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            "format": self._kind,
+            "version": _VERSION,
+            "complete": self.complete,
+            "facts": self._facts,
+            "fingerprint": self._fingerprint,
+            "shards": self.shards,
+        }
+        write_json(self._directory / MANIFEST, manifest)
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.release()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Lock:
+    """An exclusive hold on a folder that ends with the process, however it ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / ".lock"
+        self._file: int | None = None
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: two runs in one folder are the user's care
+            return
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise StoreError(
+                f"another run is writing to {directory}; wait for it, or choose another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    def release(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            os.close(self._file)
+            self._file = None
+
+
+def read_manifest(directory: PathLike, kind: str) -> dict[str, Any]:
+    """Return the manifest of a store.
+
+    Raises:
+        StoreError: there is none, it is damaged, or it is of another kind or a newer version.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise StoreError(f"{directory} does not exist")
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise StoreError(f"{directory} is not a store: it has no {MANIFEST}")
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != kind:
+        said = found.get("format") if isinstance(found, dict) else None
+        raise StoreError(f"{directory} holds {said or 'something else'}, not {kind}")
+    if not isinstance(found.get("version"), int) or found["version"] > _VERSION:
+        raise StoreError(f"{path} is of version {found.get('version')}; this release reads up to {_VERSION}")
+    missing = {"complete", "facts", "fingerprint", "shards"} - found.keys()
+    if missing:
+        raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    return found
+
+
+def require_complete(directory: PathLike, manifest: Mapping[str, Any]) -> None:
+    """Refuse a store whose writing was cut off.
+
+    Raises:
+        StoreError: it isn't complete.
+    """
+    if not manifest["complete"]:
+        raise StoreError(
+            f"{directory} is unfinished ({len(manifest['shards'])} shards); run what wrote it again to resume"
+        )
+
+
+def check_sizes(directory: PathLike, entry: Mapping[str, Any]) -> None:
+    """Refuse a shard whose files are missing or of another size than when written.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    for name, size in ((entry["file"], entry["bytes"]), (entry["table"], entry["table_bytes"])):
+        path = Path(directory) / name
+        try:
+            actual = path.stat().st_size
+        except OSError as error:
+            raise StoreError(f"{path} is missing; remove the folder and write it again") from error
+        if actual != size:
+            raise StoreError(
+                f"{path} has {actual} bytes instead of {size}: it is truncated or was changed; "
+                "remove the folder and write it again"
+            )
+
+
+def verify_shard(directory: PathLike, entry: Mapping[str, Any]) -> None:
+    """Refuse a shard whose bytes aren't those written.
+
+    Raises:
+        StoreError: naming the file.
+    """
+    check_sizes(directory, entry)
+    for name, digest in ((entry["file"], entry["sha256"]), (entry["table"], entry["table_sha256"])):
+        path = Path(directory) / name
+        if sha256_file(path) != digest:
+            raise StoreError(
+                f"{path} is corrupt: its bytes aren't those written; remove the folder and write it again"
+            )
+
+
+def map_shard(directory: PathLike, entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Memory-map the tensors of one shard.
+
+    Raises:
+        StoreError: the file is missing, truncated, corrupt, or lacks one of ``names``.
+    """
+    check_sizes(directory, entry)
+    path = Path(directory) / entry["file"]
+    tensors, _ = map_tensors(path)
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise StoreError(f"{path} is corrupt: it has no tensor {missing[0]!r}")
+    return tensors
+
+
+def read_tables(directory: PathLike, shards: list[dict[str, Any]], columns: list[str] | None) -> Any:
+    """Return the Parquet tables of shards as one pyarrow table.
+
+    Raises:
+        StoreError: one is missing, truncated or corrupt.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def one(entry: dict[str, Any]) -> Any:
+        path = Path(directory) / entry["table"]
+        check_sizes(directory, entry)
+        try:
+            return pq.read_table(path, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{path} is corrupt: {error}") from error
+
+    return pa.concat_tables([one(entry) for entry in shards], promote_options="permissive")
+
+
+def iterate_with_start(shards: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each manifest entry with the number of rows before it."""
+    start = 0
+    for entry in shards:
+        yield start, entry
+        start += int(entry["rows"])
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: list[str] = []
+        for key in sorted({*old, *new}):
+            found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        found = []
+        for number, pair in enumerate(zip(old, new, strict=True)):
+            found += _differences(*pair, f"{name}[{number}]")
+        return found
+    return [] if old == new else [f"{name} was {_short(old)}, is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:16]}…"
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON would give it back."""
+    import json
+
+    return json.loads(json.dumps(value, default=str))
