@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+RECORD = "_build.json"
 MODES = ("auto", "none", "cpu", "cuda")
 MINIMUM_TORCH = (2, 10)
 # The stable ABI of torch 2.10: one object serves every later torch; using a newer call is a compile error.
@@ -117,11 +119,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """One shared object: its module name, sources and link flags."""
+    """One shared object: its module name and sources. Whichever has a .cu file is linked by nvcc."""
 
     name: str
     sources: tuple[Source, ...]
-    link_flags: tuple[str, ...] = ()
+
+    @property
+    def cuda(self) -> bool:
+        return any(source.path.suffix == ".cu" for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -324,16 +329,13 @@ def cuda_architectures() -> tuple[str, ...]:
 def _cuda_target(root: Path) -> tuple[Target, str, tuple[str, ...]]:
     folder = root / "csrc" / "cuda"
     sources = tuple(Source(path) for path in sorted((*folder.glob("*.cu"), *folder.glob("*.cpp"))))
-    if not any(source.path.suffix == ".cu" for source in sources):
+    target = Target("_C_cuda", sources)
+    if not target.cuda:
         raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")
     nvcc = find_nvcc()
-    home = Path(nvcc).parent.parent
-    libraries = [folder for folder in (home / "lib64", home / "lib") if folder.is_dir()]
-    # The static runtime: the object then loads beside a torch built for another minor version of CUDA.
-    link = (*(f"-L{folder}" for folder in libraries), "-lcudart_static", "-ldl", "-lrt", "-lpthread")
     flags = ("-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "--fmad=false", *cuda_architectures())
     host = ("-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall",)
-    return Target("_C_cuda", sources, link), nvcc, (*flags, *host)
+    return target, nvcc, (*flags, *host)
 
 
 def make_plan(mode: str, root: Path = ROOT) -> Plan:
@@ -415,6 +417,9 @@ def object_suffix() -> str:
 def ninja_text(plan: Plan, root: Path = ROOT) -> str:
     """The build.ninja of a plan; paths of outputs are relative to the build folder."""
     torch_link = (f"-L{plan.torch.lib}", "-Wl,--as-needed", "-ltorch_cpu", "-ltorch")
+    # Only the entry point is visible: no symbol of ours may meet one of another extension.
+    export_map = root / "csrc/exports.map"
+    exports = (f"-Wl,--version-script={export_map}",) if export_map.exists() else ()
     defines = tuple(flag for flag in plan.flags if flag.startswith(("-DTORCH", "-I", "-isystem")))
     nvcc_includes = tuple(flag.replace("-isystem", "-I") for flag in defines)
     lines = [
@@ -427,19 +432,27 @@ def ninja_text(plan: Plan, root: Path = ROOT) -> str:
         "  deps = gcc",
         "  description = C++ $in $isa_flags",
         "rule link",
-        f"  command = $cxx -shared -Wl,-O1 $in {_join(torch_link)} $link_flags -o $out",
+        f"  command = $cxx -shared -Wl,-O1 {_join(exports)} $in {_join(torch_link)} -o $out",
         "  description = link $out",
     ]
     if plan.nvcc is not None:
+        host = f"-ccbin {_join(plan.compiler[-1:])}"
+        nvcc_link = tuple(f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in (*exports, *torch_link))
         lines += [
             f"nvcc = {_join((plan.nvcc,))}",
-            f"nvcc_flags = {_join((*plan.nvcc_flags, *nvcc_includes))} -ccbin {_join(plan.compiler[-1:])}",
+            f"nvcc_flags = {_join((*plan.nvcc_flags, *nvcc_includes))} {host}",
             "rule nvcc",
             "  command = $nvcc -MD -MF $out.d $nvcc_flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = CUDA $in",
+            # nvcc knows where its own runtime lies. The static one: the object then loads beside a torch that
+            # was built for another minor version of CUDA.
+            "rule link_cuda",
+            f"  command = $nvcc -shared --cudart=static {host} {_join(nvcc_link)} $in -o $out",
+            "  description = link $out",
         ]
+    wait = f" | {_escape(export_map)}" if exports else ""
     for target in plan.targets:
         objects = []
         for source in target.sources:
@@ -450,9 +463,8 @@ def ninja_text(plan: Plan, root: Path = ROOT) -> str:
             if source.flags:
                 lines.append(f"  isa_flags = {_join(source.flags)}")
             objects.append(made)
-        lines.append(f"build {_escape(target.name + object_suffix())}: link {' '.join(objects)}")
-        if target.link_flags:
-            lines.append(f"  link_flags = {_join(target.link_flags)}")
+        link = "link_cuda" if target.cuda else "link"
+        lines.append(f"build {_escape(target.name + object_suffix())}: {link} {' '.join(objects)}{wait}")
     return "\n".join(lines) + "\n"
 
 
@@ -480,15 +492,18 @@ class Outcome:
     torch: str | None = None
     compiler: str | None = None
 
-    def record(self) -> dict[str, object]:
-        """What is installed beside the package for ``finescope info``."""
-        return {
+    def write_record(self, package: Path) -> Path:
+        """Write what ``finescope info`` repeats later into the folder of the package; returns the file."""
+        record = {
             "mode": self.mode,
             "built": sorted(self.objects),
             "skipped": self.skipped,
             "torch": self.torch,
             "compiler": self.compiler,
         }
+        package.mkdir(parents=True, exist_ok=True)
+        (package / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        return package / RECORD
 
 
 def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
@@ -511,13 +526,15 @@ def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
 def main() -> int:
     """Build in place for a checkout."""
     parser = argparse.ArgumentParser(description="Build the native objects in place.")
-    parser.add_argument("--mode", choices=MODES[2:], default="cpu", help="what must be built (default: cpu)")
-    mode = parser.parse_args().mode
+    parser.add_argument("--mode", choices=MODES, default="auto", help="like FINESCOPE_BUILD (default: auto)")
     try:
-        outcome = build(mode)
+        outcome = build(parser.parse_args().mode)
     except BuildError as error:
         print(f"finescope: {error}", file=sys.stderr)
         return 1
+    outcome.write_record(ROOT / "finescope")
+    for name, reason in outcome.skipped.items():
+        print(f"finescope: {name} skipped: {reason}", file=sys.stderr)
     for path in outcome.objects.values():
         place = ROOT / "finescope" / path.name
         # Replace, never overwrite: another process may have the old object mapped.

@@ -10,7 +10,6 @@ Everything else about the package is in pyproject.toml. FINESCOPE_BUILD steers t
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 import build_native  # noqa: E402  pip does not put the project's own folder on the path
 
 BUILDING = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
-RECORD = "_build.json"
 
 
 def _say(outcome: build_native.Outcome) -> None:
@@ -65,18 +63,15 @@ class BuildExt(build_ext):
 class BuildPy(build_py):
     """Install the record of the build, so that ``finescope info`` can say why something is missing."""
 
-    def _record(self) -> Path:
-        return (
-            ROOT / "finescope" / RECORD if self.editable_mode else Path(self.build_lib, "finescope", RECORD)
-        )
+    def _folder(self) -> Path:
+        return ROOT / "finescope" if self.editable_mode else Path(self.build_lib, "finescope")
 
     def run(self) -> None:
         super().run()
-        self._record().parent.mkdir(parents=True, exist_ok=True)
-        self._record().write_text(json.dumps(outcome.record(), indent=1) + "\n")
+        outcome.write_record(self._folder())
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        return [*super().get_outputs(include_bytecode), str(self._record())]
+        return [*super().get_outputs(include_bytecode), str(self._folder() / build_native.RECORD)]
 
 
 try:

@@ -52,7 +52,7 @@ struct ScatterRowsArgs {
   const int64_t* row;    // [B * K] the b of each pair
   const void* value;     // [B * K] accumulator type
   Matrix rows;           // [B, D]
-  void* out;             // [F, D] contiguous, dtype of rows
+  void* out;             // [F, D] contiguous, accumulator type
   int64_t D;
 };
 

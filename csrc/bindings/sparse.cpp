@@ -22,8 +22,9 @@ void check_indices(const Tensor& indices, int64_t limit, const char* op) {
   const int64_t at = sparse_kernels().find_out_of_range(p, n, limit);
   if (at < n) {
     const int64_t width = indices.size(1);
-    fail(op, ": indices[", at / width, ", ", at % width, "] = ", p[at], " is out of range for ", limit,
-         " latents");
+    // std::out_of_range reaches Python as IndexError.
+    throw std::out_of_range(words(op, ": indices holds ", p[at], " at [", at / width, ", ", at % width,
+                                  "], which is outside 0..", limit - 1));
   }
 }
 
@@ -46,19 +47,23 @@ Tensor sparse_decode(const Tensor& values, const Tensor& indices, const Tensor& 
   const Tensor index = index_matrix(indices, op);
   check_same_shape(values, index, op);
   float_dtype(values, op, "values");
-  const Rows rows(weight, op, "weight");
+  check_dims(weight, 2, op, "weight");
   const int64_t B = index.size(0), K = index.size(1), F = weight.size(0), D = weight.size(1);
-  const ScalarType acc = accumulator(rows.matrix.dtype);
-  std::optional<Tensor> added;
   if (bias.has_value()) {
     check(bias->dim() == 1 && bias->size(0) == D, op, ": bias ", shape_text(*bias), " must have shape [", D,
           "]");
     float_dtype(*bias, op, "bias");
-    added = as(*bias, acc);
   }
   check_indices(index, F, op);
+  // One float64 operand makes the sums float64; the result keeps the dtype of weight all the same.
+  const auto is_wide = [](const Tensor& t) { return t.scalar_type() == ScalarType::Double; };
+  const bool wide = is_wide(values) || is_wide(weight) || (bias.has_value() && is_wide(*bias));
+  const ScalarType acc = wide ? ScalarType::Double : ScalarType::Float;
+  const Rows rows(wide ? as(weight, acc) : weight, op, "weight");
   const Tensor coefficients = as(values, acc);
-  Tensor out = empty_like_options(weight, {B, D}, weight.scalar_type());
+  std::optional<Tensor> added;
+  if (bias.has_value()) added = as(*bias, acc);
+  Tensor out = empty_like_options(weight, {B, D}, wide ? acc : weight.scalar_type());
   const SparseDecodeArgs args{coefficients.const_data_ptr(),
                               data<int64_t>(index),
                               rows.matrix,
@@ -68,7 +73,7 @@ Tensor sparse_decode(const Tensor& values, const Tensor& indices, const Tensor& 
                               D};
   const auto kernel = sparse_kernels().sparse_decode;
   parallel(B, grain(K * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  return out;
+  return as(out, weight.scalar_type());
 }
 
 Tensor sampled_dot(const Tensor& rows, const Tensor& indices, const Tensor& weight) {
@@ -141,14 +146,19 @@ Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& r
   const Tensor index = index_matrix(indices, op);
   check_same_shape(values, index, op);
   float_dtype(values, op, "values");
-  const Rows x(rows, op, "rows");
+  check_dims(rows, 2, op, "rows");
   const int64_t B = index.size(0), K = index.size(1), D = rows.size(1), F = num_latents;
   check(F >= 0, op, ": num_latents must not be negative, and is ", F);
   check(rows.size(0) == B, op, ": rows ", shape_text(rows), " must have ", B, " rows");
   check_indices(index, F, op);
-  const Tensor coefficients = as(values, accumulator(x.matrix.dtype));
-  Tensor out = empty_like_options(rows, {F, D}, rows.scalar_type());
-  if (x.matrix.dtype == DType::f64) {
+  // float64 on either side makes the sums float64; 16-bit values and rows are summed, and returned, in
+  // float32.
+  const bool wide = values.scalar_type() == ScalarType::Double || rows.scalar_type() == ScalarType::Double;
+  const ScalarType acc = wide ? ScalarType::Double : ScalarType::Float;
+  const Rows x(wide ? as(rows, acc) : rows, op, "rows");
+  const Tensor coefficients = as(values, acc);
+  Tensor out = empty_like_options(rows, {F, D}, acc);
+  if (wide) {
     scatter<double>(coefficients, data<int64_t>(index), x.matrix, B, K, F, D, out.mutable_data_ptr());
   } else {
     scatter<float>(coefficients, data<int64_t>(index), x.matrix, B, K, F, D, out.mutable_data_ptr());
@@ -180,7 +190,7 @@ Tensor scatter_values(const Tensor& values, const Tensor& indices, int64_t num_l
     add_values(data<float>(added), data<int64_t>(index), index.numel(),
                static_cast<float*>(sum.mutable_data_ptr()));
   }
-  return as(sum, values.scalar_type());
+  return sum;
 }
 
 }  // namespace

@@ -20,12 +20,18 @@ namespace finescope {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// torch reports these as RuntimeError with exactly this text.
 template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
+std::string words(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  throw std::runtime_error(text.str());
+  return text.str();
+}
+
+// Arguments that do not fit; reaches Python as ValueError. Written out rather than left to the checks of
+// torch's headers, whose messages begin with a C++ file and line.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw std::invalid_argument(words(parts...));
 }
 
 template <class... Parts>
@@ -71,11 +77,9 @@ inline DType float_dtype(const Tensor& t, const char* op, const char* name) {
 }
 
 inline std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ']';
-  return text.str();
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
 }
 
 inline void check_dims(const Tensor& t, int64_t dims, const char* op, const char* name) {

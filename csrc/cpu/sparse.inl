@@ -52,13 +52,13 @@ FINESCOPE_INLINE void sum_block(int64_t n, int64_t d, Item item, Ahead ahead, Fi
 }
 
 // The whole width D, in blocks of 8 registers, then single registers, then single elements.
-template <class T, class Item, class Ahead>
+template <class T, class Out, class Item, class Ahead>
 FINESCOPE_INLINE void sum_rows(int64_t n, int64_t D, Item item, Ahead ahead,
-                               const typename Lanes<T>::Acc* bias, T* out) {
+                               const typename Lanes<T>::Acc* bias, Out* out) {
   using L = Lanes<T>;
   const auto finish = [&](int64_t d, typename L::Vec v) __attribute__((always_inline)) {
     if (bias != nullptr) v += load_raw<typename L::Acc, typename L::Vec>(bias + d);
-    L::store(v, out + d);
+    Lanes<Out>::store(v, out + d);
   };
   int64_t d = 0;
   for (; d + 8 * L::n <= D; d += 8 * L::n) sum_block<T, 8>(n, d, item, ahead, finish);
@@ -71,7 +71,7 @@ FINESCOPE_INLINE void sum_rows(int64_t n, int64_t D, Item item, Ahead ahead,
       acc += c * L::load1(row + d);
     }
     if (bias != nullptr) acc += bias[d];
-    L::store1(acc, out + d);
+    Lanes<Out>::store1(acc, out + d);
   }
 }
 
@@ -111,7 +111,7 @@ void scatter(const ScatterRowsArgs& a, int64_t begin, int64_t end) {
       const int64_t pair = first + i + kAhead;
       return rows + a.row[pair < last ? pair : last] * stride;
     };
-    sum_rows<T>(n, a.D, item, ahead, static_cast<const Acc*>(nullptr), static_cast<T*>(a.out) + f * a.D);
+    sum_rows<T>(n, a.D, item, ahead, static_cast<const Acc*>(nullptr), static_cast<Acc*>(a.out) + f * a.D);
   }
 }
 

@@ -27,7 +27,9 @@ OPERATIONS_VERSION = 1
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STAMP = re.compile(rb"finescope-operations=(\d+);")
 _OBJECTS = {"cpu": "_C", "cuda": "_C_cuda"}
-_REINSTALL = "reinstall finescope with FINESCOPE_BUILD={mode} (in a checkout: python build_native.py)"
+_REINSTALL = (
+    "reinstall finescope with FINESCOPE_BUILD={mode} (in a checkout: python build_native.py --mode {mode})"
+)
 
 _modules: dict[str, ModuleType] = {}
 _reasons: dict[str, str] = {}
