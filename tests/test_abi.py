@@ -1,0 +1,77 @@
+"""A native object may use torch's C shims only: one binary must serve every torch from 2.10 on.
+
+A single C++-mangled torch, c10 or at symbol ties the object to one release, and shows only when a user has
+another. The dynamic symbol table is read here, without tools that a test machine may lack.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+import finescope
+
+OBJECTS = sorted(Path(finescope.__file__).parent.glob("_C*.so"))
+FORBIDDEN = re.compile(r"^_Z.*(?:2at|3c10|5torch|6caffe2)")
+
+pytestmark = pytest.mark.skipif(not OBJECTS, reason="no native object is installed")
+
+
+def dynamic_symbols(path: Path) -> list[tuple[str, bool]]:
+    """The dynamic symbols of a 64-bit little-endian ELF file: (name, whether it is undefined here)."""
+    data = path.read_bytes()
+    assert data[:6] == b"\x7fELF\x02\x01", "not a 64-bit little-endian ELF file"
+    (offset,) = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + size * i) for i in range(count)]
+    found = []
+    for kind, start, length, link in ((s[1], s[4], s[5], s[6]) for s in sections):
+        if kind != 11:  # SHT_DYNSYM
+            continue
+        names = sections[link][4]
+        for at in range(start, start + length, 24):
+            name, _, _, section = struct.unpack_from("<IBBH", data, at)
+            end = data.index(b"\0", names + name)
+            found.append((data[names + name : end].decode(), section == 0))
+    return found
+
+
+def forbidden(symbols: list[tuple[str, bool]]) -> list[str]:
+    """The undefined symbols that would have to come from torch's C++ interface."""
+    return [name for name, undefined in symbols if undefined and FORBIDDEN.match(name)]
+
+
+def test_the_check_rejects_cpp_symbols_of_torch() -> None:
+    bad = ["_ZN3c105ErrorC1Ev", "_ZNK2at10TensorBase4dataEv", "_ZN5torch3jit6ModuleD1Ev", "_ZTIN3c105ErrorE"]
+    assert forbidden([(name, True) for name in bad]) == bad
+    good = ["torch_call_dispatcher", "aoti_torch_get_dim", "_ZNSt6vectorIlE4dataEv", "PyObject_Call"]
+    assert forbidden([(name, True) for name in good] + [(name, False) for name in bad]) == []
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+def test_only_c_shims(path: Path) -> None:
+    symbols = dynamic_symbols(path)
+    undefined = {name for name, missing in symbols if missing}
+    assert "torch_library_impl" in undefined, "the object registers nothing with torch"
+    assert forbidden(symbols) == []
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+def test_shims_are_of_the_oldest_supported_torch(path: Path) -> None:
+    """Shims of later releases are named here, so that one more cannot slip in with newer headers."""
+    later = {"torch_from_blob", "torch_library_def_with_tags", "torch_library_set_python_module"}
+    assert not {name for name, missing in dynamic_symbols(path) if missing} & later
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+def test_exports_only_its_entry_point(path: Path) -> None:
+    exported = {name for name, undefined in dynamic_symbols(path) if not undefined and "finescope" in name}
+    assert exported == set()
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+def test_no_path_of_the_building_machine(path: Path) -> None:
+    assert str(Path(finescope.__file__).parent.parent).encode() + b"/csrc" not in path.read_bytes()

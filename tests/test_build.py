@@ -1,0 +1,372 @@
+"""The build: flags per file, what each FINESCOPE_BUILD does, and words for everything that can be missing.
+
+One instruction-set flag on a shared file is a crash on somebody else's CPU; it compiles and passes every
+other test here. So the rules that ninja gets are read and checked, and so are the object files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import finescope
+
+ROOT = Path(finescope.__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(not (ROOT / "build_native.py").exists(), reason="not a checkout")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_native", ROOT / "build_native.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_native"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+build_native = _load() if (ROOT / "build_native.py").exists() else None
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "CXX",
+        "FINESCOPE_BUILD",
+        "TORCH_CUDA_ARCH_LIST",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CUDACXX",
+        "MAX_JOBS",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def plan() -> object:
+    try:
+        return build_native.make_plan("cpu", ROOT)
+    except build_native.BuildError as error:
+        pytest.skip(str(error))
+
+
+def builds(text: str) -> dict[str, dict[str, str]]:
+    """The build statements of a build.ninja by input: rule, and variables such as isa_flags."""
+    found: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    for line in text.splitlines():
+        statement = re.fullmatch(r"build (\S+): (\w+) (.+)", line)
+        if statement:
+            current = {"rule": statement[2]}
+            found[
+                Path(statement[3].split()[-1]).name if not statement[2].startswith("link") else statement[1]
+            ] = current
+        elif line.startswith("  ") and current:
+            name, _, value = line.strip().partition(" = ")
+            current[name] = value
+        else:
+            current = {}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "isa"),
+    [
+        ("sparse_scalar.cpp", "scalar"),
+        ("sparse_avx2.cpp", "avx2"),
+        ("sparse_avx512.cpp", "avx512"),
+        ("topk_avx512_vnni.cpp", "avx512_vnni"),
+        ("topk_avx512_bf16.cpp", "avx512_bf16"),
+        ("topk_neon.cpp", "neon"),
+        ("avx2.cpp", "avx2"),
+        ("sparse_dispatch.cpp", None),
+        ("isa.cpp", None),
+        ("myavx2.cpp", None),
+    ],
+)
+def test_file_names_name_their_instruction_set(name: str, isa: str | None) -> None:
+    assert build_native.file_isa(Path(name)) == isa
+
+
+def test_flags_per_file(plan: object) -> None:
+    text = build_native.ninja_text(plan, ROOT)
+    shared_flags = re.search(r"^flags = (.*)$", text, re.MULTILINE)[1].split()
+    if build_native.architecture() == "x86":
+        assert "-march=x86-64" in shared_flags
+        assert [
+            flag
+            for flag in shared_flags
+            if flag.startswith("-m") and flag not in ("-march=x86-64", "-mtune=generic")
+        ] == []
+    assert "-ffp-contract=off" in shared_flags
+    assert (
+        "native" not in text.replace("build_native", "").replace("-ffile-prefix-map", "")
+        or "-march=native" not in text
+    )
+    statements = builds(text)
+    assert {"sparse_scalar.cpp", "sparse.cpp", "module.cpp", "isa.cpp"} <= set(statements)
+    for name, statement in statements.items():
+        isa = build_native.file_isa(Path(name))
+        if statement["rule"].startswith("link"):
+            continue
+        if isa is None:
+            assert "isa_flags" not in statement, name
+        else:
+            flags = statement["isa_flags"].split()
+            assert f"-DFINESCOPE_ISA={isa}" in flags
+            assert tuple(flags[:-1]) == build_native.ISA_FLAGS[build_native.architecture()][isa]
+
+
+def test_levels_contain_the_ones_before(plan: object) -> None:
+    levels = list(build_native.ISA_FLAGS["x86"].values())
+    for lower, higher in itertools.pairwise(levels):
+        assert set(lower) < set(higher)
+
+
+def test_object_files_share_no_code_across_levels() -> None:
+    """A weak symbol made with AVX-512 flags may be the copy that the linker keeps for everybody."""
+    objects = sorted((ROOT / "build").glob("native-*/_C/cpu/*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no object files, or no nm")
+    for path in objects:
+        isa = build_native.file_isa(Path(path.stem))
+        if isa in (None, "scalar"):
+            continue
+        listed = subprocess.run(
+            ["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True
+        )
+        weak = [line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-2] in "WVu"]
+        assert [name for name in weak if f"{len(isa)}{isa}" not in name] == [], path.name
+
+
+def test_planned_isas_are_the_ones_with_sources(plan: object) -> None:
+    defined = {flag for flag in plan.flags if flag.startswith("-DFINESCOPE_HAVE_")}
+    assert defined == {f"-DFINESCOPE_HAVE_{isa.upper()}=1" for isa in plan.isas}
+    named = {build_native.file_isa(path) for path in (ROOT / "csrc/cpu").glob("*.cpp")} - {None}
+    assert set(plan.isas) <= named
+
+
+def fake_tree(root: Path, *, cuda: bool) -> Path:
+    """A checkout with one C++ source and, if asked for, one CUDA kernel."""
+    (root / "csrc/bindings").mkdir(parents=True)
+    (root / "csrc/bindings/module.cpp").write_text('#include <Python.h>\nextern "C" int f() { return 1; }\n')
+    if cuda:
+        (root / "csrc/cuda").mkdir()
+        (root / "csrc/cuda/twice.cu").write_text(
+            "#include <torch/csrc/stable/tensor.h>\n"
+            "__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"
+            'extern "C" void run(float* x) { twice<<<1, 32>>>(x); }\n'
+        )
+    return root
+
+
+def test_cuda_without_kernels_fails_loudly_and_auto_says_so(tmp_path: Path, plan: object) -> None:
+    root = fake_tree(tmp_path, cuda=False)
+    with pytest.raises(build_native.BuildError, match=r"FINESCOPE_BUILD=cuda: .*no CUDA kernels"):
+        build_native.build("cuda", root)
+    assert "no CUDA kernels" in build_native.make_plan("auto", root).skipped["cuda"]
+
+
+def test_cuda_without_nvcc_fails_loudly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: object
+) -> None:
+    root = fake_tree(tmp_path, cuda=True)
+    monkeypatch.setattr(build_native, "find_nvcc", _raise_no_nvcc)
+    with pytest.raises(build_native.BuildError, match=r"FINESCOPE_BUILD=cuda: nvcc not found"):
+        build_native.build("cuda", root)
+    planned = build_native.make_plan("auto", root)
+    assert [target.name for target in planned.targets] == ["_C"]
+    assert "nvcc not found" in planned.skipped["cuda"]
+
+
+def _raise_no_nvcc() -> str:
+    raise build_native.BuildError("nvcc not found: install the CUDA toolkit, or set CUDA_HOME")
+
+
+@pytest.mark.slow
+def test_cuda_object_compiles_against_any_torch(tmp_path: Path, plan: object) -> None:
+    """With nvcc the CUDA object is built, also where torch is a CPU build, and apart from the CPU object."""
+    try:
+        build_native.find_nvcc()
+    except build_native.BuildError as error:
+        pytest.skip(str(error))
+    outcome = build_native.build("cuda", fake_tree(tmp_path, cuda=True))
+    assert sorted(outcome.objects) == ["_C", "_C_cuda"]
+    assert all(path.exists() for path in outcome.objects.values())
+    assert b"libcudart" not in outcome.objects["_C"].read_bytes()
+
+
+def test_cuda_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_native.cuda_architectures() == (
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    )
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a 10.0")
+    assert build_native.cuda_architectures() == (
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+    )
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(build_native.BuildError, match="TORCH_CUDA_ARCH_LIST: 'Hopper'"):
+        build_native.cuda_architectures()
+
+
+def test_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINESCOPE_BUILD", "gpu")
+    with pytest.raises(
+        build_native.BuildError, match="FINESCOPE_BUILD='gpu' is not one of auto, none, cpu, cuda"
+    ):
+        build_native.mode_from_environment()
+
+
+def test_none_builds_nothing(tmp_path: Path) -> None:
+    outcome = build_native.build("none", tmp_path)
+    assert outcome.objects == {}
+    assert set(outcome.skipped.values()) == {"FINESCOPE_BUILD=none"}
+
+
+@pytest.mark.parametrize(
+    ("cxx", "message"),
+    [
+        ("no-such-compiler-anywhere", "CXX names no-such-compiler-anywhere"),
+        ("false", "cannot compile C\\+\\+17"),
+    ],
+)
+def test_without_a_working_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cxx: str, message: str
+) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    root = fake_tree(tmp_path, cuda=False)
+    with pytest.raises(build_native.BuildError, match=message):
+        build_native.build("cpu", root)
+    outcome = build_native.build("auto", root)
+    assert outcome.objects == {}
+    assert re.search(message, outcome.skipped["cpu"])
+
+
+def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(build_native.BuildError, match="no C\\+\\+ compiler found: install one"):
+        build_native.find_compiler()
+
+
+def test_a_failing_source_costs_auto_only_the_object(tmp_path: Path, plan: object) -> None:
+    root = fake_tree(tmp_path, cuda=False)
+    (root / "csrc/bindings/broken.cpp").write_text("#error broken on purpose\n")
+    with pytest.raises(build_native.BuildError, match="the compiler failed"):
+        build_native.build("cpu", root)
+    assert "the compiler failed" in build_native.build("auto", root).skipped["cpu"]
+
+
+def fake_torch(folder: Path, version: str, *, headers: bool = True) -> Path:
+    torch = folder / "torch"
+    torch.mkdir(parents=True)
+    (torch / "version.py").write_text(f"__version__ = '{version}'\ncuda: Optional[str] = '12.8'\n")
+    if headers:
+        (torch / "include/torch/csrc/stable").mkdir(parents=True)
+        (torch / "include/torch/csrc/stable/library.h").touch()
+    return folder
+
+
+@pytest.fixture
+def no_importable_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_native.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("no_importable_torch")
+class TestFindTorch:
+    """The search for headers when torch cannot be imported, as under pip's build isolation."""
+
+    def test_in_the_installing_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            build_native,
+            "_site_folders",
+            lambda: iter([tmp_path / "none", fake_torch(tmp_path, "2.11.0+cu128")]),
+        )
+        found = build_native.find_torch()
+        assert (found.root, found.version, found.cuda) == (tmp_path / "torch", "2.11.0+cu128", "12.8")
+
+    def test_sysconfig_folders_are_searched(self) -> None:
+        import sysconfig
+
+        assert Path(sysconfig.get_paths()["platlib"]) in list(build_native._site_folders())
+
+    def test_active_environment_is_searched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
+        python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        assert tmp_path / "lib" / python / "site-packages" in list(build_native._site_folders())
+
+    @pytest.mark.parametrize(
+        ("version", "headers", "message"),
+        [
+            ("2.9.1", True, "torch 2.9.1 .* is older than 2.10"),
+            ("2.13.0", False, "without its C\\+\\+ headers"),
+        ],
+    )
+    def test_unfit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, headers: bool, message: str
+    ) -> None:
+        fake_torch(tmp_path, version, headers=headers)
+        monkeypatch.setattr(build_native, "_site_folders", lambda: iter([tmp_path]))
+        with pytest.raises(build_native.BuildError, match=message):
+            build_native.find_torch()
+
+    def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(build_native, "_site_folders", lambda: iter([]))
+        with pytest.raises(build_native.TorchMissingError, match="torch is not installed"):
+            build_native.find_torch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "tag"),
+    [({"FINESCOPE_BUILD": "none"}, "py3-none-any"), ({"CXX": "false"}, "py3-none-any"), ({}, "linux")],
+    ids=["none", "no compiler", "auto"],
+)
+def test_wheel_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], tag: str
+) -> None:
+    """A wheel is platform-specific exactly when a native object is in it."""
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=shutil.ignore_patterns(".git", "build", "*.so", ".venv", "*.egg-info", "_build.json"),
+    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        tmp_path,
+        tree,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert tag in wheel.name
+    import zipfile
+
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("finescope/_C.") for name in names) == (tag == "linux")
+    assert "finescope/_build.json" in names
+
+
+def test_scripts_do_not_import_torch() -> None:
+    """Asking for metadata must not need torch, nor wait for it."""
+    assert "import torch" not in (ROOT / "setup.py").read_text() + (ROOT / "build_native.py").read_text()
