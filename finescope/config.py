@@ -72,22 +72,40 @@ class SaeConfig(_Dictable):
 
 @dataclass
 class TrainingConfig(_Dictable):
-    """How an SAE is trained. The first seven fields are the supplement's."""
+    """How an SAE is trained. The first seven fields and their defaults are the supplement's."""
 
     batch_size: int = 32
-    """Rows of the training data per step: samples for [N,S,D] data, tokens for [B,D] data."""
+    """Rows of a tensor per step: samples of [N,S,D] data (so this × S tokens), tokens of [B,D] data."""
     num_epochs: int = 10
     """Passes over the data."""
     learning_rate: float | None = 1e-4
-    """Peak learning rate; None takes 2e-4 / sqrt(F / 2^14) (Gao et al., 2024)."""
+    """Peak learning rate; None takes 2e-4 / sqrt(F / 2^14) (Gao et al., 2024, figure 3)."""
     l1_weight: float = 1e-3
     """Weight of the L1 term."""
     device: str = "cpu"
-    """Device to train on."""
+    """Device to train on, as torch names it; ``auto`` takes a CUDA device if there is one."""
     save_every: int = 5
     """Epochs between checkpoints; 0 keeps only the last."""
     log_every: int = 100
     """Steps between lines of the metrics log."""
+    save_every_steps: int = 0
+    """Steps between checkpoints inside an epoch, for data too large to wait for its end; 0 for none."""
+    batch_tokens: int | None = None
+    """Tokens per step. None: as ``batch_size`` says for tensors, 4096 for stores and iterables."""
+    shuffle_tokens: int = 65_536
+    """Tokens that the shuffle buffer of an iterable holds."""
+    loss: str = "fvu"
+    """Main term: ``fvu`` (fraction of variance unexplained) or ``normalized_mse`` (the supplement's)."""
+    auxk_alpha: float = 1 / 32
+    """Weight of AuxK, which revives dead latents; 0 turns it off."""
+    auxk_k: int | None = None
+    """Dead latents that AuxK lets take part per token; None for D/2 (Gao et al.). Fewer specialise sooner."""
+    dead_feature_threshold: int | None = None
+    """Tokens without firing that make a latent dead. None: 10 million, or one epoch if that is shorter."""
+    lr_warmup_steps: int | None = None
+    """Steps of linear warm-up. None: a twentieth of all steps, at most 1000."""
+    autocast: str = "none"
+    """``bf16`` reads decoder rows and does AuxK's products in bfloat16; the weights stay as they are."""
     seed: int = 42
     """Seed of initialisation and shuffling."""
 
@@ -102,6 +120,45 @@ class TrainingConfig(_Dictable):
         _require(self.l1_weight >= 0, self, f"l1_weight must not be negative, got {self.l1_weight}")
         _require(self.save_every >= 0, self, f"save_every must not be negative, got {self.save_every}")
         _require(self.log_every >= 1, self, f"log_every must be at least 1, got {self.log_every}")
+        _require(
+            self.save_every_steps >= 0,
+            self,
+            f"save_every_steps must not be negative, got {self.save_every_steps}",
+        )
+        _require(
+            self.batch_tokens is None or self.batch_tokens >= 1,
+            self,
+            f"batch_tokens must be at least 1 or None, got {self.batch_tokens}",
+        )
+        _require(
+            self.shuffle_tokens >= 1, self, f"shuffle_tokens must be at least 1, got {self.shuffle_tokens}"
+        )
+        _require(
+            self.loss in ("fvu", "normalized_mse"),
+            self,
+            f"loss must be 'fvu' or 'normalized_mse', got {self.loss!r}",
+        )
+        _require(self.auxk_alpha >= 0, self, f"auxk_alpha must not be negative, got {self.auxk_alpha}")
+        _require(
+            self.auxk_k is None or self.auxk_k >= 1,
+            self,
+            f"auxk_k must be at least 1 or None, got {self.auxk_k}",
+        )
+        _require(
+            self.dead_feature_threshold is None or self.dead_feature_threshold >= 1,
+            self,
+            f"dead_feature_threshold must be at least 1 or None, got {self.dead_feature_threshold}",
+        )
+        _require(
+            self.lr_warmup_steps is None or self.lr_warmup_steps >= 0,
+            self,
+            f"lr_warmup_steps must not be negative, got {self.lr_warmup_steps}",
+        )
+        _require(
+            self.autocast in ("none", "bf16"),
+            self,
+            f"autocast must be 'none' or 'bf16', got {self.autocast!r}",
+        )
 
 
 @dataclass

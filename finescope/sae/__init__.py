@@ -1,0 +1,42 @@
+"""Sparse autoencoders: the module, its losses, its files and its trainer.
+
+    losses, functional ← model ← checkpoint, initial ← sources, state, progress ← train
+
+Names are imported on first use: a caller that only loads an SAE doesn't pay for the trainer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finescope.embeddings import extract_embeddings as extract_embeddings
+    from finescope.sae.initial import geometric_median as geometric_median
+    from finescope.sae.model import EncoderOutput as EncoderOutput
+    from finescope.sae.model import ForwardOutput as ForwardOutput
+    from finescope.sae.model import SparseAutoencoder as SparseAutoencoder
+    from finescope.sae.train import train_sae as train_sae
+
+_HOME = {
+    "EncoderOutput": "finescope.sae.model",
+    "ForwardOutput": "finescope.sae.model",
+    "SparseAutoencoder": "finescope.sae.model",
+    "extract_embeddings": "finescope.embeddings",
+    "geometric_median": "finescope.sae.initial",
+    "train_sae": "finescope.sae.train",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'finescope.sae' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

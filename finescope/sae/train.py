@@ -1,0 +1,309 @@
+"""Training of sparse autoencoders: from any source of activations, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finescope.config import SaeConfig, TrainingConfig
+from finescope.errors import FineScopeError, InputError, StoreError
+from finescope.files import remove_temporaries, write_json
+from finescope.optim import SaeAdam
+from finescope.sae import losses
+from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
+from finescope.sae.model import ForwardOutput, SparseAutoencoder
+from finescope.sae.progress import Meter, Metrics, Progress, Reporter
+from finescope.sae.sources import Activations, Source, open_source
+from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
+
+METRICS_NAME = "metrics.jsonl"
+SETTINGS_NAME = "training.json"
+
+_DEAD_TOKENS = 10_000_000  # Gao et al. (2024), §A.2
+_MAX_WARMUP_STEPS = 1_000
+
+
+def train_sae(
+    activations: Activations,
+    sae_cfg: SaeConfig | None = None,
+    train_cfg: TrainingConfig | None = None,
+    *,
+    mask: Tensor | None = None,
+    out_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: Progress = None,
+) -> SparseAutoencoder:
+    """Train a sparse autoencoder on activations.
+
+    The loss is FVU (or the normalised MSE) + l1_weight · L1 + auxk_alpha · AuxK + FVU(4K) / 8, the last with
+    ``sae_cfg.multi_topk``; :mod:`finescope.sae.losses` has the terms. The optimiser is
+    :class:`finescope.optim.SaeAdam`. The result depends only on the data, the configurations and the number
+    of threads.
+
+    Args:
+        activations: Tensor or ndarray (memory-mapped too) [N,S,D] or [B,D]; an activation store; or an
+            iterable of [...,D] batches, which must be iterable anew for every epoch. Any floating dtype.
+        sae_cfg: F, K and options; ``SaeConfig()`` if left out.
+        train_cfg: how to train; ``TrainingConfig()`` if left out.
+        mask: bool [N,S] or [B], True for the tokens to train on; only with tensors and arrays.
+        out_dir: directory for the SAE (``cfg.json``, ``sae.safetensors``), ``metrics.jsonl``,
+            ``training.json`` and the state to resume from; None writes nothing.
+        resume: go on from the state in ``out_dir`` if there is one, with the same result, bit for bit, as a
+            run that never stopped. A finished run is extended if ``num_epochs`` grew. False starts over.
+        progress: None for a bar on a terminal and plain lines elsewhere (standard error), False for
+            silence, or a function that is called with every record of metrics.
+
+    Returns:
+        The trained autoencoder, on ``train_cfg.device``.
+
+    Raises:
+        InputError: unusable activations (shape, type, NaN or infinity: the batch is named), no such device,
+            or ``out_dir`` holds a run with other settings or data.
+        StoreError: ``out_dir`` can't be written, or the state in it is damaged.
+        FineScopeError: the loss became NaN although the activations are finite.
+    """
+    sae_cfg = SaeConfig() if sae_cfg is None else sae_cfg
+    cfg = TrainingConfig() if train_cfg is None else train_cfg
+    source = open_source(activations, cfg, mask)
+    trainer = Trainer(source, sae_cfg, cfg, None if out_dir is None else Path(out_dir))
+    trainer.prepare(resume)
+    trainer.run(progress)
+    return trainer.sae
+
+
+class Trainer:
+    """One training run: the weights, the optimiser, the dead-latent counters and the position in the data."""
+
+    def __init__(self, source: Source, sae_cfg: SaeConfig, cfg: TrainingConfig, out_dir: Path | None) -> None:
+        self.source = source
+        self.cfg = cfg
+        self.out_dir = out_dir
+        self.device = _device(cfg.device)
+        self.sae = SparseAutoencoder(source.width, sae_cfg, device=self.device, seed=cfg.seed)
+        latents = self.sae.num_latents
+        self.peak_lr = cfg.learning_rate or 2e-4 / math.sqrt(latents / 2**14)
+        groups: list[dict[str, Any]] = [
+            {"params": [self.sae.encoder.weight, self.sae.encoder.bias, self.sae.b_dec]},
+            {"params": [self.sae.W_dec], "unit_norm": sae_cfg.normalize_decoder},
+        ]
+        self.optimiser = SaeAdam(groups, lr=self.peak_lr)
+        # Tokens since each latent last fired. The extra entry takes the writes of activations that are
+        # zero, so that a step needs neither a boolean index nor, with it, a wait for the device.
+        self.since_fired = torch.zeros(latents + 1, dtype=torch.int64, device=self.device)
+        self.position = Position()
+        self.window = Meter(self.device)
+        self.epoch_means = Meter(self.device)
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None if the length of the data is unknown."""
+        per_epoch = self.source.steps_per_epoch
+        return None if per_epoch is None else per_epoch * self.cfg.num_epochs
+
+    def prepare(self, resume: bool) -> None:
+        """Resume from ``out_dir``, or initialise from the data."""
+        self._who = identity(self.sae.cfg, self.cfg, self.source.kind, self.source.fingerprint())
+        if self.out_dir is not None:
+            _make_directory(self.out_dir)
+            remove_temporaries(self.out_dir)
+            state = self.out_dir / STATE_NAME
+            if resume and state.exists():
+                self.position = load_state(state, self.sae, self.optimiser, self.since_fired, self._who)
+                self.window.restore(self.position.sums["window"])
+                self.epoch_means.restore(self.position.sums["epoch"])
+                self.sae.save(self.out_dir)  # the run may have been killed between the two
+                return
+            # Left in place, it could be resumed from by a later run, should this one die before its first
+            # save.
+            state.unlink(missing_ok=True)
+            write_json(self.out_dir / SETTINGS_NAME, self._who)
+        sample = self.source.sample(SAMPLE_TOKENS)
+        if not bool(torch.isfinite(sample).all()):
+            self._refuse_batches()
+        initialise_from_data(self.sae, sample)
+        self.position.warmup_steps = self._warmup_steps()
+        self.position.dead_threshold = self.cfg.dead_feature_threshold or min(
+            _DEAD_TOKENS, self.source.num_tokens or _DEAD_TOKENS
+        )
+
+    def run(self, progress: Progress = None) -> None:
+        """Train until ``cfg.num_epochs`` epochs are done."""
+        metrics = None if self.out_dir is None else self.out_dir / METRICS_NAME
+        with Reporter(progress, metrics, self.total_steps, self.position.step) as report:
+            self._clock = (time.perf_counter(), self.position.step, self.position.tokens)
+            while self.position.epoch < self.cfg.num_epochs:
+                self._run_epoch(report)
+        self.sae.zero_grad(set_to_none=True)
+
+    def _run_epoch(self, report: Reporter) -> None:
+        here = self.position
+        batches = 0
+        for rows in self.source.batches(here.epoch, here.batch):
+            batches += 1
+            self._step(self._checked(rows))
+            report.advance(here.step)
+            if here.step % self.cfg.log_every == 0:
+                report.record(self._metrics("step", self.window))
+                self.window.clear()
+            if self.cfg.save_every_steps and here.step % self.cfg.save_every_steps == 0:
+                self._save()
+        if batches == 0 and here.batch == 0:
+            raise InputError(f"the activations gave no tokens in epoch {here.epoch + 1}")
+        here.epoch, here.batch = here.epoch + 1, 0
+        report.record(self._metrics("epoch", self.epoch_means))
+        self.epoch_means.clear()
+        last = here.epoch == self.cfg.num_epochs
+        if last or (self.cfg.save_every and here.epoch % self.cfg.save_every == 0):
+            self._save()
+
+    def _step(self, x: Tensor) -> None:
+        """Take one optimiser step on the batch ``x`` [b,D]."""
+        here = self.position
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate(here.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.autocast == "bf16"):
+            out = self.sae(x, self._dead_mask(), k_aux=self.cfg.auxk_k)
+        loss = losses.total(out, self.cfg.loss, self.cfg.l1_weight, self.cfg.auxk_alpha)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+        fired = out.latent_acts > 0
+        self.since_fired += len(x)
+        self.since_fired[torch.where(fired, out.latent_indices, self.sae.num_latents)] = 0
+        terms = _terms(loss, out, fired)
+        self.window.add(terms)
+        self.epoch_means.add(terms)
+        here.step += 1
+        here.batch += 1
+        here.tokens += len(x)
+
+    def _dead_mask(self) -> Tensor | None:
+        """Return which latents are dead; None while none can be, which needs no look at the device."""
+        if self.cfg.auxk_alpha == 0 or self.position.tokens < self.position.dead_threshold:
+            return None
+        return self.since_fired[:-1] >= self.position.dead_threshold
+
+    def _learning_rate(self, step: int) -> float:
+        warmup = self.position.warmup_steps
+        return self.peak_lr * min(1.0, (step + 1) / warmup) if warmup else self.peak_lr
+
+    def _warmup_steps(self) -> int:
+        if self.cfg.lr_warmup_steps is not None:
+            return self.cfg.lr_warmup_steps
+        total = self.total_steps
+        return _MAX_WARMUP_STEPS if total is None else min(_MAX_WARMUP_STEPS, total // 20)
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        """Return the batch on the training device; refuse one with NaN or infinity.
+
+        A batch that is already on an accelerator is only marked, and refused at the next look at the metrics.
+        """
+        x = rows.to(device=self.device, dtype=self.sae.dtype, non_blocking=True)
+        if rows.device.type == "cpu":
+            # The sum is finite unless an element isn't (or the values are near float32's limit): one cheap
+            # pass.
+            if not math.isfinite(float(rows.sum(dtype=torch.float32))):
+                self._refuse(rows, self.position.epoch, self.position.batch)
+        else:
+            good = torch.isfinite(x).all() | (self._first_bad >= 0)
+            self._first_bad = torch.where(good, self._first_bad, self.position.step)
+        return x
+
+    def _refuse(self, rows: Tensor, epoch: int, batch: int) -> None:
+        """Raise InputError if ``rows`` has NaN or infinity."""
+        bad = (~torch.isfinite(rows)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise InputError(
+                f"activations contain NaN or infinity in {self.source.place(epoch, batch, row)}, dimension"
+                f" {column}; remove such tokens, or find out why the model makes them (half precision?)"
+            )
+
+    def _refuse_batches(self) -> None:
+        """Find and refuse the first bad batch of the first epoch: the sample has shown that there is one."""
+        for batch, rows in enumerate(self.source.batches(0)):
+            self._refuse(rows, 0, batch)
+        raise InputError("activations contain NaN or infinity")
+
+    def _metrics(self, event: str, meter: Meter) -> Metrics:
+        """Return a record of metrics; raises if training has gone wrong since the last one."""
+        self._check_health()
+        here = self.position
+        began, first_step, first_token = self._clock
+        seconds = max(time.perf_counter() - began, 1e-9)
+        total = self.total_steps
+        left = None if total is None else seconds * (total - here.step) / max(1, here.step - first_step)
+        dead = (self.since_fired[:-1] >= here.dead_threshold).double().mean()
+        epoch = here.epoch if event == "epoch" else here.epoch + 1
+        return {
+            "event": event,
+            "step": here.step,
+            "epoch": epoch,
+            "num_epochs": self.cfg.num_epochs,
+            "tokens": here.tokens,
+            **meter.means(),
+            "dead_fraction": float(dead),
+            "learning_rate": self._learning_rate(here.step - 1),
+            "tokens_per_second": (here.tokens - first_token) / seconds,
+            "eta_seconds": left,
+        }
+
+    def _check_health(self) -> None:
+        bad_step = int(self._first_bad)
+        if bad_step >= 0:
+            raise InputError(f"activations contain NaN or infinity in the batch of step {bad_step + 1}")
+        if not math.isfinite(sum(self.epoch_means.state())):
+            raise FineScopeError(
+                f"the loss became NaN or infinite by step {self.position.step}, from finite activations;"
+                f" lower learning_rate (now {self.peak_lr:g})"
+            )
+
+    def _save(self) -> None:
+        """Write the state to resume from, then the SAE. A run gone wrong never replaces a good state."""
+        if self.out_dir is None:
+            return
+        self._check_health()
+        self.position.sums = {"window": self.window.state(), "epoch": self.epoch_means.state()}
+        path = self.out_dir / STATE_NAME
+        save_state(path, self.sae, self.optimiser, self.since_fired, self.position, self._who)
+        self.sae.save(self.out_dir)
+
+
+def _terms(loss: Tensor, out: ForwardOutput, fired: Tensor) -> Tensor:
+    """Return the values of ``progress.TERMS`` of one step."""
+    parts: list[Any] = [
+        loss,
+        out.fvu,
+        out.reconstruction_loss,
+        out.l1_loss,
+        out.auxk_loss,
+        out.multi_topk_fvu,
+        fired.sum() / max(1, len(fired)),
+    ]
+    return torch.stack([part.detach().double() for part in parts])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"can't train on device {name!r}: {reason}") from error
+    return device
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"can't make the directory {path}: {error.strerror}") from error
