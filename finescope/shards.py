@@ -39,6 +39,7 @@ class ShardWriter:
     Attributes:
         shards: manifest entries of the finished shards.
         complete: whether the work was finished already.
+        facts: plain values about the whole store.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ShardWriter:
         self._directory = Path(directory)
         self._kind = kind
         self._fingerprint = dict(fingerprint)
-        self._facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self.shards: list[dict[str, Any]] = []
         self.complete = False
         try:
@@ -95,7 +96,7 @@ class ShardWriter:
         for entry in found["shards"]:
             verify_shard(self._directory, entry)
         self.shards, self.complete = found["shards"], found["complete"]
-        self._facts = found["facts"]
+        self.facts = found["facts"]
         self._remove_shards([name for entry in self.shards for name in (entry["file"], entry["table"])])
 
     def _remove_shards(self, keep: list[str]) -> None:
@@ -123,7 +124,8 @@ class ShardWriter:
         with atomic_path(meta) as temporary:
             pq.write_table(table, temporary)
         header = {"format": self._kind, "version": str(_VERSION)}
-        header.update({name: str(value) for name, value in self._facts.items()})
+        scalars = {name: value for name, value in self.facts.items() if isinstance(value, (str, int))}
+        header.update({name: str(value) for name, value in scalars.items()})
         write_tensors(bulk, tensors, header)
         files = {"file": bulk.name, "bytes": bulk.stat().st_size, "sha256": sha256_file(bulk)}
         files |= {"table": meta.name, "table_bytes": meta.stat().st_size, "table_sha256": sha256_file(meta)}
@@ -132,7 +134,7 @@ class ShardWriter:
 
     def describe(self, **facts: Any) -> None:
         """Set plain facts about the whole store (width, …) for the manifest and every shard's header."""
-        self._facts.update(facts)
+        self.facts.update(facts)
 
     def finish(self) -> None:
         """Declare the work complete."""
@@ -144,7 +146,7 @@ class ShardWriter:
             "format": self._kind,
             "version": _VERSION,
             "complete": self.complete,
-            "facts": self._facts,
+            "facts": self.facts,
             "fingerprint": self._fingerprint,
             "shards": self.shards,
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,10 @@ def store_activations(
     }
     options = {"dtype": dtype, "shard_tokens": shard_tokens, "fingerprint": fingerprint, "mode": mode}
     with ActivationStoreWriter(directory, tap.width, **options) as writer:  # type: ignore[arg-type]
-        if not writer.complete:
+        if writer.complete:
+            if not isinstance(rows, Corpus):
+                RowChain().expect(rows, writer.facts)
+        else:
             keep = None if max_tokens is None else _choose(tap, rows, max_tokens, seed)
             _fill(tap, rows, writer, keep, seed, progress)
     return ActivationStore(directory)
@@ -84,7 +88,9 @@ def _fill(
     marks: dict[int, str] = {}
 
     def wanted() -> Iterator[Row]:
+        nonlocal done
         for position, row in enumerate(source, start=done):
+            done = position + 1
             marks[position] = chain.add(row)
             if not row.empty and (keep is None or _rank(seed, row.id) <= keep):
                 positions.append(position)
@@ -134,6 +140,22 @@ class RowChain:
                 "changed. Choose another folder, or overwrite this one"
             )
         return count
+
+    def expect(self, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
+        """Read all rows and refuse any but those that a finished store was made from.
+
+        Raises:
+            StoreError: the rows have changed.
+        """
+        count = 0
+        for row in rows:
+            self.add(row)
+            count += 1
+        if (count, self.value) != (facts.get("rows_read"), facts.get("chain")):
+            raise StoreError(
+                f"the {count} rows aren't the {facts.get('rows_read')} the finished store was made from. "
+                "Choose another folder, or overwrite this one"
+            )
 
 
 def _choose(tap: ActivationTap, rows: Iterable[Row], max_tokens: int, seed: int) -> int:

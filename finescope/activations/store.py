@@ -140,15 +140,25 @@ class ActivationStoreWriter:
         self._shards.write(tensors, table, {**facts, **entry})
         self._documents, self._tokens = [], 0
 
-    def finish(self, **entry: Any) -> None:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts in the manifest."""
+        return self._shards.facts
+
+    def finish(self, *, next_row: int = 0, chain: str = "") -> None:
         """Write what waits and declare the store complete.
+
+        Args:
+            next_row: rows read in all.
+            chain: running hash over them.
 
         Raises:
             StoreError: the disk is full, or nothing was added.
         """
-        self.flush(**entry)
+        self.flush(next_row=next_row, chain=chain)
         if not self._shards.shards:
             raise StoreError("no document was added to the activation store")
+        self._shards.describe(rows_read=next_row, chain=chain)
         self._shards.finish()
 
     def __enter__(self) -> ActivationStoreWriter:

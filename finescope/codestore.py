@@ -1,0 +1,334 @@
+"""Document codes on disk: CSR shards that are memory-mapped, with ids and metadata beside them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finescope import shards
+from finescope.codes import SparseCodes
+from finescope.errors import StoreError
+from finescope.files import PathLike
+from finescope.shards import ShardWriter
+
+KIND = "finescope-codes"
+_TENSORS = ("indptr", "indices", "values")
+_OPEN_SHARDS = 64
+
+
+class CodeStoreWriter:
+    """Writes shards of document codes; a finished shard is never written again.
+
+    Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        num_latents: int,
+        *,
+        dtype: torch.dtype = torch.float16,
+        dense_width: int | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        mode: str = "resume",
+    ) -> None:
+        """Open or make the folder.
+
+        Args:
+            directory: the folder.
+            num_latents: F.
+            dtype: of the values: float16 or float32.
+            dense_width: D, if a dense vector is kept for every document too.
+            fingerprint: what decides the contents, to notice a changed input.
+            facts: plain values to keep in the manifest (how the codes were made).
+            mode: "resume" or "overwrite".
+
+        Raises:
+            StoreError: another run holds the folder, it holds other work, or a finished shard is damaged.
+            ValueError: a dtype that isn't stored.
+        """
+        if dtype not in (torch.float16, torch.float32):
+            raise ValueError(f"codes are stored as float16 or float32, not {dtype}")
+        self.num_latents, self._dtype, self._dense_width = num_latents, dtype, dense_width
+        fixed = {"num_latents": num_latents, "dtype": str(dtype).removeprefix("torch.")}
+        fixed["dense_width"] = dense_width
+        self._shards = ShardWriter(directory, KIND, {**(fingerprint or {}), **fixed}, mode=mode)
+        self._shards.describe(**fixed, **(facts or {}))
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run finished the work."""
+        return self._shards.complete
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in finished shards."""
+        return sum(int(entry["rows"]) for entry in self._shards.shards)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens behind the rows in finished shards."""
+        return sum(int(entry["tokens"]) for entry in self._shards.shards)
+
+    @property
+    def last_entry(self) -> dict[str, Any] | None:
+        """Manifest entry of the last finished shard: where to go on."""
+        return self._shards.shards[-1] if self._shards.shards else None
+
+    def write(
+        self,
+        codes: SparseCodes,
+        ids: Sequence[str],
+        *,
+        n_tokens: Sequence[int] | None = None,
+        places: Sequence[str] | None = None,
+        dense: Tensor | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        **entry: Any,
+    ) -> None:
+        """Write n documents as one shard.
+
+        Values that are 0 in the stored dtype are dropped, so that every stored entry is a latent that fired.
+
+        Args:
+            codes: n rows over F latents.
+            ids: n ids.
+            n_tokens: tokens of each document; 0 means that there was no text.
+            places: where each row came from.
+            dense: floating [n,D], as announced by ``dense_width``.
+            columns: n values each, kept in the table (labels, for example).
+            entry: plain values for the manifest.
+
+        Raises:
+            StoreError: a value too large for the dtype, columns that Parquet can't hold, or a full disk.
+            ValueError: lengths or widths that don't agree.
+        """
+        import pyarrow as pa
+
+        n = len(codes)
+        self._check(codes, ids, n_tokens, places, dense, columns)
+        stored = _narrow(codes, self._dtype)
+        tensors = {"indptr": stored.indptr, "indices": stored.indices, "values": stored.values}
+        if dense is not None:
+            tensors["dense"] = dense.detach().cpu().to(torch.float16)
+            if not bool(torch.isfinite(tensors["dense"]).all()):
+                raise StoreError("dense vectors don't fit float16; leave them out")
+        first = self.num_rows
+        table = {
+            "id": list(ids),
+            "index": pa.array(range(first, first + n), pa.int64()),
+            "n_tokens": pa.array(n_tokens if n_tokens is not None else [None] * n, pa.int64()),
+            "place": list(places) if places is not None else [""] * n,
+            "nnz": pa.array(np.diff(stored.indptr.numpy()), pa.int64()),
+        }
+        for name, values in (columns or {}).items():
+            try:
+                table[name] = pa.array(list(values))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+                raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
+        counts = {"rows": n, "tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
+        self._shards.write(tensors, pa.table(table), {**counts, **entry})
+
+    def _check(
+        self,
+        codes: SparseCodes,
+        ids: Sequence[str],
+        n_tokens: Sequence[int] | None,
+        places: Sequence[str] | None,
+        dense: Tensor | None,
+        columns: Mapping[str, Sequence[Any]] | None,
+    ) -> None:
+        n = len(codes)
+        if codes.num_latents != self.num_latents:
+            raise ValueError(
+                f"the store holds codes over {self.num_latents} latents, not {codes.num_latents}"
+            )
+        given = {"ids": ids, "n_tokens": n_tokens, "places": places, **(columns or {})}
+        for name, values in given.items():
+            if values is not None and len(values) != n:
+                raise ValueError(f"{name} has {len(values)} values for {n} codes")
+        reserved = {"id", "index", "n_tokens", "place", "nnz"} & set(columns or {})
+        if reserved:
+            raise ValueError(f"column {sorted(reserved)[0]!r} is the store's own; rename it")
+        wanted = None if self._dense_width is None else (n, self._dense_width)
+        if (None if dense is None else tuple(dense.shape)) != wanted:
+            shown = None if dense is None else list(dense.shape)
+            raise ValueError(f"dense vectors must be {wanted}, got {shown}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts in the manifest."""
+        return self._shards.facts
+
+    def finish(self, **facts: Any) -> None:
+        """Declare the store complete, adding last facts to the manifest.
+
+        Raises:
+            StoreError: it holds no row.
+        """
+        if not self._shards.shards:
+            raise StoreError("no document was added to the code store")
+        self._shards.describe(**facts)
+        self._shards.finish()
+
+    def __enter__(self) -> CodeStoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shards.close()
+
+
+class CodeStore:
+    """Codes of N documents over F latents, memory-mapped.
+
+    Attributes:
+        num_latents: F.
+        width: D of the dense vectors, or None if there are none.
+        facts: how the codes were made (pooling, M, …).
+    """
+
+    def __init__(self, directory: PathLike) -> None:
+        """Open a finished store; shards are mapped when touched.
+
+        Raises:
+            StoreError: no store, unfinished, or a file that is missing or truncated (named).
+        """
+        self.directory = directory
+        self._manifest = shards.read_manifest(directory, KIND)
+        shards.require_complete(directory, self._manifest)
+        self._entries: list[dict[str, Any]] = self._manifest["shards"]
+        for entry in self._entries:
+            shards.check_sizes(directory, entry)
+        self.facts: dict[str, Any] = self._manifest["facts"]
+        self.num_latents = int(self.facts["num_latents"])
+        self.width: int | None = self.facts["dense_width"]
+        self._rows = sum(int(entry["rows"]) for entry in self._entries)
+        self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __repr__(self) -> str:
+        return f"CodeStore(N={len(self)}, F={self.num_latents}, nnz={self.nnz}, shards={len(self._entries)})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, F)."""
+        return len(self), self.num_latents
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries of all documents."""
+        return sum(int(entry["nnz"]) for entry in self._entries)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(int(entry["tokens"]) for entry in self._entries)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this store from another: its origin and the hashes of its shards."""
+        return {
+            "origin": self._manifest["fingerprint"],
+            "shards": [entry["sha256"] for entry in self._entries],
+        }
+
+    def verify(self) -> None:
+        """Read every byte and compare with the hashes taken when it was written.
+
+        Raises:
+            StoreError: naming the first damaged file.
+        """
+        for entry in self._entries:
+            shards.verify_shard(self.directory, entry)
+
+    def iter_shards(self) -> Iterator[tuple[int, SparseCodes]]:
+        """Yield (number of the first row, mapped codes of one shard), in order, in bounded memory."""
+        for number, (start, _) in enumerate(shards.iterate_with_start(self._entries)):
+            yield start, self._map(number)[0]
+
+    def codes(self) -> SparseCodes:
+        """Return the codes of all N documents: mapped if there is one shard, else copied into memory."""
+        parts = [part for _, part in self.iter_shards()]
+        return parts[0] if len(parts) == 1 else SparseCodes.cat(parts)
+
+    def dense(self) -> Tensor:
+        """Return the mean-pooled activations, float16 [N,D]: mapped if there is one shard, else copied.
+
+        Raises:
+            StoreError: the store holds none.
+        """
+        parts = [part for _, part in self.iter_dense()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def iter_dense(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of the first row, mapped dense vectors [n,D] of one shard).
+
+        Raises:
+            StoreError: the store holds none.
+        """
+        if self.width is None:
+            raise StoreError(f"{self.directory} holds no dense vectors; embed again with them kept")
+        for number, (start, _) in enumerate(shards.iterate_with_start(self._entries)):
+            dense = self._map(number)[1]
+            if dense is None:
+                raise StoreError(f"{self.directory}/{self._entries[number]['file']} lacks its dense vectors")
+            yield start, dense
+
+    def ids(self) -> list[str]:
+        """Return the N ids in order."""
+        return list(self.table(["id"])["id"].to_pylist())
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """Return the number of tokens of each document, int64 [N]; 0 where there was no text."""
+        counts = self.table(["n_tokens"])["n_tokens"].fill_null(0).to_numpy()
+        return np.asarray(counts, dtype=np.int64)
+
+    def table(self, columns: list[str] | None = None) -> Any:
+        """Return the metadata of all rows as a pyarrow table: id, index, n_tokens, place, nnz, kept columns.
+
+        Raises:
+            StoreError: a table is missing or damaged.
+        """
+        return shards.read_tables(self.directory, self._entries, columns)
+
+    def _open(self, number: int) -> tuple[SparseCodes, Tensor | None]:
+        entry = self._entries[number]
+        tensors = shards.map_shard(self.directory, entry, _TENSORS)
+        dense = tensors.get("dense")
+        try:
+            codes = SparseCodes(
+                tensors["indptr"], tensors["indices"], tensors["values"], self.num_latents, check=True
+            )
+            if len(codes) != entry["rows"] or codes.nnz != entry["nnz"]:
+                raise ValueError("its shape contradicts the manifest")
+            if dense is not None and dense.shape != (entry["rows"], self.width):
+                raise ValueError("its dense vectors contradict the manifest")
+        except ValueError as error:
+            raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
+        return codes, dense
+
+
+def _narrow(codes: SparseCodes, dtype: torch.dtype) -> SparseCodes:
+    """Return the codes in the stored dtype, without entries that are 0 in it."""
+    values = codes.values.to(dtype)
+    if not bool(torch.isfinite(values).all()):
+        raise StoreError(f"code values don't fit {dtype}; store them as float32")
+    kept = values != 0
+    wide = torch.uint16 if codes.num_latents <= 1 << 16 else torch.int32
+    if bool(kept.all()):
+        return SparseCodes(codes.indptr, codes.indices.to(wide), values, codes.num_latents, check=False)
+    before = torch.zeros(kept.numel() + 1, dtype=torch.int64)
+    torch.cumsum(kept, dim=0, out=before[1:])
+    indices = codes.indices.to(torch.int64)[kept].to(wide)
+    return SparseCodes(before[codes.indptr], indices, values[kept], codes.num_latents, check=False)
