@@ -46,7 +46,8 @@ def iter_shard_codes(codes: Codes) -> Iterator[SparseCodes]:
     if not isinstance(codes, CodeShards):
         raise TypeError(f"codes must be SparseCodes or have iter_shards(), got {type(codes).__name__}")
     for shard in codes.iter_shards():
-        inner = getattr(shard, "codes", shard)
+        # A store may say where each shard starts; the order says it already.
+        inner = shard[-1] if isinstance(shard, tuple) else getattr(shard, "codes", shard)
         yield inner() if callable(inner) else inner
 
 
