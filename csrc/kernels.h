@@ -56,6 +56,28 @@ struct ScatterRowsArgs {
   int64_t D;
 };
 
+enum class Reduce : int32_t { mean, max, sum, sqrt_mean, count };
+
+// Document n pools the codes of tokens offsets[n]..offsets[n + 1]. Entries that are not positive and finite
+// are dropped; the rest are summed per latent in float64 in the order (token, slot). The `keep` strongest
+// latents (value descending, then latent ascending) are stored in ascending order, padded with value 0 and
+// latent -1.
+struct PoolArgs {
+  const void* values;      // [B, K] contiguous, float64 if f64 else float32
+  const int64_t* indices;  // [B, K] contiguous
+  bool f64;
+  const int64_t* offsets;  // [N + 1]
+  int64_t K;
+  Reduce reduce;
+  int64_t keep;
+  float* out_values;     // [N, keep]
+  int64_t* out_indices;  // [N, keep]
+};
+
+// Pool documents begin..end. Returns the lowest negative latent that has a positive value, or 0 if there is
+// none.
+int64_t pool_codes(const PoolArgs& args, int64_t begin, int64_t end);
+
 // The first of n indices outside [0, limit), or n.
 using FindOutOfRange = int64_t (*)(const int64_t* indices, int64_t n, int64_t limit);
 // The kernels work on rows (or latents) begin..end of their output.
