@@ -1,0 +1,252 @@
+// The driver: which way a problem is solved, and how it is split over workers.
+#include "cpu/topk.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/topk_screen.h"
+
+namespace finescope {
+namespace {
+
+// Memory of a superblock's candidates, at most.
+constexpr int64_t kCandidateBytes = int64_t{24} << 20;
+// Low-precision rows of x that stay in the second-level cache while w streams past.
+constexpr int64_t kBlockBytes = int64_t{448} << 10;
+constexpr int64_t kBlockRows = 320;
+// Panels that a worker takes at a time when w is split.
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
+
+// Adds the candidates of row `row` of a part.
+void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t buckets, Superblock::Part& part) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t id = plan.packed.row[column[i]];
+    part.id.push_back(id);
+    ++part.bucket[bucket_of(plan.problem, buckets, id)];
+  }
+}
+
+class Search {
+ public:
+  Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out, TopkStats* stats)
+      : plan_(plan), p_(plan.problem), workers_(workers), out_(out), stats_(stats), buckets_(bucket_count(p_)) {}
+
+  void run() {
+    const int64_t tall = std::clamp<int64_t>(kCandidateBytes / (plan_.capacity * 12), 64, 8192);
+    const int64_t superblocks = (p_.B + tall - 1) / tall;
+    for (int64_t i = 0; i < superblocks; ++i) {
+      superblock(p_.B * i / superblocks, p_.B * (i + 1) / superblocks);
+    }
+    if (again_.empty()) return;
+    std::sort(again_.begin(), again_.end());
+    if (stats_) stats_->scanned += static_cast<int64_t>(again_.size());
+    scan(p_, again_.data(), static_cast<int64_t>(again_.size()), workers_, out_);
+  }
+
+ private:
+  void superblock(int64_t first, int64_t end) {
+    const int64_t n = end - first;
+    s_.first = first;
+    s_.count.assign(static_cast<size_t>(n), 0);
+    s_.tau.assign(static_cast<size_t>(n), plan_.open);
+    s_.raised.assign(static_cast<size_t>(n), 0);
+    s_.bad.assign(static_cast<size_t>(n), 0);
+    s_.norm64.assign(static_cast<size_t>(n), 0.0);
+    if (workers_.threads == 1 || n >= 56 * workers_.threads) {
+      split_rows(n);
+    } else {
+      split_panels(n);
+    }
+    rescore(p_, plan_.packed, workers_, &s_);
+    if (stats_) stats_->candidates += static_cast<int64_t>(s_.exact.size());
+    select(p_, workers_, out_, &s_, &again_);
+  }
+
+  // What is known about row i of packed rows, as row `row` of the superblock.
+  void finish_row(const PackedRows& rows, int64_t i, int64_t row, float tau) {
+    s_.tau[row] = rows.state[i] == PackedRows::kScan ? kClosed : tau;
+    s_.raised[row] = tau > plan_.open;
+    s_.bad[row] = rows.state[i] == PackedRows::kBad;
+    s_.norm64[row] = rows.norm64[i];
+  }
+
+  // Many rows of x: every worker has its own.
+  void split_rows(int64_t n) {
+    int64_t tall = std::clamp<int64_t>(kBlockBytes / (plan_.packed.units * 4), 14, kBlockRows);
+    int64_t blocks = std::max<int64_t>((n + tall - 1) / tall, 1);
+    blocks = round_up(blocks, workers_.threads);
+    s_.parts.resize(static_cast<size_t>(blocks));
+    struct Scratch {
+      PackedRows rows;
+      Screening screening;
+    };
+    std::vector<Scratch> scratch(static_cast<size_t>(workers_.threads));
+    for_each(workers_, blocks, [&](int64_t block, int worker) {
+      const int64_t begin = n * block / blocks, end = n * (block + 1) / blocks;
+      Superblock::Part& part = s_.parts[block];
+      part.row = begin;
+      part.id.clear();
+      part.bucket.assign(static_cast<size_t>(buckets_), 0);
+      PackedRows& rows = scratch[worker].rows;
+      Screening& screening = scratch[worker].screening;
+      rows.pack(plan_, s_.first + begin, end - begin);
+      screening.begin(plan_, rows, nullptr);
+      screening.run(0, plan_.packed.panels);
+      for (int64_t i = 0; i < end - begin; ++i) {
+        float tau = screening.tau(i);
+        finish_candidates(rows, i, begin + i, screening.score(i), screening.column(i), screening.count(i), tau, part);
+      }
+    });
+  }
+
+  void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column, int64_t n,
+                         float tau, Superblock::Part& part) {
+    if (tau == kClosed) {
+      n = 0;
+    } else {
+      n = Screening::raise(plan_, rows, i, score, column, n, &tau);
+      n = keep_certain(plan_, rows, i, score, column, n, tau);
+    }
+    finish_row(rows, i, row, tau);
+    s_.count[row] = static_cast<int32_t>(n);
+    add_row(plan_, column, n, buckets_, part);
+  }
+
+  // Few rows of x: workers share them and take panels of w in turn; what one finds raises the thresholds of all.
+  void split_panels(int64_t n) {
+    PackedRows& rows = shared_rows_;
+    rows.pack(plan_, s_.first, n);
+    std::vector<std::atomic<float>> shared(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) shared[i] = rows.tau[i];
+    const int64_t chunk = std::max<int64_t>(1, kChunkBytes / plan_.packed.panel_bytes);
+    const int64_t chunks = (plan_.packed.panels + chunk - 1) / chunk;
+    std::vector<Screening> screening(static_cast<size_t>(workers_.threads));
+    for (Screening& s : screening) s.begin(plan_, rows, shared.data());
+    for_each(workers_, chunks, [&](int64_t task, int worker) {
+      screening[worker].run(task * chunk, std::min(plan_.packed.panels, (task + 1) * chunk));
+    });
+    const int64_t blocks = std::min<int64_t>(n, 4 * workers_.threads);
+    s_.parts.resize(static_cast<size_t>(blocks));
+    for_each(workers_, blocks, [&](int64_t block, int) {
+      Superblock::Part& part = s_.parts[block];
+      part.row = n * block / blocks;
+      part.id.clear();
+      part.bucket.assign(static_cast<size_t>(buckets_), 0);
+      std::vector<float> score;
+      std::vector<int32_t> column;
+      for (int64_t i = part.row; i < n * (block + 1) / blocks; ++i) {
+        score.clear();
+        column.clear();
+        for (Screening& s : screening) {
+          score.insert(score.end(), s.score(i), s.score(i) + s.count(i));
+          column.insert(column.end(), s.column(i), s.column(i) + s.count(i));
+        }
+        const int64_t found = static_cast<int64_t>(score.size());
+        score.resize(score.size() + kSlack);
+        column.resize(column.size() + kSlack);
+        finish_candidates(rows, i, i, score.data(), column.data(), found, shared[i].load(), part);
+      }
+    });
+  }
+
+  const ScreenPlan& plan_;
+  const TopkProblem& p_;
+  const Workers& workers_;
+  const TopkOutput& out_;
+  TopkStats* stats_;
+  int64_t buckets_;
+  Superblock s_;
+  PackedRows shared_rows_;
+  std::vector<int64_t> again_;
+};
+
+// Rows of x without NaN and infinity; the others are written.
+std::vector<int64_t> good_rows(const TopkProblem& p, const Workers& workers, const TopkOutput& out) {
+  const TopkKernels& kernels = topk_kernels();
+  std::vector<uint8_t> good(static_cast<size_t>(p.B));
+  for_each(workers, (p.B + 63) / 64, [&](int64_t task, int) {
+    std::vector<float> row(static_cast<size_t>(round_up(p.d, 16)));
+    std::vector<double> wide(static_cast<size_t>(round_up(p.d, 16)));
+    for (int64_t b = task * 64; b < std::min(p.B, task * 64 + 64); ++b) {
+      if (p.x.dtype == DType::f64) {
+        kernels.to_f64(row_of(p.x, b), p.x.dtype, p.d, wide.data());
+        const double* rows[1] = {wide.data()};
+        double squared;
+        kernels.dots_f64(wide.data(), rows, 1, round_up(p.d, 16), &squared);
+        good[b] = std::isfinite(squared);
+      } else {
+        good[b] = kernels.to_f32(row_of(p.x, b), p.x.dtype, p.d, row.data()) < 0x7f800000u;
+      }
+      if (!good[b]) write_bad_row(p, out, b);
+    }
+  });
+  std::vector<int64_t> rows;
+  for (int64_t b = 0; b < p.B; ++b) {
+    if (good[b]) rows.push_back(b);
+  }
+  return rows;
+}
+
+void scan_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out, TopkStats* stats) {
+  const std::vector<int64_t> rows = good_rows(p, workers, out);
+  if (stats) stats->scanned += static_cast<int64_t>(rows.size());
+  if (scan(p, rows.data(), static_cast<int64_t>(rows.size()), workers, out)) return;
+  for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
+}
+
+// The screen for a problem, or none where scanning everything takes less time.
+bool choose(const TopkProblem& p, ScreenChoice choice, ScreenKind* kind) {
+  if (choice == ScreenChoice::none || p.x.dtype == DType::f64 || p.w.dtype == DType::f64) return false;
+  const int64_t wanted = p.k + p.E;
+  // Nothing to gain where most columns are candidates anyway, and int32 columns must do.
+  if (8 * wanted + 1024 > p.N || p.N > INT32_MAX - 64 || p.d == 0 || p.d > (1 << 15)) return false;
+  switch (choice) {
+    case ScreenChoice::f32:
+      *kind = ScreenKind::f32;
+      return true;
+    case ScreenChoice::bf16:
+      *kind = ScreenKind::bf16;
+      break;
+    case ScreenChoice::int8:
+      *kind = ScreenKind::int8;
+      break;
+    default:
+      // Packing reads all of w; a row or two of x do not pay for it.
+      if (p.B < 6) return false;
+      *kind = p.d <= 3072 || !screen_available(ScreenKind::bf16) ? ScreenKind::int8 : ScreenKind::bf16;
+  }
+  if (!screen_available(*kind)) *kind = ScreenKind::f32;
+  return true;
+}
+
+}  // namespace
+
+void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const Workers& workers,
+          const TopkOutput& out, TopkStats* stats) {
+  if (p.B == 0 || p.k == 0) return;
+  if (p.bias != nullptr) {
+    for (int64_t f = 0; f < p.N; ++f) {
+      if (std::isfinite(p.bias[f])) continue;
+      for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
+      return;
+    }
+  }
+  Packed own;
+  if (packed == nullptr) {
+    ScreenKind kind;
+    if (!choose(p, choice, &kind)) return scan_all(p, workers, out, stats);
+    pack(p.w, p.N, p.d, p.metric, kind, workers, &own);
+    packed = &own;
+  }
+  if (p.metric == Metric::encode && !packed->finite) {
+    for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
+    return;
+  }
+  const ScreenPlan plan(p, *packed);
+  if (!plan.usable || packed->nr != plan.kernels.nr || plan.capacity > p.N) {
+    return scan_all(p, workers, out, stats);
+  }
+  Search(plan, workers, out, stats).run();
+}
+
+}  // namespace finescope

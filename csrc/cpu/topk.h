@@ -1,0 +1,99 @@
+// Exact top-k by inner product on the CPU: the engine behind topk_encode and cosine_topk.
+//
+//   pack     once per matrix w: rows to low precision, in panels, with their measured errors       (topk_pack.cpp)
+//   screen   x against the panels: candidates that may be among the k best, and a threshold        (topk_screen.cpp)
+//   rescore  candidates gathered by row of w, in float64 and the fixed order                       (topk_rescore.cpp)
+//   select   the k best exact scores; the threshold is checked against them                        (topk_rescore.cpp)
+//   scan     every score exactly: for few rows, for what no screen can separate, and for float64   (topk_scan.cpp)
+//
+// The threshold of a screen is a guess that later events confirm or refute: everything with an exact score of at
+// least `tau` was kept, so if the k-th best exact score among the candidates reaches tau, nothing is missing. A row
+// for which it does not is scanned.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/topk_kernels.h"
+
+namespace finescope {
+
+enum class Metric : int32_t { encode, ip, cosine };
+enum class ScreenChoice : int32_t { automatic, none, f32, bf16, int8 };
+
+// Runs body(context, worker) once for each worker in 0..threads-1, possibly at the same time.
+struct Workers {
+  int threads;
+  void (*run)(int threads, void (*body)(void* context, int worker), void* context);
+};
+
+// Memory on whole huge pages where it is large: panels are streamed, and small pages would miss the TLB.
+class Block {
+ public:
+  Block() = default;
+  explicit Block(int64_t bytes);
+  char* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(char* p) const;
+  };
+  std::unique_ptr<char[], Free> data_;
+};
+
+// A matrix w [n, d] packed for one kind of screen.
+struct Packed {
+  ScreenKind kind;
+  Metric metric;  // cosine: rows were divided by their norms
+  int nr;
+  int64_t n, d;
+  int64_t depth;  // d, or its next multiple of 64 if rows were rotated
+  bool rotated;
+  int64_t units, panels, panel_bytes;
+  Block data;
+  std::vector<float> scale, inv_scale, norm, err;  // by panel, as in ScreenPanels
+  std::vector<uint32_t> valid;                     // by panel: columns that hold a row without NaN and infinity
+  std::vector<int32_t> row;                        // by column: its row of w
+  std::vector<double> norm64;                      // by row, cosine only: the fixed-order norm
+  float max_norm, max_err;
+  bool finite;  // no NaN and no infinity anywhere
+  bool tame;    // magnitudes in the range where a screen's float32 arithmetic neither over- nor underflows
+
+  int64_t bytes() const;
+};
+
+struct TopkProblem {
+  Matrix x, w;
+  int64_t B, N, d, k;
+  Metric metric;
+  const double* bias;      // [N], or null
+  double floor;            // scores at or below it are not wanted
+  const int64_t* exclude;  // [B, E] rows of w that are not wanted for a row of x (negative: none), or null
+  int64_t E;
+  const uint8_t* mask;  // [N], 0: never returned; or null
+  int64_t id_offset;
+};
+
+// [B, k] scores, float64 if f64 else float32, and ids. encode: a row that has fewer positive scores is filled with
+// zeros at the lowest other latents. Search: with -inf and -1.
+struct TopkOutput {
+  void* score;
+  bool f64;
+  int64_t* id;
+};
+
+// Counts of one call, for tests and benchmarks.
+struct TopkStats {
+  int64_t candidates = 0;  // pairs scored exactly after a screen
+  int64_t scanned = 0;     // rows of x whose scores were all computed exactly
+};
+
+bool screen_available(ScreenKind kind);
+void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, const Workers& workers, Packed* out);
+
+// `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and metric.
+void topk(const TopkProblem& problem, const Packed* packed, ScreenChoice choice, const Workers& workers,
+          const TopkOutput& out, TopkStats* stats);
+
+}  // namespace finescope

@@ -1,0 +1,1 @@
+#include "cpu/topk_tile.inl"

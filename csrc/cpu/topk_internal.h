@@ -1,0 +1,112 @@
+// What the files of the top-k engine share.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+
+#include "cpu/topk.h"
+
+namespace finescope {
+
+// Rows whose largest magnitude lies in this range are screened; then products of two of them, and sums of these, are
+// ordinary float32 numbers.
+inline constexpr float kTameLow = 0x1p-30f, kTameHigh = 0x1p30f;
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+inline const char* row_of(const Matrix& m, int64_t i) {
+  return static_cast<const char*>(m.data) + i * m.stride * element_size(m.dtype);
+}
+
+// Tasks 0..n-1, each taken by the next free worker: body(task, worker).
+template <class Body>
+void for_each(const Workers& workers, int64_t n, const Body& body) {
+  if (n <= 0) return;
+  struct Context {
+    const Body& body;
+    std::atomic<int64_t> next{0};
+    int64_t n;
+  } context{body, {0}, n};
+  const auto run = [](void* p, int worker) {
+    Context& c = *static_cast<Context*>(p);
+    for (int64_t task = c.next++; task < c.n; task = c.next++) c.body(task, worker);
+  };
+  if (workers.threads == 1 || n == 1) {
+    run(&context, 0);
+  } else {
+    workers.run(workers.threads < n ? workers.threads : static_cast<int>(n), run, &context);
+  }
+}
+
+struct Hit {
+  double score;
+  int64_t id;
+};
+// The order of results: score descending, then id ascending.
+inline bool better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
+
+// Rows first..first+n of a matrix as float32 with zeros up to a multiple of 16: in place if they are that already.
+class F32Rows {
+ public:
+  void assign(const Matrix& m, int64_t d, int64_t first, int64_t n, const Workers& workers);
+  const float* operator[](int64_t i) const { return base_ + i * stride_; }
+
+ private:
+  const float* base_ = nullptr;
+  int64_t stride_ = 0;
+  std::vector<float> copy_;
+};
+
+// The exact score, from the fixed-order dot.
+inline double exact_score(const TopkProblem& p, double dot, int64_t id, double x_norm, double w_norm) {
+  if (p.metric == Metric::encode) return p.bias ? dot + p.bias[id] : dot;
+  if (p.metric == Metric::ip) return dot;
+  const double norms = x_norm * w_norm;
+  return norms > 0 ? dot / norms : 0.0;
+}
+
+inline bool excluded(const TopkProblem& p, int64_t b, int64_t id) {
+  for (int64_t e = 0; e < p.E; ++e) {
+    if (p.exclude[b * p.E + e] == id) return true;
+  }
+  return false;
+}
+
+// Writes row b of the output: hits are reordered, their best k are used.
+void write_row(const TopkProblem& p, const TopkOutput& out, int64_t b, Hit* hits, int64_t n);
+// Writes the row of an x, or of an encoder, that holds a NaN or an infinity.
+void write_bad_row(const TopkProblem& p, const TopkOutput& out, int64_t b);
+
+// Scores rows[0..n) of x against all of w exactly. False if (encode only) w is not finite.
+bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers, const TopkOutput& out);
+
+// Rows of x in flight together: their candidates, what is known about each row, and their exact scores.
+struct Superblock {
+  struct Part {  // a run of rows that one task screened
+    int64_t row, slot;                 // first row, and place of its first candidate among all
+    std::vector<int32_t> id;           // rows of w, by row of x
+    std::vector<int64_t> bucket;       // counts, then places, by range of w
+  };
+  int64_t first = 0;                   // row of x
+  std::vector<Part> parts;
+  std::vector<int64_t> begin;          // [rows + 1] place of each row's first candidate
+  std::vector<int32_t> count;          // [rows]
+  std::vector<float> tau;              // [rows] threshold; kClosed: scan the row
+  std::vector<uint8_t> raised;         // [rows] tau is a guess to be confirmed
+  std::vector<uint8_t> bad;            // [rows] a NaN or an infinity in x
+  std::vector<double> norm64;          // [rows] cosine only
+  std::vector<double> exact;           // by place
+};
+
+// Buckets of rows of w that pairs are gathered into.
+int64_t bucket_count(const TopkProblem& p);
+inline int64_t bucket_of(const TopkProblem& p, int64_t buckets, int64_t id) { return id * buckets / p.N; }
+
+// Fills `exact` from the parts.
+void rescore(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* s);
+// Writes the rows that are certain; adds the others to `again`.
+void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* s,
+            std::vector<int64_t>* again);
+
+}  // namespace finescope

@@ -1,0 +1,123 @@
+// What an instruction set provides to the top-k engine: screens, and primitives on single rows.
+//
+// A screen multiplies low-precision copies x̂ and ŵ of the rows x and w and keeps what may still be among the k best:
+// every pair whose exact score is at least `tau` of its row. That is certain, because
+//
+//   |<x, w> - <x̂, ŵ>|  <=  |x - x̂| |w|  +  |x̂| |w - ŵ|  +  rounding of the arithmetic done on the way,
+//
+// and all of these norms were measured when packing, rounded up. The screen decides what is computed exactly, never
+// what is returned.
+//
+// Both operands are packed in units of 32 bits: four int8, two bfloat16 or one float32 elements of a row.
+//   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two registers
+//   groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "kernels.h"
+
+namespace finescope {
+
+enum class ScreenKind : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
+inline constexpr int kScreenKinds = 3;
+inline constexpr int kMaxTileRows = 14;
+// Elements that a kernel may read or write past the end of an array with one entry per row or per candidate.
+inline constexpr int kSlack = 32;
+// Finite stand-ins for an open and a closed threshold; infinities would make NaNs in the arithmetic of bounds.
+inline constexpr float kOpen = -1e37f;
+inline constexpr float kClosed = 1e37f;
+
+// A block of rows of x. Arrays have an entry per row and kSlack more.
+struct ScreenRows {
+  const char* packed;
+  const int64_t* group_offset;  // [groups] bytes
+  const int32_t* group_row;     // [groups + 1] first row of each group
+  int32_t groups;
+  const float* scale;      // x̂ = scale * units
+  const float* inv_scale;  // 1 / scale
+  const float* norm;       // >= |x̂|
+  const float* err;        // >= |x - x̂|
+  const int32_t* start;    // where integer accumulators start: -128 times the sum of the row's units
+  float* tau;
+  // Candidates: count of them for each row, at row * capacity.
+  float* score;
+  int32_t* column;
+  int32_t* count;
+  int32_t* limit;  // call `full` when count has passed this; limit + kSlack <= capacity
+  int64_t capacity;
+  void* self;
+  void (*full)(void* self, int32_t row);
+};
+
+struct ScreenPanels {
+  const char* packed;
+  int64_t panel_bytes;
+  int64_t units;
+  const float* scale;      // [panels] ŵ = scale * units
+  const float* inv_scale;  // [panels]
+  const float* norm;       // [panels] >= |w| of every column
+  const float* err;        // [panels] >= |w - ŵ| of every column, and the rounding of scores relative to |x̂|
+  const float* slack;      // [panels] absolute error of scores, from adding the bias
+  const uint32_t* valid;   // [panels] bit c: column c may be a candidate
+  const float* bias;       // [panels * nr], or null
+};
+
+using Screen = void (*)(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+
+// A row in low precision.
+struct Quantized {
+  float norm;   // >= |x̂| in units of scale
+  float err;    // >= |x - x̂| in units of scale
+  int32_t sum;  // of the integer elements
+};
+
+struct TopkKernels {
+  int nr;
+  int mr;
+  Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
+
+  // The row as float32 (exact for 16-bit rows), zeros up to a multiple of 16; returns the bits of the largest
+  // magnitude, so a value of 0x7f800000 or more says that there is an infinity or a NaN.
+  uint32_t (*to_f32)(const void* row, DType dtype, int64_t d, float* out);
+  void (*to_f64)(const void* row, DType dtype, int64_t d, double* out);
+  // out[i] = the fixed-order dot of a and rows[i]; all of them end in zeros up to a multiple of 16.
+  void (*dots_f32)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out);
+  void (*dots_f64)(const double* a, const double* const* rows, int64_t n, int64_t d, double* out);
+
+  // row *= factor, in place.
+  void (*multiply)(float* row, int64_t d, float factor);
+  // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64.
+  void (*rotate)(float* row, int64_t d);
+  float (*max_magnitude)(const float* row, int64_t d);
+  // Low-precision elements of row / scale, `units` of 4 bytes. int8: `offset` is added to each.
+  Quantized (*quantize[kScreenKinds])(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units,
+                                      uint32_t* out);
+
+  // Some value with at least k, and not many more, of the n scores at or above it.
+  float (*about_kth)(const float* score, int64_t n, int64_t k);
+  // Keeps, in order, the candidates with a score of at least `lowest`; returns how many.
+  int64_t (*keep)(float* score, int32_t* column, int64_t n, float lowest);
+};
+
+// The table of the active instruction set.
+const TopkKernels& topk_kernels();
+
+namespace scalar {
+extern const TopkKernels topk;
+}
+namespace avx2 {
+extern const TopkKernels topk;
+}
+namespace avx512 {
+extern const TopkKernels topk;
+}
+namespace avx512_vnni {
+void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}
+namespace avx512_bf16 {
+void topk_screen_bf16(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}
+
+}  // namespace finescope

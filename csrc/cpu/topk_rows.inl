@@ -1,0 +1,384 @@
+// Primitives of the top-k engine on single rows, in terms of vec.h; included once by the baseline, AVX2 and AVX-512
+// sources. Only dots_* must give the same bytes everywhere: the others feed screens, whose errors are measured.
+#include "cpu/topk_kernels.h"
+#include "cpu/vec.h"
+
+namespace finescope {
+namespace FINESCOPE_ISA {
+namespace {
+
+typedef int32_t VecI32 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES)));
+typedef int8_t VecI8 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES / 4)));
+
+FINESCOPE_INLINE VecF32 splat(float x) { return VecF32{} + x; }
+
+template <class V>
+FINESCOPE_INLINE auto total(V v) {
+  auto sum = v[0];
+  for (int i = 1; i < static_cast<int>(sizeof(v) / sizeof(v[0])); ++i) sum += v[i];
+  return sum;
+}
+
+// --- loading rows ------------------------------------------------------------------------------------------------
+
+template <class T>
+uint32_t widen_f32(const T* row, int64_t d, float* out) {
+  VecU32 largest = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecF32 v = load_f32(row + i);
+    const VecU32 magnitude = bits_as<VecU32>(v) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+    store_f32(v, out + i);
+  }
+  uint32_t result = 0;
+  for (int l = 0; l < kF32Lanes; ++l) result = largest[l] > result ? largest[l] : result;
+  for (; i < d; ++i) {
+    out[i] = to_f32(row[i]);
+    const uint32_t magnitude = bits_as<uint32_t>(out[i]) & 0x7fffffffu;
+    result = magnitude > result ? magnitude : result;
+  }
+  for (; i % 16 != 0; ++i) out[i] = 0.0f;
+  return result;
+}
+
+uint32_t widen_f32(const double* row, int64_t d, float* out) {
+  uint32_t result = 0;
+  int64_t i = 0;
+  for (; i < d; ++i) {
+    out[i] = static_cast<float>(row[i]);
+    const uint32_t magnitude = bits_as<uint32_t>(out[i]) & 0x7fffffffu;
+    result = magnitude > result ? magnitude : result;
+  }
+  for (; i % 16 != 0; ++i) out[i] = 0.0f;
+  return result;
+}
+
+template <class T>
+void widen_f64(const T* row, int64_t d, double* out) {
+  int64_t i = 0;
+  for (; i + kF64Lanes <= d; i += kF64Lanes) {
+    const VecF64 v = load_f64(row + i);
+    std::memcpy(out + i, &v, sizeof(v));
+  }
+  for (; i < d; ++i) out[i] = to_f64(row[i]);
+  for (; i % 16 != 0; ++i) out[i] = 0.0;
+}
+
+template <class Visit>
+FINESCOPE_INLINE auto visit(DType dtype, const void* row, Visit run) {
+  switch (dtype) {
+    case DType::f64:
+      return run(static_cast<const double*>(row));
+    case DType::bf16:
+      return run(static_cast<const bf16*>(row));
+    case DType::f16:
+      return run(static_cast<const f16*>(row));
+    default:
+      return run(static_cast<const float*>(row));
+  }
+}
+
+uint32_t row_to_f32(const void* row, DType dtype, int64_t d, float* out) {
+  return visit(dtype, row, [&](const auto* p) { return widen_f32(p, d, out); });
+}
+
+void row_to_f64(const void* row, DType dtype, int64_t d, double* out) {
+  visit(dtype, row, [&](const auto* p) { widen_f64(p, d, out); });
+}
+
+// --- the fixed-order dot -----------------------------------------------------------------------------------------
+
+constexpr int kDotLanes = 16;
+constexpr int kDotVecs = kDotLanes / kF64Lanes;
+
+// Two float32 factors have an exact float64 product, so fusing changes no bit. float64 factors do not.
+FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
+  const VecF64 v = load_f64(b);
+#if defined(__AVX512F__)
+  return bits_as<VecF64>(_mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(v), bits_as<__m512d>(sum)));
+#elif defined(__FMA__)
+  return bits_as<VecF64>(_mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(v), bits_as<__m256d>(sum)));
+#else
+  return sum + a * v;
+#endif
+}
+FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) { return sum + a * load_f64(b); }
+
+// The order of the reduction is that of the definition, 8, 4, 2, 1, on whole registers as long as they last.
+FINESCOPE_INLINE double reduce(const VecF64* acc) {
+  double s[kDotLanes];
+  std::memcpy(s, acc, sizeof(s));
+  for (int half = kDotLanes / 2; half >= 1; half /= 2) {
+    for (int l = 0; l < half; ++l) s[l] += s[l + half];
+  }
+  return s[0];
+}
+
+template <int N, class T>
+FINESCOPE_INLINE void dot_block(const double* a, const T* const* rows, int64_t d, double* out) {
+  VecF64 acc[N][kDotVecs];
+  for (int i = 0; i < N; ++i) {
+    for (int v = 0; v < kDotVecs; ++v) acc[i][v] = VecF64{};
+  }
+  for (int64_t at = 0; at < d; at += kDotLanes) {
+    for (int v = 0; v < kDotVecs; ++v) {
+      const VecF64 av = load_f64(a + at + v * kF64Lanes);
+      for (int i = 0; i < N; ++i) acc[i][v] = add_product(acc[i][v], av, rows[i] + at + v * kF64Lanes);
+    }
+  }
+  for (int i = 0; i < N; ++i) out[i] = reduce(acc[i]);
+}
+
+// As many rows at once as there are registers for, so that the latency of the adds is hidden.
+template <class T>
+void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* out) {
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) dot_block<kBlock>(a, rows + i, d, out + i);
+  for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
+}
+
+// --- rotation ----------------------------------------------------------------------------------------------------
+
+void multiply(float* row, int64_t d, float factor) {
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) store_f32(load_f32(row + i) * splat(factor), row + i);
+  for (; i < d; ++i) row[i] *= factor;
+}
+
+float max_magnitude(const float* row, int64_t d) {
+  VecU32 largest = {};
+  uint32_t result = 0;
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecU32 magnitude = bits_as<VecU32>(load_f32(row + i)) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  for (int l = 0; l < kF32Lanes; ++l) result = largest[l] > result ? largest[l] : result;
+  for (; i < d; ++i) {
+    const uint32_t magnitude = bits_as<uint32_t>(row[i]) & 0x7fffffffu;
+    result = magnitude > result ? magnitude : result;
+  }
+  return bits_as<float>(result);
+}
+
+template <int H>
+FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
+  VecI32 partner, sign;
+  for (int l = 0; l < kF32Lanes; ++l) {
+    partner[l] = l ^ H;
+    sign[l] = (l & H) ? INT32_MIN : 0;
+  }
+#if defined(__clang__)
+  VecF32 other;
+  for (int l = 0; l < kF32Lanes; ++l) other[l] = v[partner[l]];
+#else
+  const VecF32 other = __builtin_shuffle(v, partner);
+#endif
+  return other + bits_as<VecF32>(bits_as<VecI32>(v) ^ sign);
+}
+
+// Signs, then a Hadamard transform of every block of the largest power of two, then a reflection across the blocks.
+void rotate(float* row, int64_t d) {
+  int64_t block = 64;
+  while (d % (2 * block) == 0) block *= 2;
+  VecU32 index;
+  for (int l = 0; l < kF32Lanes; ++l) index[l] = static_cast<uint32_t>(l);
+  for (int64_t i = 0; i < d; i += kF32Lanes) {
+    VecU32 h = (index + static_cast<uint32_t>(i)) * 0x9e3779b1u;
+    h = (h ^ (h >> 15)) * 0x85ebca6bu;
+    VecF32 v = bits_as<VecF32>(bits_as<VecU32>(load_f32(row + i)) ^ ((h ^ (h << 13)) & 0x80000000u));
+    v = butterfly<1>(v);
+    v = butterfly<2>(v);
+    if constexpr (kF32Lanes > 4) v = butterfly<4 % kF32Lanes>(v);
+    if constexpr (kF32Lanes > 8) v = butterfly<8 % kF32Lanes>(v);
+    store_f32(v, row + i);
+  }
+  const float unit = 1.0f / __builtin_sqrtf(static_cast<float>(block));
+  for (int64_t at = 0; at < d; at += block) {
+    for (int64_t h = kF32Lanes; h < block; h *= 2) {
+      const VecF32 factor = splat(2 * h == block ? unit : 1.0f);
+      for (int64_t i = at; i < at + block; i += 2 * h) {
+        for (int64_t j = i; j < i + h; j += kF32Lanes) {
+          const VecF32 a = load_f32(row + j), b = load_f32(row + j + h);
+          store_f32((a + b) * factor, row + j);
+          store_f32((a - b) * factor, row + j + h);
+        }
+      }
+    }
+  }
+  const int64_t blocks = d / block;
+  if (blocks == 1) return;
+  const VecF32 twice_mean = splat(2.0f / static_cast<float>(blocks));
+  for (int64_t i = 0; i < block; i += kF32Lanes) {
+    VecF32 sum = {};
+    for (int64_t b = 0; b < blocks; ++b) sum += load_f32(row + b * block + i);
+    sum *= twice_mean;
+    for (int64_t b = 0; b < blocks; ++b) store_f32(load_f32(row + b * block + i) - sum, row + b * block + i);
+  }
+}
+
+// --- low precision -----------------------------------------------------------------------------------------------
+
+// A root of a sum of squares that was added up in float32 lanes, rounded up.
+FINESCOPE_INLINE float root_up(float sum, int64_t d) {
+  return __builtin_sqrtf(sum) * (1.0f + static_cast<float>(d / kF32Lanes + kF32Lanes + 8) * 0x1p-23f);
+}
+
+// The multiply by 1 / scale rounds twice where a division by scale would be exact.
+constexpr float kReciprocal = 0x1p-22f;
+
+Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units, uint32_t* out) {
+  constexpr float kMagic = 0x1.8p23f;  // adding it rounds to an integer
+  int8_t* bytes = reinterpret_cast<int8_t*>(out);
+  VecF32 err = {}, norm = {};
+  VecI32 sum = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecF32 exact = load_f32(row + i) * splat(inv_scale);
+    const VecF32 shifted = exact + splat(kMagic);
+    const VecF32 whole = shifted - splat(kMagic), rest = exact - whole;
+    err += rest * rest;
+    norm += whole * whole;
+    const VecI32 integer = bits_as<VecI32>(shifted) - bits_as<int32_t>(kMagic);
+    sum += integer;
+    const VecI8 narrow = __builtin_convertvector(integer + offset, VecI8);
+    std::memcpy(bytes + i, &narrow, sizeof(narrow));
+  }
+  float err2 = total(err), norm2 = total(norm);
+  int32_t added = total(sum);
+  for (; i < d; ++i) {
+    const float exact = row[i] * inv_scale, whole = __builtin_nearbyintf(exact), rest = exact - whole;
+    err2 += rest * rest;
+    norm2 += whole * whole;
+    added += static_cast<int32_t>(whole);
+    bytes[i] = static_cast<int8_t>(static_cast<int32_t>(whole) + offset);
+  }
+  for (; i < 4 * units; ++i) bytes[i] = static_cast<int8_t>(offset);
+  const float size = root_up(norm2, d), rest = root_up(err2, d);
+  return {size, rest + (size + rest) * kReciprocal, added};
+}
+
+Quantized quantize_bf16(const float* row, int64_t d, float, int32_t, int64_t units, uint32_t* out) {
+  bf16* halves = reinterpret_cast<bf16*>(out);
+  VecF32 err = {}, norm = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecF32 v = load_f32(row + i);
+    store_f32(v, halves + i);
+    const VecF32 stored = load_f32(halves + i), rest = v - stored;
+    err += rest * rest;
+    norm += stored * stored;
+  }
+  float err2 = total(err), norm2 = total(norm);
+  for (; i < d; ++i) {
+    store_as(row[i], halves + i);
+    const float stored = to_f32(halves[i]), rest = row[i] - stored;
+    err2 += rest * rest;
+    norm2 += stored * stored;
+  }
+  for (; i < 2 * units; ++i) halves[i].bits = 0;
+  return {root_up(norm2, d), root_up(err2, d), 0};
+}
+
+Quantized quantize_f32(const float* row, int64_t d, float, int32_t, int64_t, uint32_t* out) {
+  VecF32 norm = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecF32 v = load_f32(row + i);
+    norm += v * v;
+  }
+  float norm2 = total(norm);
+  for (; i < d; ++i) norm2 += row[i] * row[i];
+  std::memcpy(out, row, static_cast<size_t>(d) * 4);
+  return {root_up(norm2, d), 0.0f, 0};
+}
+
+// --- selection ---------------------------------------------------------------------------------------------------
+
+FINESCOPE_INLINE int64_t count_from(const float* score, int64_t n, float lowest) {
+  VecI32 below = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= n; i += kF32Lanes) below += load_f32(score + i) >= splat(lowest);
+  int64_t count = -static_cast<int64_t>(total(below));
+  for (; i < n; ++i) count += score[i] >= lowest;
+  return count;
+}
+
+// Integers in the order of the floats with these bits.
+FINESCOPE_INLINE int32_t to_key(float x) {
+  const int32_t b = bits_as<int32_t>(x);
+  return b < 0 ? b ^ 0x7fffffff : b;
+}
+FINESCOPE_INLINE float from_key(int32_t key) { return bits_as<float>(key < 0 ? key ^ 0x7fffffff : key); }
+
+// Bisection: a dozen passes over a buffer in the first-level cache, each a compare and an add per register. Halving
+// the value converges fastest on ordinary data, halving the key on any; so they take turns.
+float about_kth(const float* score, int64_t n, int64_t k) {
+  float least = score[0], greatest = score[0];
+  for (int64_t i = 1; i < n; ++i) {
+    least = score[i] < least ? score[i] : least;
+    greatest = score[i] > greatest ? score[i] : greatest;
+  }
+  int64_t low = to_key(least), high = int64_t{to_key(greatest)} + 1;
+  const int64_t enough = k + k / 8;
+  for (int turn = 0; high - low > 1; ++turn) {
+    int64_t middle = (low + high) / 2;
+    if (turn % 4 != 3) {
+      const float top = from_key(static_cast<int32_t>(high - 1));
+      middle = to_key(0.5f * from_key(static_cast<int32_t>(low)) + 0.5f * top);
+      middle = middle <= low ? low + 1 : middle >= high ? high - 1 : middle;
+    }
+    const int64_t count = count_from(score, n, from_key(static_cast<int32_t>(middle)));
+    if (count < k) {
+      high = middle;
+    } else {
+      low = middle;
+      if (count <= enough) break;
+    }
+  }
+  return from_key(static_cast<int32_t>(low));
+}
+
+int64_t keep(float* score, int32_t* column, int64_t n, float lowest) {
+  int64_t kept = 0, i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    const __m512 s = _mm512_loadu_ps(score + i);
+    const __m512i c = _mm512_loadu_si512(column + i);
+    const __mmask16 m = _mm512_cmp_ps_mask(s, _mm512_set1_ps(lowest), _CMP_GE_OQ);
+    _mm512_storeu_ps(score + kept, _mm512_maskz_compress_ps(m, s));
+    _mm512_storeu_si512(column + kept, _mm512_maskz_compress_epi32(m, c));
+    kept += __builtin_popcount(m);
+  }
+#endif
+  for (; i < n; ++i) {
+    const float s = score[i];
+    const int32_t c = column[i];
+    score[kept] = s;
+    column[kept] = c;
+    kept += s >= lowest;
+  }
+  return kept;
+}
+
+constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
+  return {nr,
+          mr,
+          {screen_f32, nullptr, nullptr},
+          row_to_f32,
+          row_to_f64,
+          dots<float>,
+          dots<double>,
+          multiply,
+          rotate,
+          max_magnitude,
+          {quantize_f32, quantize_bf16, quantize_int8},
+          about_kth,
+          keep};
+}
+
+}  // namespace
+}  // namespace FINESCOPE_ISA
+}  // namespace finescope

@@ -1,0 +1,180 @@
+#include "cpu/topk_screen.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace finescope {
+
+ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
+    : problem(p), packed(w), kernels(topk_kernels()), quantizer(w.kind, w.metric, w.d), valid(w.valid) {
+  const size_t panel_count = static_cast<size_t>(w.panels);
+  slack.assign(panel_count, 0.0f);
+  usable = w.tame;
+  if (p.bias != nullptr) {
+    bias.assign(panel_count * static_cast<size_t>(w.nr), 0.0f);
+    for (int64_t panel = 0; panel < w.panels; ++panel) {
+      float largest = 0.0f;
+      for (int64_t c = panel * w.nr; c < (panel + 1) * w.nr; ++c) {
+        if (w.row[c] < 0) continue;
+        const double b = p.bias[w.row[c]];
+        if (!(std::fabs(b) < 0x1p60)) usable = false;
+        bias[c] = static_cast<float>(b);
+        largest = std::max(largest, std::fabs(bias[c]));
+      }
+      // Rounding of the bias, and of the sum with it; 2^-100 covers a bias that float32 cannot hold.
+      slack[panel] = largest * 0x1p-20f + 0x1p-100f;
+      max_slack = std::max(max_slack, slack[panel]);
+    }
+  }
+  if (p.mask != nullptr) {
+    for (int64_t c = 0; c < w.panels * w.nr; ++c) {
+      if (w.row[c] >= 0 && !p.mask[w.row[c]]) valid[c / w.nr] &= ~(1u << (c % w.nr));
+    }
+  }
+  open = kOpen;
+  if (std::isfinite(p.floor)) {
+    // Rounded down, so that nothing above the floor is below it.
+    open = static_cast<float>(p.floor - std::fabs(p.floor) * 0x1p-20);
+    if (!(std::fabs(open) < 0x1p60f)) open = open < 0 ? kOpen : kClosed;
+  }
+  wanted = p.k + p.E;
+  capacity = round_up(8 * wanted + 1024, 16);
+  panels = {w.data.get(),  w.panel_bytes, w.units,      w.scale.data(), w.inv_scale.data(),
+            w.norm.data(), w.err.data(),  slack.data(), valid.data(),   p.bias ? bias.data() : nullptr};
+}
+
+void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
+  const RowQuantizer& q = plan.quantizer;
+  const Matrix& x = plan.problem.x;
+  const int64_t mr = plan.kernels.mr, groups = (n + mr - 1) / mr;
+  const size_t entries = static_cast<size_t>(n + kSlack);
+  for (std::vector<float>* v : {&scale, &inv_scale}) v->assign(entries, 1.0f);
+  for (std::vector<float>* v : {&norm, &err}) v->assign(entries, 0.0f);
+  tau.assign(entries, kClosed);
+  start.assign(entries, 0);
+  norm64.assign(entries, 0.0);
+  state.assign(static_cast<size_t>(n), kScreen);
+  data.resize(static_cast<size_t>(n * q.units));
+  group_offset.resize(static_cast<size_t>(groups));
+  group_row.resize(static_cast<size_t>(groups + 1));
+  std::vector<float> row(static_cast<size_t>(q.padded));
+  std::vector<uint32_t> units(static_cast<size_t>(q.padded));
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t begin = n * g / groups, end = n * (g + 1) / groups, height = end - begin;
+    group_row[g] = static_cast<int32_t>(begin);
+    group_offset[g] = begin * q.units * 4;
+    uint32_t* group = data.data() + begin * q.units;
+    for (int64_t i = begin; i < end; ++i) {
+      const RowQuantizer::Loaded loaded = q.load(plan.kernels, row_of(x, first + i), x.dtype, row.data());
+      norm64[i] = loaded.norm;
+      state[i] = !loaded.finite ? kBad : loaded.tame ? kScreen : kScan;
+      if (q.kind == ScreenKind::int8) {
+        const float largest = plan.kernels.max_magnitude(row.data(), q.padded);
+        if (largest > 0) scale[i] = largest / 127.0f, inv_scale[i] = 1.0f / scale[i];
+      }
+      const RowQuantizer::Row r =
+          q.quantize(plan.kernels, row.data(), scale[i], inv_scale[i], loaded.lost, 0, units.data());
+      norm[i] = r.norm;
+      err[i] = r.err;
+      if (q.kind == ScreenKind::int8) start[i] = -128 * r.sum;
+      if (state[i] == kScreen) tau[i] = plan.open;
+      for (int64_t u = 0; u < q.units; ++u) group[u * height + (i - begin)] = units[u];
+    }
+  }
+  group_row[groups] = static_cast<int32_t>(n);
+}
+
+void Screening::begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared) {
+  plan_ = &plan;
+  rows_ = &rows;
+  shared_ = shared;
+  capacity_ = plan.capacity;
+  const int64_t n = rows.rows(), cells = n * capacity_ + kSlack;
+  if (cells > reserved_) {
+    memory_ = Block(cells * 8);
+    reserved_ = cells;
+  }
+  score_ = reinterpret_cast<float*>(memory_.get());
+  column_ = reinterpret_cast<int32_t*>(memory_.get() + reserved_ * 4);
+  tau_ = rows.tau;
+  count_.assign(static_cast<size_t>(n + kSlack), 0);
+  const int64_t limit = std::min(2 * plan.wanted + 64, capacity_ - 2 * kSlack);
+  limit_.assign(static_cast<size_t>(n + kSlack), static_cast<int32_t>(limit));
+}
+
+void Screening::run(int64_t begin_panel, int64_t end_panel) {
+  const PackedRows& r = *rows_;
+  if (shared_ != nullptr) {
+    for (int64_t i = 0; i < r.rows(); ++i) {
+      tau_[i] = std::max(tau_[i], shared_[i].load(std::memory_order_relaxed));
+    }
+  }
+  const ScreenRows rows{reinterpret_cast<const char*>(r.data.data()),
+                        r.group_offset.data(),
+                        r.group_row.data(),
+                        static_cast<int32_t>(r.group_offset.size()),
+                        r.scale.data(),
+                        r.inv_scale.data(),
+                        r.norm.data(),
+                        r.err.data(),
+                        r.start.data(),
+                        tau_.data(),
+                        score_,
+                        column_,
+                        count_.data(),
+                        limit_.data(),
+                        capacity_,
+                        this,
+                        &Screening::full};
+  plan_->kernels.screen[static_cast<int>(plan_->packed.kind)](rows, plan_->panels, begin_panel, end_panel);
+}
+
+int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
+                         int64_t n, float* tau) {
+  if (n < plan.wanted) return n;
+  const float bound = largest_bound(plan, rows, row);
+  // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of them
+  // keeps the guess below the exact score it stands for.
+  const float margin = bound * std::min(1.0f, 3.0f / std::sqrt(static_cast<float>(plan.packed.depth)));
+  const float guess = plan.kernels.about_kth(score, n, plan.wanted) - margin;
+  if (guess > *tau) *tau = guess;
+  return plan.kernels.keep(score, column, n, *tau - bound - (std::fabs(*tau) + bound) * 0x1p-20f);
+}
+
+void Screening::full(void* self, int32_t row) {
+  Screening& s = *static_cast<Screening*>(self);
+  float tau = s.tau_[row];
+  if (s.shared_ != nullptr) tau = std::max(tau, s.shared_[row].load(std::memory_order_relaxed));
+  int64_t n = tau == kClosed ? 0 : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row], &tau);
+  const int64_t most = s.capacity_ - 2 * kSlack;
+  if (n > most * 3 / 4) {
+    // No threshold separates this row: it is given up here and scanned later.
+    tau = kClosed;
+    n = 0;
+  }
+  s.tau_[row] = tau;
+  s.count_[row] = static_cast<int32_t>(n);
+  s.limit_[row] = static_cast<int32_t>(std::min(most, std::max<int64_t>(2 * n, 2 * s.plan_->wanted + 64)));
+  if (s.shared_ == nullptr) return;
+  float known = s.shared_[row].load(std::memory_order_relaxed);
+  while (known < tau && !s.shared_[row].compare_exchange_weak(known, tau, std::memory_order_relaxed)) {
+  }
+}
+
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score, int32_t* column,
+                     int64_t n, float tau) {
+  const float norm = rows.norm[row], err = rows.err[row];
+  const ScreenPanels& w = plan.panels;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t p = static_cast<uint32_t>(column[i]) / static_cast<uint32_t>(plan.packed.nr);
+    const float bound = norm * w.err[p] + err * w.norm[p] + w.slack[p];
+    const float highest = score[i] + bound + (std::fabs(tau) + std::fabs(score[i]) + bound) * 0x1p-20f;
+    const int32_t c = column[i];
+    column[kept] = c;
+    kept += highest >= tau;
+  }
+  return kept;
+}
+
+}  // namespace finescope

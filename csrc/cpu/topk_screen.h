@@ -1,0 +1,85 @@
+// Screening a block of rows of x: packed rows, thresholds and candidates.
+#pragma once
+
+#include "cpu/topk_internal.h"
+#include "cpu/topk_quantize.h"
+
+namespace finescope {
+
+// What the screens of one call share.
+struct ScreenPlan {
+  const TopkProblem& problem;
+  const Packed& packed;
+  const TopkKernels& kernels;
+  RowQuantizer quantizer;
+  ScreenPanels panels;
+  std::vector<float> bias, slack;
+  std::vector<uint32_t> valid;
+  float max_slack = 0.0f;
+  bool usable;       // the bias and w are in the range of the screen's arithmetic
+  float open;        // threshold to start from
+  int64_t wanted;    // candidates that a threshold must leave: k, and one for each excluded row
+  int64_t capacity;  // of candidates for each row
+
+  ScreenPlan(const TopkProblem& problem, const Packed& packed);
+};
+
+// Low-precision rows of x; read by all workers when they split w.
+struct PackedRows {
+  std::vector<uint32_t> data;
+  std::vector<int64_t> group_offset;
+  std::vector<int32_t> group_row;
+  std::vector<float> scale, inv_scale, norm, err, tau;
+  std::vector<int32_t> start;
+  std::vector<double> norm64;
+  std::vector<uint8_t> state;  // kScreen, kBad or kScan
+
+  enum : uint8_t { kScreen, kBad, kScan };
+
+  // Rows first..first+n of x.
+  void pack(const ScreenPlan& plan, int64_t first, int64_t n);
+  int64_t rows() const { return static_cast<int64_t>(state.size()); }
+};
+
+// The candidates of packed rows in some range of panels. `shared`, if given, holds the highest threshold that any
+// worker has found for each row.
+class Screening {
+ public:
+  void begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared);
+  void run(int64_t begin_panel, int64_t end_panel);
+
+  float tau(int64_t row) const { return tau_[row]; }
+  int64_t count(int64_t row) const { return count_[row]; }
+  float* score(int64_t row) { return score_ + row * capacity_; }
+  int32_t* column(int64_t row) { return column_ + row * capacity_; }
+
+  // Raises the threshold of a row to where about `wanted` of n candidates are above it, if there are so many, and
+  // drops those that cannot reach it. Returns how many are left.
+  static int64_t raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
+                       int64_t n, float* tau);
+
+ private:
+  static void full(void* self, int32_t row);
+
+  const ScreenPlan* plan_ = nullptr;
+  const PackedRows* rows_ = nullptr;
+  std::atomic<float>* shared_ = nullptr;
+  int64_t capacity_ = 0, reserved_ = 0;
+  Block memory_;
+  float* score_ = nullptr;
+  int32_t* column_ = nullptr;
+  std::vector<float> tau_;
+  std::vector<int32_t> count_, limit_;
+};
+
+// The largest error of a row's screened scores, over all panels.
+inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64_t row) {
+  const float bound = rows.err[row] * plan.packed.max_norm + rows.norm[row] * plan.packed.max_err + plan.max_slack;
+  return bound * (1.0f + 0x1p-20f);
+}
+
+// Drops the candidates whose own bound does not reach tau.
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score, int32_t* column,
+                     int64_t n, float tau);
+
+}  // namespace finescope
