@@ -127,7 +127,7 @@ def create_activation_dataset(
         raise ValueError(f"mixing must be in [0, 1] and noise not negative, got {mixing} and {noise}")
     world = build_world(hidden_dim)
     for_targets, for_pool, for_order = np.random.default_rng(seed).spawn(3)
-    seed_style = for_targets.standard_normal(world.common.shape[0], dtype=np.float32)
+    seed_style = for_targets.standard_normal((world.common.shape[0],), dtype=np.float32)
     targets = _documents(
         [target_domain] * target_samples, world, seq_len, mixing, noise, for_targets, seed_style
     )

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from finescope import SparseCodes
-from finescope.curation import SCORERS, CorpusScorer, score_corpus
+from finescope.curation import SCORERS, CorpusScorer, SelectionConfig, curation_quality, score_corpus, select
+from finescope.curation.blocks import CodeRows
 
 
 class Shards:
@@ -25,12 +26,14 @@ class Shards:
         return iter(self.parts)
 
 
-class Wrapped(Shards):
-    """A store whose shards are objects that hold codes."""
+class Numbered(Shards):
+    """A store that names the first row of each shard, as CodeStore does."""
 
     def iter_shards(self):
+        start = 0
         for part in self.parts:
-            yield type("Shard", (), {"codes": part})()
+            yield start, part
+            start += len(part)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def same(first, second):
 def test_shards_and_blocks_leave_no_trace(problem, scorer):
     targets, corpus = problem
     whole = score_corpus(targets, corpus, scorer=scorer)
-    for store in (Shards(corpus, [1, 2, 250]), Shards(corpus, [0, 499]), Wrapped(corpus, [100])):
+    for store in (Shards(corpus, [1, 2, 250]), Shards(corpus, [0, 499]), Numbered(corpus, [100])):
         assert same(whole, score_corpus(targets, store, scorer=scorer))
     for rows in (1, 7, 64):
         assert same(whole, CorpusScorer(corpus, weights="idf", block_rows=rows).score(targets, scorer))
@@ -111,3 +114,39 @@ def test_memory_does_not_grow_with_the_corpus():
 def test_something_else_is_refused_by_its_type():
     with pytest.raises(TypeError, match="list"):
         score_corpus(SparseCodes.from_dense(torch.ones(1, 2)), [[1.0, 2.0]])
+
+
+def test_a_real_store_scores_like_the_codes_in_it(problem, tmp_path):
+    from finescope.codestore import CodeStore, CodeStoreWriter
+
+    targets, corpus = problem
+    half = SparseCodes(corpus.indptr, corpus.indices, corpus.values.half(), 64)
+    with CodeStoreWriter(tmp_path / "codes", num_latents=64) as writer:
+        for low in (0, 200, 400):
+            part = half[low : low + 200]
+            writer.write(part, [str(low + row) for row in range(len(part))])
+        writer.finish()
+    store = CodeStore(tmp_path / "codes")
+    assert same(score_corpus(targets, half), score_corpus(targets, store))
+
+
+def test_rows_are_taken_from_shards_in_the_order_asked_for(problem):
+    _, corpus = problem
+    rows = np.array([499, 0, 250, 249, 0, 100, 3])
+    for store in (corpus, Shards(corpus, [1, 100, 100, 250])):
+        source = CodeRows(store)
+        assert len(source) == 500
+        assert source.take(rows) == corpus[rows]
+        assert len(source.take(rows[:0])) == 0
+
+
+def test_selection_and_quality_read_shards_too(problem):
+    targets, corpus = problem
+    shards = Shards(corpus, [70, 300])
+    table = score_corpus(targets, corpus)
+    limits = SelectionConfig(k=60, strategy="clusters", near_duplicate=0.9, diversity=0.5)
+    chosen = select(table, limits, corpus=corpus, targets=targets)
+    assert select(table, limits, corpus=shards, targets=targets).indices.tolist() == chosen.indices.tolist()
+    assert curation_quality(targets, shards, chosen.indices) == curation_quality(
+        targets, corpus, chosen.indices
+    )

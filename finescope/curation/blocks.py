@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
+from finescope.errors import InputError
 
 BLOCK_ROWS = 8192
 """Rows turned into float64 at a time."""
@@ -23,7 +24,10 @@ BoolArray = NDArray[np.bool_]
 
 @runtime_checkable
 class CodeShards(Protocol):
-    """Anything that yields its rows as consecutive SparseCodes, in row order, as often as asked."""
+    """Anything that yields its rows as consecutive SparseCodes, in row order, as often as asked.
+
+    A shard is SparseCodes, or a pair (first row, SparseCodes) as ``CodeStore`` yields them.
+    """
 
     def iter_shards(self) -> Iterable[Any]:
         """Yield the shards."""
@@ -46,9 +50,8 @@ def iter_shard_codes(codes: Codes) -> Iterator[SparseCodes]:
     if not isinstance(codes, CodeShards):
         raise TypeError(f"codes must be SparseCodes or have iter_shards(), got {type(codes).__name__}")
     for shard in codes.iter_shards():
-        # A store may say where each shard starts; the order says it already.
-        inner = shard[-1] if isinstance(shard, tuple) else getattr(shard, "codes", shard)
-        yield inner() if callable(inner) else inner
+        # The order says already where a shard starts.
+        yield shard[-1] if isinstance(shard, tuple) else shard
 
 
 def iter_blocks(codes: Codes, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Any]]:
@@ -80,16 +83,51 @@ def to_csr64(codes: SparseCodes) -> Any:
     )
 
 
+class CodeRows:
+    """Access by row to codes in shards, which stay where they are (memory-mapped, for a store)."""
+
+    def __init__(self, codes: Codes):
+        """Look at every shard's length.
+
+        Args:
+            codes: N rows over F latents.
+
+        Raises:
+            InputError: there is no shard, so not even F is known.
+        """
+        self._parts = list(iter_shard_codes(codes))
+        if not self._parts:
+            raise InputError("there are no codes; embed a corpus first")
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.num_latents = self._parts[0].num_latents
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return some rows as SparseCodes, in the order asked for (repeats allowed)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
+        owner = np.searchsorted(self._ends, rows, side="right")
+        order = np.argsort(owner, kind="stable")
+        found = []
+        for number in np.unique(owner):
+            part = self._parts[number]
+            found.append(part[rows[owner == number] - (int(self._ends[number]) - len(part))])
+        if not found:
+            return self._parts[0][rows]
+        place = np.empty_like(order)
+        place[order] = np.arange(order.size)
+        return SparseCodes.cat(found)[place]
+
+
 def resident_codes(codes: Codes) -> SparseCodes:
-    """Return ``codes`` as one SparseCodes, memory-mapped where the store offers ``codes()``."""
-    if isinstance(codes, SparseCodes):
-        return codes
-    whole = getattr(codes, "codes", None)
-    if callable(whole):
-        result = whole()
-        if isinstance(result, SparseCodes):
-            return result
-    return SparseCodes.cat(list(iter_shard_codes(codes)))
+    """Return all rows as one SparseCodes; several shards are copied into memory."""
+    parts = list(iter_shard_codes(codes))
+    if not parts:
+        raise InputError("there are no codes; embed a corpus first")
+    return parts[0] if len(parts) == 1 else SparseCodes.cat(parts)
 
 
 def weighted_norms(block: Any, squared_weights: FloatArray | None) -> FloatArray:

@@ -9,12 +9,12 @@ import numpy as np
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
     BoolArray,
+    CodeRows,
     Codes,
     FloatArray,
     IntArray,
     iter_blocks,
     reciprocal,
-    resident_codes,
     scale_rows,
     unit_rows,
     weighted_norms,
@@ -50,22 +50,21 @@ def kmeans_labels(
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
-    resident = resident_codes(codes)
-    n = len(resident)
+    source = CodeRows(codes)
+    n = len(source)
     if n == 0:
         raise ValueError("k-means needs at least one row")
+    sample = np.arange(n)
     if n > fit_rows:
         sample = np.sort(np.random.default_rng(seed).choice(n, fit_rows, replace=False))
-        fitted = unit_rows(resident[sample], weights)
-    else:
-        fitted = unit_rows(resident, weights)
+    fitted = unit_rows(source.take(sample), weights)
     centres = _fit_centres(fitted, num_clusters, seed)
     labels = np.empty(n, np.int64)
     # argmin ‖x − c‖² = argmax ⟨x, c⟩ − ‖c‖²/2; assigning all rows here keeps labels independent of the sample
     # path.
     bias = np.square(centres).sum(axis=1) / 2
     columns = np.ascontiguousarray(centres.T)
-    for start, block in iter_blocks(resident):
+    for start, block in iter_blocks(codes):
         if weights is not None:
             block.data = block.data * weights[block.indices]
         unit = scale_rows(block, reciprocal(weighted_norms(block, None)))

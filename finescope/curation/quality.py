@@ -10,15 +10,17 @@ import numpy as np
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
     BLOCK_ROWS,
+    BoolArray,
+    CodeRows,
     Codes,
     FloatArray,
     IntArray,
     add_rows,
     panel_columns,
-    resident_codes,
     unit_rows,
 )
 from finescope.curation.metrics import spearman
+from finescope.curation.weighting import document_frequency
 
 VENDI_ROWS = 2000
 """Rows at most for the Vendi score; its cost grows with the cube of the smaller side of the matrix."""
@@ -112,9 +114,7 @@ def latent_coverage(targets: SparseCodes, selected: SparseCodes, corpus: Codes) 
         ``latents``: distinct latents of the selection; ``of_corpus``: as a share of those of the corpus;
         ``of_targets``: share of the targets' latents that occur in the selection. NaN where there are none.
     """
-    chosen = _active(selected)
-    everything = _active(resident_codes(corpus))
-    wanted = _active(targets)
+    chosen, everything, wanted = _active(selected), _active(corpus), _active(targets)
     return {
         "latents": int(chosen.sum()),
         "of_corpus": float((chosen & everything).sum() / everything.sum()) if everything.any() else math.nan,
@@ -122,10 +122,8 @@ def latent_coverage(targets: SparseCodes, selected: SparseCodes, corpus: Codes) 
     }
 
 
-def _active(codes: SparseCodes) -> Any:
-    present = np.zeros(codes.num_latents, np.bool_)
-    present[codes.indices.numpy()[codes.values.numpy() > 0]] = True
-    return present
+def _active(codes: Codes) -> BoolArray:
+    return document_frequency(codes)[0] > 0
 
 
 def length_bias(score: FloatArray, lengths: Any, indices: IntArray) -> dict[str, float | None]:
@@ -178,8 +176,7 @@ def curation_quality(
         target_coverage, latent_coverage, and length_bias when lengths and scores are given. Undefined values
         are None, so that the dictionary is valid JSON.
     """
-    resident = resident_codes(corpus)
-    selected = resident[np.asarray(indices, dtype=np.int64)]
+    selected = CodeRows(corpus).take(indices)
     mean, low, high, best = target_similarity(targets, selected, weights=weights)
     found: dict[str, Any] = {
         "avg_similarity_to_target": mean,
@@ -190,7 +187,7 @@ def curation_quality(
         "vendi_score": vendi_score(selected, weights=weights, seed=seed),
         "target_coverage": float((best >= coverage_threshold).mean()) if best.size else math.nan,
         "target_coverage_threshold": coverage_threshold,
-        "latent_coverage": latent_coverage(targets, selected, resident),
+        "latent_coverage": latent_coverage(targets, selected, corpus),
     }
     if score is not None and lengths is not None:
         found["length_bias"] = length_bias(score, lengths, np.asarray(indices, dtype=np.int64))

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from finescope.codes import SparseCodes
-from finescope.curation.blocks import FloatArray, IntArray, panel_columns, unit_rows
+from finescope.curation.blocks import CodeRows, Codes, FloatArray, IntArray, panel_columns, unit_rows
 
 _BLOCK = 256
 
 
 def greedy_filter(
-    codes: SparseCodes, order: IntArray, max_cosine: float, *, block: int = _BLOCK
+    codes: Codes, order: IntArray, max_cosine: float, *, block: int = _BLOCK
 ) -> Iterator[tuple[int, int, float]]:
     """Walk rows in the given order and say for each whether it is too close to one taken before.
 
@@ -37,10 +36,11 @@ def greedy_filter(
         (row, -1, 0.0) for a taken row; (row, taken row it resembles, cosine) for a refused one, where the
         taken row is the most similar one, the first taken of equals.
     """
-    taken = _Taken(codes.num_latents)
+    source = CodeRows(codes)
+    taken = _Taken(source.num_latents)
     for low in range(0, order.size, block):
         rows = order[low : low + block]
-        unit = unit_rows(codes[rows])
+        unit = unit_rows(source.take(rows))
         nearest, cosine = taken.nearest(unit)
         inside = np.asarray((unit @ unit.T).todense())
         kept: list[int] = []

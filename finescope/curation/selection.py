@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
-from finescope.curation.blocks import BoolArray, Codes, IntArray, resident_codes
+from finescope.curation.blocks import BoolArray, Codes, IntArray, iter_shard_codes
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scorers import CorpusScorer, ScoreTable
@@ -287,7 +287,7 @@ def _walk(cfg: SelectionConfig, order: IntArray, corpus: Codes | None, n: int) -
         return ((row, -1, 0.0) for row in order.tolist())
     if corpus is None:
         raise ValueError("near_duplicate and diversity need the codes of the corpus")
-    codes = resident_codes(corpus)
-    if len(codes) != n:
-        raise InputError(f"there are scores of {n} rows but codes of {len(codes)}; score the corpus again")
-    return greedy_filter(codes, order, min(limits))
+    rows = sum(len(shard) for shard in iter_shard_codes(corpus))
+    if rows != n:
+        raise InputError(f"there are scores of {n} rows but codes of {rows}; score the corpus again")
+    return greedy_filter(corpus, order, min(limits))
