@@ -81,6 +81,9 @@ class Report:
     """One paragraph about how far the numbers can be trusted."""
     methods: Table | None = None
     methods_note: str = ""
+    averaged: Table | None = None
+    """The methods averaged over several target domains."""
+    averaged_note: str = ""
     quality: Table | None = None
     figures: list[Figure] = field(default_factory=list)
     rows: list[SelectedRow] = field(default_factory=list)
@@ -163,6 +166,8 @@ def _trust(report: Report) -> str:
         parts.append(_table(report.methods))
     if report.methods_note:
         parts.append(f'<p class="note">{text(report.methods_note)}</p>')
+    if report.averaged is not None:
+        parts.append(f"<p>{text(report.averaged_note)}</p>{_table(report.averaged)}")
     if report.quality is not None:
         parts.append(_table(report.quality))
     return "".join(parts)

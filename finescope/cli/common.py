@@ -1,0 +1,146 @@
+"""What all sub-commands share: errors as messages and exit codes, configuration, options."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from finescope.errors import FineScopeError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class ErrorPrinter(click.Group):
+    """A group that reports every failure as one paragraph on standard error.
+
+    Exit codes: 0 success, 1 data or run-time error, 2 wrong usage, 130 interrupted. ``--debug`` lets the
+    traceback through.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command and translate what it raises."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            explain("interrupted", "Finished parts are kept; run the same command again to go on from there.")
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            ctx.exit(1)  # the reader of our output went away; there is nobody to tell
+        except Exception as error:
+            if debug:
+                raise
+            explain("error", describe(error))
+            ctx.exit(1)
+
+
+def describe(error: BaseException) -> str:
+    """Return one paragraph about an exception, fit for people."""
+    if isinstance(error, FineScopeError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}."
+    if isinstance(error, MemoryError):
+        return "out of memory. Use a smaller --batch-tokens, fewer latents, or a smaller --train-tokens."
+    text = str(error).strip() or "no further information"
+    if isinstance(error, ValueError):
+        return text
+    return f"unexpected {type(error).__name__}: {text} (run `finescope --debug …` for the traceback)"
+
+
+def explain(kind: str, message: str) -> None:
+    """Print a paragraph to standard error, wrapped on a terminal only so that logs stay searchable."""
+    paragraph = f"finescope: {kind}: {' '.join(message.split())}"
+    if sys.stderr.isatty():
+        width = min(100, shutil.get_terminal_size().columns)
+        paragraph = textwrap.fill(paragraph, width=width, break_long_words=False, break_on_hyphens=False)
+    click.echo(paragraph, err=True)
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """Return " Did you mean 'x'?" for a misspelt name, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def config_options(command: _Command) -> _Command:
+    """Add ``--config`` and ``--set`` to a command."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="A.B=VALUE",
+        help="Set one value of the configuration, e.g. --set training.num_epochs=2. May be repeated.",
+    )(command)
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="YAML file with any of the command's values; options on the command line win over it.",
+    )(command)
+
+
+def read_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the nested configuration of a YAML file with ``a.b=value`` overrides applied.
+
+    Raises:
+        click.UsageError: a file that isn't a YAML mapping, or an override without ``=``.
+    """
+    import yaml
+
+    config: dict[str, Any] = {}
+    if config_path is not None:
+        try:
+            loaded = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"{config_path} is not readable as YAML: {error}") from None
+        if not isinstance(loaded, (dict, type(None))):
+            raise click.UsageError(f"{config_path} must hold a mapping of names to values at its top level.")
+        config = loaded or {}
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name.strip():
+            raise click.UsageError(f"--set {override!r} is not of the form name=value.")
+        try:
+            put(config, name.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"--set {override!r}: the value is not YAML: {error}") from None
+    return config
+
+
+def put(config: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``config["a"]["b"]`` for the name ``a.b``, making sections as needed.
+
+    Raises:
+        click.UsageError: a section on the way is a plain value.
+    """
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = config.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise click.UsageError(f"{dotted!r}: {section!r} is a value, not a section.")
+        config = inner
+    config[last] = value
+
+
+def merge_options(config: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put every option that was given (is not None and not an empty tuple) over the configuration."""
+    for dotted, value in options.items():
+        if value is None or value == ():
+            continue
+        if isinstance(value, Path):
+            value = str(value)
+        put(config, dotted, list(value) if isinstance(value, tuple) else value)
+    return config

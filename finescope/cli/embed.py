@@ -1,0 +1,58 @@
+"""``finescope embed``: document codes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finescope.cli import options
+from finescope.cli.common import config_options
+
+
+@click.command("embed", short_help="Turn texts into sparse document codes.")
+@options.model_options
+@click.option("--sae", "sae_path", metavar="DIR", help="Trained SAE (cfg.json, sae.safetensors).")
+@click.option("--corpus", multiple=True, metavar="FILE|DIR", help="Rows to embed; may be repeated.")
+@click.option("--out", metavar="DIR", help="Folder of the codes. [default: codes]")
+@options.column_options
+@options.pooling_option
+@options.keep_option
+@config_options
+@click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
+@options.quiet_option
+def command(
+    config_path: Path | None, overrides: tuple[str, ...], restart: bool, quiet: bool, **given: Any
+) -> None:
+    """Run model and SAE over a corpus, pool each document's token codes, and keep the strongest latents.
+
+    Do this once for the corpus and once for the targets; `finescope score` compares the two. Codes take a few
+    hundred bytes per document. Codes pooled by sqrt_mean (the default) serve mean too, and the other way
+    round.
+
+    \b
+    Examples:
+      finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus corpus.parquet --out codes/
+      finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
+    """
+    from finescope.workflow import stages
+    from finescope.workflow.progress import Reporter
+
+    job = options.job_from(config_path, overrides, {"out": given.pop("out") or "codes", **given})
+    options.need(job, "model", "sae_path", "corpus")
+    corpus = stages.open_job_corpus(job)
+    corpus.scan()
+    tap = stages.open_tap(job)
+    store = stages.embed(
+        stages.load_sae(str(job.sae_path), tap.layer, job.device, tap.width),
+        tap,
+        corpus,
+        job.folder,
+        name="embedding",
+        top_k=job.top_k_activations,
+        pooling=job.recipe().pooling,
+        reporter=Reporter(quiet=quiet),
+        overwrite=restart,
+    )
+    click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.folder}")

