@@ -88,10 +88,10 @@ class SparseAutoencoder(nn.Module):
                 f"k={cfg.k} latents per token were asked for, but the autoencoder has only"
                 f" {self.num_latents}; lower k or raise num_latents"
             )
-        # skip_init: the layer's own initialisation would draw from, and so disturb, the global generator.
-        self.encoder = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Linear, d_in, self.num_latents, device=device, dtype=dtype
-        )
+        # By way of meta: the layer's own initialisation would draw from, and so disturb, the global generator.
+        device = torch.get_default_device() if device is None else torch.device(device)
+        encoder = nn.Linear(d_in, self.num_latents, device="meta", dtype=dtype)
+        self.encoder = encoder.to_empty(device=device)
         self.W_dec = nn.Parameter(torch.empty_like(self.encoder.weight))
         self.b_dec = nn.Parameter(torch.empty(d_in, dtype=dtype, device=device))
         if not self.b_dec.is_meta:
@@ -180,7 +180,7 @@ class SparseAutoencoder(nn.Module):
 
         target = flat.to(torch.promote_types(flat.dtype, torch.float32))
         residual = target - out
-        variance = losses.total_variance(target.detach())
+        variance = losses.total_variance(target)
         multi_topk = auxk = variance.new_zeros(())
         if wide > k:
             # The larger reconstruction continues the smaller one, so that its first K rows aren't gathered
