@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finescope.ops import checks
-from finescope.ops.engine import BLOCK_ELEMENTS, NEVER, Problem, certified_topk
-from finescope.ops.fixed_order import pair_dots, squared_norms
+from finescope.ops import checks, engine
+from finescope.ops.engine import NEVER, Problem, certified_topk
+from finescope.ops.fixed_order import pair_dots, sqrt, squared_norms
 from finescope.ops.registry import default
 
 # Cosine screening multiplies raw corpus rows and scales afterwards where norms lie in this range; there
@@ -29,7 +29,7 @@ def _has_ieee_float32(device: torch.device) -> bool:
 def row_norms(matrix: Tensor) -> Tensor:
     """Euclidean norms of the rows, float64 [rows], good to 1e-13; NaN or inf where a row is not finite."""
     out = torch.empty(matrix.shape[0], dtype=torch.float64, device=matrix.device)
-    tall = max(1, (BLOCK_ELEMENTS >> 4) // max(1, matrix.shape[1]))
+    tall = max(1, (engine.BLOCK_ELEMENTS >> 4) // max(1, matrix.shape[1]))
     for first in range(0, matrix.shape[0], tall):
         rows = slice(first, first + tall)
         out[rows] = matrix[rows].double().square().sum(dim=1)
@@ -59,7 +59,7 @@ class _Dense(Problem):
         self.x_norm, self.weight_norm = row_norms(x), row_norms(weight)
         self.bad_rows = ~self.x_norm.isfinite()
         if weight.dtype != self.dtype:
-            self.max_columns = max(1, BLOCK_ELEMENTS // max(1, self.terms))
+            self.max_columns = max(1, engine.BLOCK_ELEMENTS // max(1, self.terms))
         # Squares of float64 entries below this vanish; what the norm misses by that is added back to bounds.
         self.lost = 0.0 if single else math.sqrt(self.terms) * 2.0**-510
 
@@ -129,12 +129,12 @@ class Cosine(_Dense):
 
     def __init__(self, queries: Tensor, corpus: Tensor) -> None:
         super().__init__(queries, corpus)
-        self.norm = squared_norms(queries, torch.arange(self.rows, device=self.device)).sqrt_()
+        self.norm = sqrt(squared_norms(queries, torch.arange(self.rows, device=self.device)))
         self.scale = self._inverse(self.weight_norm)
         known = self.weight_norm[self.weight_norm.isfinite() & (self.weight_norm > 0)]
         self.tame = bool(((known > 1 / _TAME) & (known < _TAME)).all())
         if not self.tame:
-            self.max_columns = max(1, BLOCK_ELEMENTS // max(1, self.terms))
+            self.max_columns = max(1, engine.BLOCK_ELEMENTS // max(1, self.terms))
         self.query_scale = self._inverse(self.x_norm)
         spread = self.relative + self.terms * self.tiny * 2.0**80
         self.spread = torch.full_like(self.x_norm, spread).masked_fill_(self.x_norm == 0.0, 0.0)
@@ -168,7 +168,7 @@ class Cosine(_Dense):
     def wide(self, rows: Tensor, cols: slice) -> tuple[Tensor, Tensor]:
         dots, error = self._wide_dots(rows, cols)
         positions = torch.arange(cols.start, cols.stop, device=self.device)
-        corpus = squared_norms(self.weight, positions).sqrt_()
+        corpus = sqrt(squared_norms(self.weight, positions))
         norms = self.norm.index_select(0, rows)[:, None]
         cosines = self._cosines(dots, norms, corpus)
         return cosines, self._cosines(error, norms, corpus) * 1.0001 + cosines.abs() * 2.0**-50
@@ -176,7 +176,7 @@ class Cosine(_Dense):
     def exact(self, rows: Tensor, columns: Tensor) -> Tensor:
         dots = pair_dots(self.x, rows, self.weight, columns)
         unique, place = torch.unique(columns, return_inverse=True)
-        corpus = squared_norms(self.weight, unique).sqrt_()[place]
+        corpus = sqrt(squared_norms(self.weight, unique))[place]
         return self._cosines(dots, self.norm.index_select(0, rows)[:, None], corpus)
 
 
@@ -199,6 +199,7 @@ def _topk_encode(
     indices = _fill_lowest(indices)
     values = scores.clamp_(min=0.0).to(dtype)
     values[problem.bad_rows] = math.nan
+    indices[problem.bad_rows] = torch.arange(k, device=x.device)
     return values, indices
 
 
@@ -256,6 +257,7 @@ def _cosine_topk(
     problem = Cosine(queries, corpus) if metric == "cosine" else Encode(queries, corpus, None, NEVER)
     set_filters(problem, ~problem.weight_norm.isfinite(), exclude, mask, id_offset)
     scores, columns = certified_topk(problem, k)
+    scores[problem.bad_rows], columns[problem.bad_rows] = NEVER, -1
     return finish_search(scores, columns, checks.result_dtype(queries, corpus), min_score, id_offset)
 
 
@@ -271,7 +273,7 @@ def _pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str = "co
     scores = pair_dots(queries, rows, corpus, columns)
     if metric == "cosine":
         unique, place = torch.unique(columns, return_inverse=True)
-        left = squared_norms(queries, rows).sqrt_()[:, None]
-        product = left * squared_norms(corpus, unique).sqrt_()[place]
+        left = sqrt(squared_norms(queries, rows))[:, None]
+        product = left * sqrt(squared_norms(corpus, unique))[place]
         scores = torch.where(product == 0, 0.0, scores / product)
     return scores.masked_fill_(none | ~scores.isfinite(), NEVER)

@@ -18,6 +18,7 @@ Order: exact score descending, then column ascending. So results depend on nothi
 from __future__ import annotations
 
 import abc
+import math
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ from torch import Tensor
 # The most elements of the [rows, columns] score matrix that exist at once (16 MiB of float32).
 BLOCK_ELEMENTS = 1 << 22
 # The same for the second, float64 pass, which holds several such blocks.
-_WIDE_ELEMENTS = 1 << 18
-_MIN_ROWS = 256
+WIDE_ELEMENTS = 1 << 18
+MIN_ROWS = 256
 
 NEVER = float("-inf")
 
@@ -69,6 +70,16 @@ class Problem(abc.ABC):
         """Exact scores, float64 [P,C], of rows [P] and columns [P,C]."""
 
 
+def _spare(k: int, terms: int) -> int:
+    """How many candidates to keep beyond k, so that the certificate rarely fails.
+
+    For Gaussian data the bound ``terms · 2⁻²⁴ · ‖x‖‖w‖`` spans about ``k · terms^1.5 · 2⁻²²`` neighbours in
+    the order of scores near the k-th; that many, and four standard deviations more.
+    """
+    crowd: float = k * terms**1.5 * 2.0**-22
+    return 6 + int(crowd + 4.0 * math.sqrt(crowd))
+
+
 def _ban(problem: Problem, scores: Tensor, rows: Tensor, cols: slice) -> None:
     """Write -inf over the scores of a block that may not be returned. ``rows`` int64 [R] are positions."""
     if problem.banned is not None:
@@ -106,8 +117,8 @@ def certified_topk(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
     columns = torch.full((problem.rows, k), -1, dtype=torch.int64, device=problem.device)
     if not (problem.rows and problem.cols and k):
         return scores, columns
-    count = min(problem.cols, k + 8 + k // 4 + problem.terms // 256)
-    tall = max(_MIN_ROWS, BLOCK_ELEMENTS // problem.cols)
+    count = min(problem.cols, k + _spare(k, problem.terms))
+    tall = max(MIN_ROWS, BLOCK_ELEMENTS // problem.cols)
     tall = max(1, min(tall, problem.rows, problem.max_rows, BLOCK_ELEMENTS // (2 * count)))
     failed: list[Tensor] = []
     known: list[Tensor] = []
@@ -191,7 +202,7 @@ def _second_pass(problem: Problem, rows: Tensor, known: Tensor, k: int) -> tuple
         k: how many to return.
     """
     scores, columns = [], []
-    tall = max(1, min(rows.shape[0], 64, problem.max_rows, _WIDE_ELEMENTS // max(k, 1)))
+    tall = max(1, min(rows.shape[0], 64, problem.max_rows, WIDE_ELEMENTS // max(k, 1)))
     for first in range(0, rows.shape[0], tall):
         best, chosen = _survivors(problem, rows[first : first + tall], known[first : first + tall], k)
         scores.append(best)
@@ -201,7 +212,7 @@ def _second_pass(problem: Problem, rows: Tensor, known: Tensor, k: int) -> tuple
 
 def _survivors(problem: Problem, rows: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
     height = rows.shape[0]
-    wide = max(1, min(problem.cols, _WIDE_ELEMENTS // height, problem.max_columns))
+    wide = max(1, min(problem.cols, WIDE_ELEMENTS // height, problem.max_columns))
     best = torch.full((height, k), NEVER, dtype=torch.float64, device=problem.device)
     chosen = torch.full((height, k), -1, dtype=torch.int64, device=problem.device)
     for start in range(0, problem.cols, wide):

@@ -9,40 +9,37 @@ same bytes everywhere.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 LANES = 16
-# Products held in float64 at once (4 MiB: small enough to stay in cache, large enough to hide call overhead).
-PAIR_ELEMENTS = 1 << 19
+# Products held in float64 at once: 2 MiB, which mostly stays in a core's second-level cache.
+PAIR_ELEMENTS = 1 << 18
 
 
-def _sum_lanes(products: Tensor) -> Tensor:
-    """Sum the rows of products [P, multiple of 16] in the fixed order. Returns float64 [P]."""
-    steps = products.view(products.shape[0], -1, LANES)
-    lanes = products.new_zeros((products.shape[0], LANES))
-    for step in range(steps.shape[1]):
-        lanes += steps[:, step]
-    for half in (8, 4, 2, 1):
-        lanes = lanes[:, :half] + lanes[:, half:]
-    return lanes[:, 0]
+class _Lanes:
+    """Room for the products of up to ``pairs`` pairs of rows, reused from one block to the next."""
 
+    def __init__(self, pairs: int, width: int, device: torch.device) -> None:
+        self.width = width
+        # Lanes that D does not fill stay zero, and adding zero changes no sum.
+        steps = -(-width // LANES)
+        self.products = torch.zeros((pairs, steps * LANES), dtype=torch.float64, device=device)
+        self.lanes = torch.empty((pairs, LANES), dtype=torch.float64, device=device)
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply rows elementwise in float64 and pad them with zeros to whole lanes.
+    def load(self, rows: Tensor) -> Tensor:
+        """Copy rows [P,D], converting them. Returns the place they are in, float64 [P,D]."""
+        return self.products[: rows.shape[0], : self.width].copy_(rows)
 
-    Args:
-        left: [P,1,D] or [P,C,D].
-        right: [P,C,D].
-    """
-    pairs, count, width = right.shape
-    padded = max(1, -(-width // LANES)) * LANES
-    left, right = left.double(), right.double()
-    if padded == width:
-        return (left * right).view(pairs * count, padded)
-    products = right.new_zeros((pairs, count, padded))
-    torch.mul(left, right, out=products[:, :, :width])
-    return products.view(pairs * count, padded)
+    def sum(self, pairs: int) -> Tensor:
+        """Sum the products of the first ``pairs`` pairs in the fixed order. Returns float64 [P]."""
+        lanes = self.lanes[:pairs].zero_()
+        for first in range(0, self.products.shape[1], LANES):
+            lanes += self.products[:pairs, first : first + LANES]
+        for half in (8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half:]
+        return lanes[:, 0]
 
 
 def pair_dots(x: Tensor, rows: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
@@ -58,26 +55,44 @@ def pair_dots(x: Tensor, rows: Tensor, weight: Tensor, columns: Tensor) -> Tenso
         float64 [P,C].
     """
     pairs, count = columns.shape
-    out = torch.empty((pairs, count), dtype=torch.float64, device=x.device)
-    width = max(1, x.shape[1])
+    width = x.shape[1]
+    out = torch.zeros((pairs, count), dtype=torch.float64, device=x.device)
+    if not (out.numel() and width):
+        return out
     wide = max(1, min(count, PAIR_ELEMENTS // width))
-    tall = max(1, PAIR_ELEMENTS // (width * wide))
+    tall = max(1, min(pairs, PAIR_ELEMENTS // (width * wide)))
+    lanes = _Lanes(tall * wide, width, x.device)
+    gathered = weight.new_empty((tall * wide, width))
     for first in range(0, pairs, tall):
-        left = x.index_select(0, rows[first : first + tall]).unsqueeze(1)
+        left = x.index_select(0, rows[first : first + tall]).double().unsqueeze(1)
         for start in range(0, count, wide):
             chosen = columns[first : first + tall, start : start + wide]
-            right = weight.index_select(0, chosen.reshape(-1)).view(*chosen.shape, weight.shape[1])
-            out[first : first + tall, start : start + wide] = _sum_lanes(_products(left, right)).view(
-                chosen.shape
-            )
+            right = gathered[: chosen.numel()]
+            torch.index_select(weight, 0, chosen.reshape(-1), out=right)
+            lanes.load(right).view(*chosen.shape, width).mul_(left)
+            out[first : first + tall, start : start + wide] = lanes.sum(chosen.numel()).view(chosen.shape)
     return out
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The correctly rounded square root of float64 numbers.
+
+    torch hands contiguous CPU tensors to a vector library whose square root may be one unit off in the last
+    place; NumPy and CUDA use the machine's instruction, which is exact.
+    """
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 def squared_norms(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return ``<matrix[r], matrix[r]>`` in the fixed order for each r of rows [P]. float64 [P]."""
-    out = torch.empty(rows.shape, dtype=torch.float64, device=matrix.device)
-    tall = max(1, PAIR_ELEMENTS // max(1, matrix.shape[1]))
+    width = matrix.shape[1]
+    out = torch.zeros(rows.shape, dtype=torch.float64, device=matrix.device)
+    if not (out.numel() and width):
+        return out
+    tall = max(1, min(rows.shape[0], PAIR_ELEMENTS // width))
+    lanes = _Lanes(tall, width, matrix.device)
     for first in range(0, rows.shape[0], tall):
-        chosen = matrix.index_select(0, rows[first : first + tall]).unsqueeze(1)
-        out[first : first + tall] = _sum_lanes(_products(chosen, chosen))
+        chosen = matrix.index_select(0, rows[first : first + tall])
+        lanes.load(chosen).square_()
+        out[first : first + tall] = lanes.sum(chosen.shape[0])
     return out

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from finescope.ops import checks
+from finescope.ops.fixed_order import sqrt
 from finescope.ops.registry import default
 
 # Entries (tokens × k) that are sorted at a time; a single longer document makes a longer block.
@@ -49,7 +50,7 @@ def _pool(
     document, latent = document[first], latent[first]
     if reduce in ("mean", "sqrt_mean"):
         pooled /= lengths[document]
-    return document, latent, pooled.sqrt_() if reduce == "sqrt_mean" else pooled
+    return document, latent, sqrt(pooled) if reduce == "sqrt_mean" else pooled
 
 
 def _rank(document: Tensor, documents: int) -> Tensor:

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from finescope.ops import checks
+from finescope.ops import checks, engine
 from finescope.ops.dense import finish_search, gamma, set_filters
-from finescope.ops.engine import BLOCK_ELEMENTS, NEVER, Problem, certified_topk
+from finescope.ops.engine import NEVER, Problem, certified_topk
+from finescope.ops.fixed_order import sqrt
 from finescope.ops.registry import default
 
 # Stored entries that are looked at together.
@@ -42,7 +43,7 @@ class _Rows:
             checks.positions_in_range(latent, num_latents, f"{name}_indices")
             # A one-dimensional index_add_ adds one entry after the other: ascending latents.
             square[first:last].index_add_(0, row, value * value)
-        self.norms = square.sqrt_()
+        self.norms = sqrt(square)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Runs of whole rows with about ``_ENTRIES`` entries each."""
@@ -76,7 +77,7 @@ def _exact_dots(queries: _Rows, rows: Tensor, corpus: _Rows, columns: Tensor) ->
     """Exact dot products, float64 [P,C], of query rows [P] (ascending) and corpus columns [P,C]."""
     out = torch.zeros(columns.shape, dtype=torch.float64)
     wide = max(1, columns.shape[1])
-    tall = max(1, min(BLOCK_ELEMENTS // max(1, queries.latents), _ENTRIES // wide))
+    tall = max(1, min(engine.BLOCK_ELEMENTS // max(1, queries.latents), _ENTRIES // wide))
     unique, place = torch.unique(rows, return_inverse=True)
     edges = torch.searchsorted(place, torch.arange(0, unique.shape[0] + tall, tall)).tolist()
     for block, (low, high) in enumerate(itertools.pairwise(edges)):
@@ -116,8 +117,8 @@ class _Sparse(Problem):
         self.queries, self.corpus, self.cosine = queries, corpus, cosine
         self.rows, self.cols, self.device = queries.count, corpus.count, torch.device("cpu")
         self.terms = min(queries.longest, corpus.longest)
-        self.max_rows = max(1, BLOCK_ELEMENTS // max(1, queries.latents))
-        self.max_columns = max(1, BLOCK_ELEMENTS // max(1, corpus.longest))
+        self.max_rows = max(1, engine.BLOCK_ELEMENTS // max(1, queries.latents))
+        self.max_columns = max(1, engine.BLOCK_ELEMENTS // max(1, corpus.longest))
         self.bad_rows = ~queries.norms.isfinite()
         self.inverse = corpus.norms.reciprocal().nan_to_num_(0.0, 0.0, 0.0)
         self._panel: tuple[slice, Tensor] | None = None
