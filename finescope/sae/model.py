@@ -88,7 +88,7 @@ class SparseAutoencoder(nn.Module):
                 f"k={cfg.k} latents per token were asked for, but the autoencoder has only"
                 f" {self.num_latents}; lower k or raise num_latents"
             )
-        # By way of meta: the layer's own initialisation would draw from, and so disturb, the global generator.
+        # By way of meta: the layer's own initialisation would draw from the global generator.
         device = torch.get_default_device() if device is None else torch.device(device)
         encoder = nn.Linear(d_in, self.num_latents, device="meta", dtype=dtype)
         self.encoder = encoder.to_empty(device=device)

@@ -130,8 +130,7 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -149,7 +148,11 @@ class Bar:
         if record["event"] == "epoch":
             self._bar.print(describe(record, None), highlight=False)
         else:
-            self._bar.update(self._task, note=_short(record))
+            note = (
+                f"FVU {record['fvu']:.4f}  L0 {record['l0']:.1f}  dead {100 * record['dead_fraction']:.1f}%"
+                f"  {record['tokens_per_second']:,.0f} tok/s"
+            )
+            self._bar.update(self._task, note=note)  # short enough for 80 columns
 
     def close(self) -> None:
         self._bar.stop()
