@@ -194,7 +194,7 @@ def _as_rows(block: Rows) -> Rows:
     if isinstance(block, SparseCodes):
         return block
     if isinstance(block, np.ndarray):
-        if block.dtype not in (np.float16, np.float32, np.float64):
+        if block.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
             raise TypeError(f"corpus must be float16, float32 or float64, got {block.dtype}")
         if block.ndim == 2:
             plain = block.dtype.isnative and block.flags.writeable and min(block.strides) > 0

@@ -161,8 +161,10 @@ def _filters(
     k: int,
     metric: str,
     screen: str,
+    id_offset: int,
 ) -> None:
     _count(k, "k")
+    _count(id_offset, "id_offset")
     option(metric, "metric", METRICS)
     option(screen, "screen", SCREENS)
     if exclude is not None:
@@ -196,11 +198,12 @@ def cosine_topk(
     screen: str,
     exclude: Tensor | None,
     mask: Tensor | None,
+    id_offset: int,
 ) -> None:
     """Reject what ``cosine_topk`` can't take."""
     _search_operands(queries, corpus)
     _same_device(queries, "queries", corpus=corpus, exclude=exclude, mask=mask)
-    _filters(queries.shape[0], corpus.shape[0], exclude, mask, k, metric, screen)
+    _filters(queries.shape[0], corpus.shape[0], exclude, mask, k, metric, screen, id_offset)
 
 
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> None:
@@ -242,13 +245,14 @@ def sparse_cosine_topk(
     screen: str,
     exclude: Tensor | None,
     mask: Tensor | None,
+    id_offset: int,
 ) -> None:
     """Reject what ``sparse_cosine_topk`` can't take."""
     _csr(*query, "q")
     _csr(*corpus, "c")
     _same_device(query[0], "q_indptr", c_indptr=corpus[0], exclude=exclude, mask=mask)
     _count(num_latents, "num_latents")
-    _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, exclude, mask, k, metric, screen)
+    _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, exclude, mask, k, metric, screen, id_offset)
 
 
 def sparse_pair_scores(

@@ -253,7 +253,7 @@ def _cosine_topk(
     mask: Tensor | None = None,
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask)
+    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask, id_offset)
     problem = Cosine(queries, corpus) if metric == "cosine" else Encode(queries, corpus, None, NEVER)
     set_filters(problem, ~problem.weight_norm.isfinite(), exclude, mask, id_offset)
     scores, columns = certified_topk(problem, k)

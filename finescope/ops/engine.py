@@ -42,7 +42,7 @@ class Problem(abc.ABC):
     terms: int
     #: scores at or below the floor are never wanted (0 for the rectified encoder).
     floor: float = NEVER
-    #: bool [rows]: rows without an answer (NaN queries), left out of the second pass.
+    #: bool [rows]: rows without an answer (NaN queries).
     bad_rows: Tensor | None = None
     #: int64, ascending: columns that are never returned (masked out, NaN).
     banned: Tensor | None = None
@@ -129,6 +129,8 @@ def certified_topk(problem: Problem, k: int) -> tuple[Tensor, Tensor]:
         top, chosen = top[:, :k], chosen[:, :k]
         width = top.shape[1]
         wanted = top > problem.floor
+        if problem.bad_rows is not None:
+            wanted &= ~problem.bad_rows[rows, None]
         scores[rows, :width] = top.where(wanted, NEVER)
         columns[rows, :width] = chosen.where(wanted, -1)
         again = (~certain).nonzero().squeeze(1)

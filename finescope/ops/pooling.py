@@ -65,6 +65,7 @@ def _pool_codes(
 ) -> tuple[Tensor, Tensor]:
     checks.pool_codes(values, indices, offsets, reduce, keep)
     checks.offsets_in_order(offsets, values.shape[0])
+    offsets = offsets.contiguous()
     documents, k = offsets.shape[0] - 1, values.shape[1]
     out = torch.zeros((documents, keep), dtype=torch.float32)
     latents = torch.full((documents, keep), -1, dtype=torch.int64)

@@ -143,7 +143,7 @@ def cosine_topk(
         TypeError: wrong dtypes.
     """
     option = _screen(screen)
-    checks.cosine_topk(queries, corpus, k, metric, option, exclude, mask)
+    checks.cosine_topk(queries, corpus, k, metric, option, exclude, mask, id_offset)
     return call(  # type: ignore[no-any-return]
         "cosine_topk", queries, corpus, k, metric, option, min_score, exclude, mask, id_offset
     )
@@ -204,7 +204,7 @@ def sparse_cosine_topk(
     option = _screen(screen)
     query, rows = _tensors(queries, "queries"), _tensors(corpus, "corpus")
     latents = _latents(queries, corpus)
-    checks.sparse_cosine_topk(query, rows, latents, k, metric, option, exclude, mask)
+    checks.sparse_cosine_topk(query, rows, latents, k, metric, option, exclude, mask, id_offset)
     return call(  # type: ignore[no-any-return]
         "sparse_cosine_topk", *query, *rows, latents, k, metric, option, min_score, exclude, mask, id_offset
     )

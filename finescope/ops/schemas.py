@@ -120,7 +120,7 @@ def _fake_cosine_topk(
     mask: Tensor | None = None,
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask)
+    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask, id_offset)
     shape = (queries.shape[0], k)
     dtype = checks.result_dtype(queries, corpus)
     return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
@@ -168,7 +168,7 @@ def _fake_sparse_cosine_topk(
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
-    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask)
+    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask, id_offset)
     shape = (q_indptr.shape[0] - 1, k)
     dtype = checks.result_dtype(q_values, c_values)
     return q_values.new_empty(shape, dtype=dtype), q_values.new_empty(shape, dtype=torch.int64)

@@ -31,7 +31,8 @@ class _Rows:
     """CSR rows, checked, with their norms."""
 
     def __init__(self, indptr: Tensor, indices: Tensor, values: Tensor, num_latents: int, name: str) -> None:
-        self.indptr, self.indices, self.values, self.latents = indptr, indices, values, num_latents
+        self.indptr, self.indices, self.values = indptr.contiguous(), indices, values
+        self.latents = num_latents
         self.count = indptr.shape[0] - 1
         self.lengths = indptr.diff()
         if int(indptr[0]) != 0 or int(indptr[-1]) != indices.shape[0] or bool((self.lengths < 0).any()):
@@ -207,7 +208,7 @@ def _sparse_cosine_topk(
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
-    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask)
+    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask, id_offset)
     queries, rows = _Rows(*query, num_latents, "q"), _Rows(*corpus, num_latents, "c")
     problem = _Sparse(queries, rows, metric == "cosine")
     set_filters(problem, ~rows.norms.isfinite(), exclude, mask, id_offset)
