@@ -138,6 +138,7 @@ class TrainingConfig(_Dictable):
             self,
             f"loss must be 'fvu' or 'normalized_mse', got {self.loss!r}",
         )
+        _require(self.seed >= 0, self, f"seed must not be negative, got {self.seed}")
         _require(self.auxk_alpha >= 0, self, f"auxk_alpha must not be negative, got {self.auxk_alpha}")
         _require(
             self.auxk_k is None or self.auxk_k >= 1,

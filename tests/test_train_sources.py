@@ -109,6 +109,35 @@ def test_memory_mapped_array_trains_like_the_tensor(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(mapped.parameters(), plain.parameters(), strict=True))
 
 
+def test_memory_mapped_shards_train_and_resume(tmp_path: Path) -> None:
+    from finescope.activations.store import ActivationStore, ActivationStoreWriter
+    from finescope.activations.tap import DocumentActivations
+
+    x = torch.randn(30, 7, 4).half()
+    with ActivationStoreWriter(tmp_path / "acts", 4, shard_tokens=50) as writer:
+        for number, document in enumerate(x):
+            writer.add(DocumentActivations(number, f"d{number}", torch.arange(7), document, "memory"))
+        writer.finish()
+    store = ActivationStore(tmp_path / "acts")
+    assert len(list((tmp_path / "acts").glob("*.safetensors"))) > 2
+    source = open_source(store, TrainingConfig(batch_tokens=30))
+    seen = torch.cat(list(source.batches(0)))
+    assert source.steps_per_epoch == 7
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, x.view(210, 4).tolist()))
+
+    cfg = TrainingConfig(batch_tokens=30, num_epochs=2, save_every_steps=3)
+    whole = train_sae(store, SAE, cfg, progress=False)
+
+    def stop(record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(store, SAE, cfg, out_dir=tmp_path / "sae", progress=stop)
+    again = ActivationStore(tmp_path / "acts")
+    resumed = train_sae(again, SAE, cfg, out_dir=tmp_path / "sae", progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_masked_tokens_take_no_part() -> None:
     x = torch.randn(10, 6, 4)
     mask = torch.rand(10, 6) < 0.7
