@@ -19,14 +19,54 @@ struct Pooled {
   int64_t latent;
 };
 
-bool stronger(const Pooled& a, const Pooled& b) {
-  return a.value > b.value || (a.value == b.value && a.latent < b.latent);
-}
+struct Stronger {
+  bool operator()(const Pooled& a, const Pooled& b) const {
+    return a.value > b.value || (a.value == b.value && a.latent < b.latent);
+  }
+};
+
+// The strongest `keep` of all that is offered. What is weaker than the weakest of some `keep` already seen is
+// turned away by one comparison; the rest is gathered, and cut to `keep` whenever it has doubled.
+class Strongest {
+ public:
+  explicit Strongest(int64_t keep) : keep_(keep), best_(2 * keep) {}
+
+  void offer(double value, int64_t latent) {
+    if (value < threshold_ || keep_ == 0) return;
+    best_[size_++] = {value, latent};
+    if (size_ == 2 * keep_) cut();
+  }
+
+  // The kept ones in ascending latents; empty afterwards.
+  template <class Store>
+  void drain(Store store) {
+    if (size_ > keep_) cut();
+    std::sort(best_.begin(), best_.begin() + size_,
+              [](const Pooled& a, const Pooled& b) { return a.latent < b.latent; });
+    for (int64_t s = 0; s < size_; ++s) store(s, best_[s]);
+    size_ = 0;
+    threshold_ = 0.0;
+  }
+
+  int64_t size() const { return std::min(size_, keep_); }
+
+ private:
+  void cut() {
+    std::nth_element(best_.begin(), best_.begin() + (keep_ - 1), best_.begin() + size_, Stronger());
+    threshold_ = best_[keep_ - 1].value;
+    size_ = keep_;
+  }
+
+  int64_t keep_, size_ = 0;
+  double threshold_ = 0.0;
+  std::vector<Pooled> best_;
+};
 
 template <class T>
 class Pool {
  public:
-  explicit Pool(const PoolArgs& args) : a_(args), values_(static_cast<const T*>(args.values)) {}
+  explicit Pool(const PoolArgs& args)
+      : a_(args), values_(static_cast<const T*>(args.values)), strongest_(args.keep) {}
 
   // Returns the lowest negative latent with a positive value in document n, or 0.
   int64_t document(int64_t n) {
@@ -38,13 +78,12 @@ class Pool {
       high = std::max(high, a_.indices[i]);
     }
     if (low < 0) return low;
-    pooled_.clear();
+    tokens_ = static_cast<double>(a_.offsets[n + 1] - a_.offsets[n]);
     if (high < kTable) {
       by_table(first, last, high);
     } else {
       by_sorting(first, last);
     }
-    finish(static_cast<double>(a_.offsets[n + 1] - a_.offsets[n]));
     store(a_.out_values + n * a_.keep, a_.out_indices + n * a_.keep);
     return 0;
   }
@@ -97,7 +136,7 @@ class Pool {
       }
     }
     for (int64_t s = 0; s < count; ++s) {
-      pooled_.push_back({total_[latents_[s]], latents_[s]});
+      offer(total_[latents_[s]], latents_[s]);
       total_[latents_[s]] = 0.0;
     }
   }
@@ -121,37 +160,31 @@ class Pool {
         }
         total = combine(total, value);
       }
-      pooled_.push_back({total, latent});
+      offer(total, latent);
     }
   }
 
-  void finish(double tokens) {
-    if (a_.reduce != Reduce::mean && a_.reduce != Reduce::sqrt_mean) return;
-    for (Pooled& p : pooled_) {
-      p.value /= tokens;
-      if (a_.reduce == Reduce::sqrt_mean) p.value = std::sqrt(p.value);
-    }
+  void offer(double value, int64_t latent) {
+    if (a_.reduce == Reduce::mean || a_.reduce == Reduce::sqrt_mean) value /= tokens_;
+    strongest_.offer(a_.reduce == Reduce::sqrt_mean ? std::sqrt(value) : value, latent);
   }
 
   void store(float* values, int64_t* latents) {
-    if (static_cast<int64_t>(pooled_.size()) > a_.keep) {
-      std::nth_element(pooled_.begin(), pooled_.begin() + a_.keep, pooled_.end(), stronger);
-      pooled_.resize(a_.keep);
-    }
-    std::sort(pooled_.begin(), pooled_.end(),
-              [](const Pooled& a, const Pooled& b) { return a.latent < b.latent; });
-    const int64_t kept = static_cast<int64_t>(pooled_.size());
-    for (int64_t s = 0; s < a_.keep; ++s) {
-      values[s] = s < kept ? static_cast<float>(pooled_[s].value) : 0.0f;
-      latents[s] = s < kept ? pooled_[s].latent : -1;
-    }
+    const int64_t kept = strongest_.size();
+    strongest_.drain([&](int64_t s, const Pooled& p) {
+      values[s] = static_cast<float>(p.value);
+      latents[s] = p.latent;
+    });
+    std::fill(values + kept, values + a_.keep, 0.0f);
+    std::fill(latents + kept, latents + a_.keep, -1);
   }
 
   const PoolArgs& a_;
   const T* values_;
   std::vector<double> total_, token_;
   std::vector<int64_t> latents_, seen_;
-  std::vector<Pooled> pooled_;
+  Strongest strongest_;
+  double tokens_ = 0.0;
 };
 
 template <class T>
