@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import oracle
@@ -164,6 +165,15 @@ def test_threads() -> None:
         torch.set_num_threads(threads)
     assert_same_bytes(seen[1], seen[0])
     assert_same_bytes(seen[2], seen[0])
+
+
+def test_square_roots_are_correctly_rounded() -> None:
+    """Norms are part of a score's bytes; vector libraries are often one unit off."""
+    numbers = torch.rand(50_000, dtype=torch.float64) * torch.exp2(
+        torch.randint(-300, 300, (50_000,)).double()
+    )
+    roots = fixed_order.sqrt(numbers)
+    assert roots.tolist() == [math.sqrt(number) for number in numbers.tolist()]
 
 
 # ------------------------------------------------------------------ memory

@@ -301,6 +301,17 @@ def test_a_latent_that_fires_for_every_token() -> None:
         torch.testing.assert_close(got, (dense.T @ table.double()).float(), rtol=1e-4, atol=1e-3)
 
 
+def test_pooling_of_latents_past_two_to_the_32() -> None:
+    values, offsets = torch.rand(6, 3), torch.tensor([0, 2, 6])
+    indices = torch.randint(0, 4, (6, 3)) * 2**60
+    for op in (parameter.values[0] for parameter in implementations("pool_codes")):
+        for keep in (2, 5):
+            assert_same_bytes(
+                op(values, indices, offsets, "mean", keep),
+                oracle.pool(values, indices, offsets, "mean", keep),
+            )
+
+
 def test_pooling_of_nothing() -> None:
     for op in (parameter.values[0] for parameter in implementations("pool_codes")):
         values, indices = torch.empty(0, 3), torch.empty(0, 3, dtype=torch.int64)

@@ -274,10 +274,13 @@ def positions_in_range(positions: Tensor, size: int, name: str, lowest: int = 0)
     """Reject positions outside ``lowest..size-1`` before anything is read with them. Looks at data."""
     if not positions.numel():
         return
-    low, high = (int(value) for value in torch.aminmax(positions))
-    for value in (low, high):
-        if not lowest <= value < size:
-            raise IndexError(f"{name} holds {value}, which is outside {lowest}..{size - 1}")
+    low, high = torch.aminmax(positions)
+    if int(low) >= lowest and int(high) < size:
+        return
+    place = ((positions < lowest) | (positions >= size)).nonzero()[0].tolist()
+    raise IndexError(
+        f"{name} holds {int(positions[tuple(place)])} at {place}, which is outside {lowest}..{size - 1}"
+    )
 
 
 def offsets_in_order(offsets: Tensor, tokens: int) -> None:

@@ -32,8 +32,11 @@ def _pool(
     document: Tensor, token: Tensor, latent: Tensor, value: Tensor, lengths: Tensor, reduce: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reduce entries in token order to one value for each (document, latent), sorted by both."""
-    order = torch.argsort(latent, stable=True)
-    order = order[torch.argsort(document[order], stable=True)]
+    number, width = latent, int(latent.amax()) + 1 if latent.numel() else 1
+    if width >= 1 << 32:  # too wide for one key: number the latents that occur
+        occurring, number = torch.unique(latent, return_inverse=True)
+        width = occurring.shape[0]
+    order = torch.argsort(document * width + number, stable=True)
     document, token, latent, value = document[order], token[order], latent[order], value[order]
     segment, first = _segments(document, latent)
     if reduce in ("max", "count"):

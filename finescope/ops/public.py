@@ -39,6 +39,7 @@ def topk_encode(
     Returns:
         values [B,k], float32 (float64 if any input is), and latents [B,k], int64. A row of ``x`` with a NaN
         or an infinity, and every row if ``weight`` or ``bias`` has one, gets NaN values and latents 0 … k-1.
+        A float64 row whose squared norm overflows counts as infinite.
 
     Raises:
         ValueError: shapes or devices that do not fit, k > F, an unknown ``screen``.
@@ -120,7 +121,7 @@ def cosine_topk(
 
     Ranked by the float64 score ``<q, c> / (‖q‖·‖c‖)`` (or ``<q, c>``) descending, then id ascending, and
     rounded once. A zero vector scores 0. Corpus rows with a NaN or an infinity are never returned; a query
-    with one gets no results.
+    with one gets no results. A float64 row whose squared norm overflows counts as infinite.
 
     Args:
         queries: [Q,D], any floating dtype.
