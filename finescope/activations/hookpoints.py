@@ -78,7 +78,7 @@ def _no_such_module(
 class _Stop(BaseException):
     """Ends a forward pass. A BaseException, so that a model's own ``except Exception`` lets it through."""
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
 
@@ -88,14 +88,16 @@ def stop_after(module: nn.Module, name: str) -> Iterator[Any]:
     """Inside the context, ``run(model, **inputs)`` returns the output of ``module`` and runs no further."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Stop(unpack(output, name))
+        raise _Stop(output)
 
     def run(model: nn.Module, **inputs: Any) -> Tensor:
         try:
             model(**inputs)
         except _Stop as stop:
-            return stop.output
-        raise InputError(f"module {name!r} did not run in the model's forward pass; name a layer that runs")
+            output = stop.output
+        else:
+            raise InputError(f"module {name!r} did not run in the forward pass; name a layer that runs")
+        return unpack(output, name)
 
     handle = module.register_forward_hook(hook)
     try:

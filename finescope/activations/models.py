@@ -78,8 +78,10 @@ def _load(loader: Any, name: PathLike, what: str, **options: Any) -> Any:
 
 
 def _call(loader: Any, source: str, described: str, **options: Any) -> Any:
+    quiet = _quiet() if options.get("local_files_only") else contextlib.nullcontext()
     try:
-        return loader.from_pretrained(source, **options)
+        with quiet:
+            return loader.from_pretrained(source, **options)
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError and others
@@ -89,7 +91,7 @@ def _call(loader: Any, source: str, described: str, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' loading bars off the terminal; the command has its own."""
+    """Keep the bar that counts weights off the terminal; that of a download stays."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from finescope.activations import models
 from finescope.activations.hookpoints import resolve_hookpoint, stop_after
-from finescope.activations.windows import MIN_BATCH_TOKENS, Document, Window, Windower, bucket_length, plan
+from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
 from finescope.corpus.row import Row
 from finescope.errors import InputError
 from finescope.files import PathLike, sha256_json, sha256_tensors
@@ -61,9 +61,9 @@ class ActivationTap:
     tokenizer's own side.
 
     **What is promised.** A document's activations don't depend on the documents around it, nor on their
-    order: its row length is its own, and small batches are filled up. On the machines tested (x86, float32
-    and bfloat16) they are the same bytes in any batch. Where a matrix library rounds differently for another
-    number of rows they agree to about 1e-5 of their size.
+    order: its row length is its own, and small batches are filled up. On the CPUs tested (x86 with MKL, up to
+    four threads, float32 and bfloat16) they are the same bytes in any batch. Elsewhere a library may round
+    differently for another number of rows, and they agree to about 1e-5 of their size.
 
     Attributes:
         model: the model, in eval mode.
@@ -240,7 +240,8 @@ class ActivationTap:
 
     def _forward(self, group: list[Window]) -> ActivationBatch:
         full = bucket_length(len(group[0].ids), self.max_length, exact=self._exact)
-        rows = max(len(group), -(-MIN_BATCH_TOKENS // full))
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        rows = rows_to_compute(len(group), full, threads)
         ids = torch.full((rows, full), self._padding_id(), dtype=torch.int64)
         mask = torch.zeros((rows, full), dtype=torch.int64)
         for number in range(rows):

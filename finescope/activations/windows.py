@@ -8,6 +8,7 @@ that the masked attention path is always the one taken. Only the number of rows 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,31 @@ from typing import Any
 from finescope.corpus.row import Row, transcript
 from finescope.errors import InputError
 
-MIN_BATCH_TOKENS = 64
-"""Small batches are filled up to this many positions with copies of a row: matrix libraries take other code
-paths, with other roundings, for a handful of rows."""
+_MIN_TOKENS = 64
+_MIN_TOKENS_PER_THREAD = 16
+_EVEN_THREADS = 4
+
+
+def rows_to_compute(rows: int, length: int, threads: int) -> int:
+    """Return how many rows of ``length`` positions to compute; those beyond ``rows`` are copies.
+
+    Two things make a CPU's result depend on the number of positions, both seen with MKL and torch 2.13. A
+    matrix product of a handful of rows per thread takes another code path: so there are always enough. And an
+    elementwise function is split evenly between threads, the last few elements of each share going through
+    scalar code that rounds differently: so positions are a multiple of the threads, which makes shares whole
+    rows. The latter is left out above four threads, where it would cost more than the last bit is worth.
+
+    Args:
+        rows: rows wanted.
+        length: positions in each.
+        threads: CPU threads; 1 on an accelerator.
+    """
+    least = max(_MIN_TOKENS, _MIN_TOKENS_PER_THREAD * threads)
+    rows = max(rows, -(-least // length))
+    if threads > _EVEN_THREADS:
+        return rows
+    step = threads // math.gcd(threads, length)
+    return -(-rows // step) * step
 
 
 @dataclass(slots=True)
