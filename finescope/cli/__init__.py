@@ -30,7 +30,9 @@ class LazyGroup(ErrorPrinter):
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    "finescope",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="finescope")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

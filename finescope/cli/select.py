@@ -10,20 +10,32 @@ import click
 from finescope.cli import options
 
 
-@click.command("select", short_help="Choose again from saved scores, in seconds.")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@options.recipe_options
+@click.command("select", short_help="Choose rows from saved scores, again and again, in seconds.")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
 @options.selection_options
+@options.recipe_options
 @options.label_options
 @click.option("--report-rows", type=click.IntRange(0), help="Selected rows shown in the report.")
 @click.option("--draws", type=click.IntRange(0), help="Bootstrap resamples behind the intervals.")
+@click.option(
+    "--corpus", multiple=True, metavar="FILE|DIR", help="With a table of scores: the corpus scored."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="With a table: file to write.")
+@click.option("--codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: corpus codes.")
+@click.option(
+    "--target-codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: target codes."
+)
+@options.column_options
 @options.quiet_option
-def command(run: Path, quiet: bool, **given: Any) -> None:
-    """Select rows again in RUN, the --out folder of `finescope curate` or `finescope score`.
+def command(source: Path, quiet: bool, **given: Any) -> None:
+    """Select rows again from SOURCE: the --out folder of `finescope curate`, or a table of `finescope score`.
 
-    Uses the saved codes and scores; the model is not touched. Limits given here replace those of the run;
-    with another preset, weighting or scorer the rows are scored again first, which takes seconds too.
+    Uses saved codes and scores; the model is not touched. In a folder, limits given here replace those of the
+    run; with another preset, weighting or scorer the rows are scored again first, which takes seconds too.
     Rewrites the curated rows, the metrics and the report.
+
+    With a table of scores, --corpus and --out say where the rows are and where the selected ones go. The
+    strategies per_target and clusters, --near-duplicate and --diversity need the codes too.
 
     \b
     Examples:
@@ -31,16 +43,75 @@ def command(run: Path, quiet: bool, **given: Any) -> None:
       finescope select curated/ --fraction 0.02 --diversity 0.8
       finescope select curated/ --token-budget 1000000
       finescope select curated/ --preset paper
+      finescope select scores.parquet --corpus corpus.jsonl -k 500 --out picked.jsonl
     """
     from finescope.workflow.progress import Reporter
-    from finescope.workflow.run import open_run
 
-    outcome = open_run(run, Reporter(quiet=quiet), changes_of(run, given)).reselect()
-    click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
-    click.echo(f"report: {outcome.folder / 'report.html'}")
+    reporter = Reporter(quiet=quiet)
+    if source.is_dir():
+        for name in ("corpus", "out", "codes", "target_codes", "text_column", "id_column", "limit"):
+            if given.pop(name):
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} goes with a table of scores, not with a folder."
+                )
+        from finescope.workflow.run import open_run
+
+        outcome = open_run(source, reporter, changes_of(given)).reselect()
+        click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
+        click.echo(f"report: {outcome.folder / 'report.html'}")
+        return
+    for name in (
+        "preset",
+        "weights",
+        "scorer",
+        "top_m",
+        "label_column",
+        "target_labels",
+        "report_rows",
+        "draws",
+    ):
+        if given.pop(name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} goes with a folder of a run, not with a table of scores."
+            )
+    if not given["corpus"] or not given["out"]:
+        raise click.UsageError("A table of scores needs --corpus and --out.")
+    _from_table(source, reporter, given)
 
 
-def changes_of(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
+    from finescope.codestore import CodeStore
+    from finescope.corpus import write_rows
+    from finescope.curation.selection import select
+    from finescope.workflow.scoring import curated_records, read_scores
+    from finescope.workflow.stages import open_job_corpus
+
+    out, codes, target_codes = given.pop("out"), given.pop("codes"), given.pop("target_codes")
+    job = options.job_from(None, (), given)
+    limits = job.selection_config()
+    if limits.strategy != "rank" and (codes is None or target_codes is None):
+        raise click.UsageError(f"--strategy {limits.strategy} needs --codes and --target-codes.")
+    if (limits.near_duplicate is not None or limits.diversity is not None) and codes is None:
+        raise click.UsageError("--near-duplicate and --diversity need --codes.")
+    scored = read_scores(source)
+    weights = scored.settings.get("weights")
+    selection = select(
+        scored.table,
+        limits,
+        corpus=None if codes is None else CodeStore(codes),
+        targets=None if target_codes is None else CodeStore(target_codes).codes(),
+        weights=weights,
+        tokens=scored.tokens,
+        exclude=scored.is_target,
+    )
+    corpus = open_job_corpus(job)
+    count = write_rows(out, curated_records(corpus, scored, selection.indices), corpus)
+    dropped = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in selection.counts.items() if n)
+    reporter.say(dropped)
+    click.echo(f"{count:,} rows in {out}")
+
+
+def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     """Return the job's values that the options change; any limit given replaces all limits of the run."""
     changes: dict[str, Any] = {}
     limits = {name: given.pop(name) for name in options.SELECTION_FIELDS}

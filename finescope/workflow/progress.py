@@ -50,7 +50,8 @@ class Task:
         rate = self.done / self.seconds if self.seconds > 0 else 0.0
         amount = f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "")
         parts = [f"{self.name}: {amount} {self.unit}", f"{_short(rate)} {self.unit}/s"]
-        if self.total and rate > 0 and self.done < self.total:
+        # The first hundredth says little: loading and warming up are in it.
+        if self.total and self.total / 100 < self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         if self.note:
             parts.append(self.note)

@@ -1,0 +1,85 @@
+"""Each stage alone, from files to files: together they must give what the one-line job gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cli_job import save_job
+from click.testing import CliRunner, Result
+
+from finescope.cli import main
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_job(tmp_path_factory.mktemp("job"))
+
+
+def test_stage_by_stage_equals_the_whole(job: Path, tmp_path: Path) -> None:
+    model = ["--model", job / "model", "--layer", "layers.0"]
+    sizes = ["--set", "training.num_epochs=1", "--seed", 3]
+    steps = [
+        ["activations", *model, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts", "--seed", 3],
+        ["train", tmp_path / "acts", "--out", tmp_path / "sae", *sizes],
+    ]
+    for rows, name in (("corpus", "codes"), ("seeds", "seed-codes")):
+        place = ["--corpus", job / f"{rows}.jsonl", "--out", tmp_path / name]
+        steps.append(["embed", *model, "--sae", tmp_path / "sae", *place])
+    scores, picked = tmp_path / "scores.parquet", tmp_path / "picked.parquet"
+    steps.append(["score", tmp_path / "codes", tmp_path / "seed-codes", "--out", scores])
+    steps.append(["select", scores, "--corpus", job / "corpus.jsonl", "-k", 7, "--out", picked])
+    for step in steps:
+        result = invoke(*step)
+        assert result.exit_code == 0, (step, result.stderr)
+    whole = invoke(
+        "curate", *model, "--targets", job / "seeds.jsonl", "--corpus", job / "corpus.jsonl", "--out",
+        tmp_path / "whole", "-k", 7, *sizes,
+    )  # fmt: skip
+    assert whole.exit_code == 0, whole.stderr
+    alone, together = (pq.read_table(path / "scores.parquet") for path in (tmp_path, tmp_path / "whole"))
+    assert alone.column("id").to_pylist() == together.column("id").to_pylist()
+    np.testing.assert_array_equal(alone.column("score").to_numpy(), together.column("score").to_numpy())
+    assert [row["finescope_rank"] for row in pq.read_table(picked).to_pylist()] == list(range(1, 8))
+
+
+def test_max_tokens_samples_whole_rows(job: Path, tmp_path: Path) -> None:
+    result = invoke(
+        "activations", "--model", job / "model", "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts",
+        "--max-tokens", 200,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    tokens = int(result.stdout.split()[0].replace(",", ""))
+    assert 100 < tokens <= 200
+
+
+def test_a_given_sae_is_used_and_its_width_checked(job: Path, tmp_path: Path) -> None:
+    from finescope.config import SaeConfig
+    from finescope.sae import SparseAutoencoder
+
+    common = [
+        "curate",
+        "--model",
+        job / "model",
+        "--targets",
+        job / "seeds.jsonl",
+        "--corpus",
+        job / "corpus.jsonl",
+    ]
+    SparseAutoencoder(48, SaeConfig(num_latents=64, k=4)).save(tmp_path / "wrong")
+    result = invoke(*common, "--out", tmp_path / "a", "--sae", tmp_path / "wrong")
+    assert result.exit_code == 1
+    assert "width 48" in result.stderr
+    assert "width 32" in result.stderr
+    SparseAutoencoder(32, SaeConfig(num_latents=64, k=4)).save(tmp_path / "sae" / "layers.1")
+    result = invoke(*common, "--out", tmp_path / "b", "--sae", tmp_path / "sae", "-k", 3)
+    assert result.exit_code == 0, result.stderr
+    assert not (tmp_path / "b" / "sae").exists()
+    assert not (tmp_path / "b" / "activations").exists()
