@@ -271,8 +271,9 @@ def test_nan_leaves_the_last_state_intact(tmp_path: Path, monkeypatch: pytest.Mo
     assert bool(torch.isfinite(SparseAutoencoder.load(tmp_path).W_dec).all())
 
 
-def test_divergence_is_an_error_not_a_result(tmp_path: Path) -> None:
-    cfg = TrainingConfig(batch_size=8, num_epochs=3, learning_rate=1e38)
+@pytest.mark.parametrize("save_every_steps", [0, 1])
+def test_divergence_is_an_error_not_a_result(tmp_path: Path, save_every_steps: int) -> None:
+    cfg = TrainingConfig(batch_size=8, num_epochs=3, learning_rate=1e39, save_every_steps=save_every_steps)
     with pytest.raises(FineScopeError, match="lower learning_rate"):
         train_sae(torch.randn(64, 4), SAE, cfg, out_dir=tmp_path, progress=False)
     assert not (tmp_path / "sae.safetensors").exists()

@@ -28,11 +28,7 @@ def encode_centred(x: Tensor, b_dec: Tensor, weight: Tensor, bias: Tensor, k: in
     Returns:
         Values [B,k] descending and indices [B,k] int64.
     """
-    # What the encoder returns is exact, also where the products around it may be rounded.
-    with torch.autocast(x.device.type, enabled=False):
-        values, indices = _EncodeCentred.apply(  # type: ignore[no-untyped-call]
-            x, b_dec, weight, bias, k
-        )
+    values, indices = _EncodeCentred.apply(x, b_dec, weight, bias, k)  # type: ignore[no-untyped-call]
     return values, indices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +256,15 @@ class Trainer:
             "eta_seconds": left,
         }
 
-    def _check_health(self) -> None:
+    def _check_health(self, weights: Iterable[Tensor] = ()) -> None:
+        """Raise if a batch, the loss or one of ``weights`` was NaN or infinite."""
         bad_step = int(self._first_bad)
         if bad_step >= 0:
             raise InputError(f"activations contain NaN or infinity in the batch of step {bad_step + 1}")
-        if not math.isfinite(sum(self.epoch_means.state())):
+        sums = self.epoch_means.state()
+        if not math.isfinite(sum(sums)) or not all(bool(torch.isfinite(p).all()) for p in weights):
             raise FineScopeError(
-                f"the loss became NaN or infinite by step {self.position.step}, from finite activations;"
+                f"loss or weights became NaN or infinite by step {self.position.step} on finite activations;"
                 f" lower learning_rate (now {self.peak_lr:g})"
             )
 
@@ -269,7 +272,7 @@ class Trainer:
         """Write the state to resume from, then the SAE. A run gone wrong never replaces a good state."""
         if self.out_dir is None:
             return
-        self._check_health()
+        self._check_health(self.sae.parameters())
         self.position.sums = {"window": self.window.state(), "epoch": self.epoch_means.state()}
         path = self.out_dir / STATE_NAME
         save_state(path, self.sae, self.optimiser, self.since_fired, self.position, self._who)
