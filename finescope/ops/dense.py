@@ -41,6 +41,11 @@ def gamma(terms: float, unit: float) -> float:
     return math.inf if terms * unit > 0.5 else 1.01 * terms * unit / (1.0 - terms * unit)
 
 
+def extreme(norms: Tensor) -> Tensor:
+    """Norms of float64 rows whose squares are near the ends of the range, but not 0."""
+    return ((norms > 0) & (norms < 2.0**-400)) | ((norms > 2.0**400) & norms.isfinite())
+
+
 class _Dense(Problem):
     """What the encoder and the two search metrics have in common."""
 
@@ -140,10 +145,8 @@ class Cosine(_Dense):
         self.spread = torch.full_like(self.x_norm, spread).masked_fill_(self.x_norm == 0.0, 0.0)
         if not self.single:
             # Squares of such float64 entries underflow or overflow, so norms mean little; float64 sorts it
-            # out.
-            strange = (known < 2.0**-400) | (known > 2.0**400)
-            lost = (self.x_norm < 2.0**-400) | (self.x_norm > 2.0**400) | strange.any()
-            self.spread.masked_fill_(lost | (self.weight_norm == 0.0).any(), math.inf)
+            # out. (Where all squares vanish, the score is 0 by definition and the screen says so too.)
+            self.spread.masked_fill_(extreme(self.x_norm) | extreme(self.weight_norm).any(), math.inf)
 
     @staticmethod
     def _inverse(norms: Tensor) -> Tensor:

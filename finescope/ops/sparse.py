@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finescope.ops import checks, engine
-from finescope.ops.dense import finish_search, gamma, set_filters
+from finescope.ops.dense import extreme, finish_search, gamma, set_filters
 from finescope.ops.engine import NEVER, Problem, certified_topk
 from finescope.ops.fixed_order import sqrt
 from finescope.ops.registry import default
@@ -135,11 +135,11 @@ class _Sparse(Problem):
             spread = (relative * norms * largest + absolute).masked_fill(
                 ~((norms < room) & (largest < room) & (norms * largest < room)), math.inf
             )
-        self.spread = spread.masked_fill(norms == 0, 0.0)
-        if torch.float64 in (queries.values.dtype, corpus.values.dtype):
-            # Norms whose squares underflow or overflow say little about the entries; leave those to float64.
-            strange = [(side.norms < 2.0**-400) | (side.norms > 2.0**400) for side in (queries, corpus)]
-            self.spread.masked_fill_(strange[0] | strange[1].any(), math.inf)
+        single = torch.float64 not in (queries.values.dtype, corpus.values.dtype)
+        # Where all squares vanish the cosine is 0 by definition, but a float64 product need not vanish.
+        self.spread = spread.masked_fill(norms == 0, 0.0) if single or cosine else spread
+        if not single:
+            self.spread.masked_fill_(extreme(norms) | extreme(corpus.norms).any(), math.inf)
 
     def screen(self, rows: slice, cols: slice) -> Tensor:
         if self._panel is None or self._panel[0] != rows:
