@@ -123,7 +123,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write CPU tensors to one safetensors file, atomically.
+    """Write CPU tensors to one safetensors file, atomically; the same contents give the same bytes.
 
     Raises:
         StoreError: the disk is full.
@@ -132,6 +132,19 @@ def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappi
 
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors header's metadata in the order of its keys; the library writes them in any order."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # always, unless the library's own spelling of JSON changes
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def map_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:

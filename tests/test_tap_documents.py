@@ -92,16 +92,7 @@ def test_conversations_go_through_the_chat_template_without_a_second_start_token
     assert windower.template_kind == "tokenizer"
     (window,) = windower.cut([Row("a", None, talk)])
     wanted = ["<s>", "<turn>", "user", "w1", "w2", "<turn>", "assistant", "w3"]
-    assert tokenizer.convert_ids_to_tokens(window.ids) == [
-        "<s>",
-        "<turn>",
-        "user",
-        "w1",
-        "w2",
-        "<turn>",
-        "assistant",
-        "w3",
-    ]
+    assert tokenizer.convert_ids_to_tokens(window.ids) == wanted
     assert [window.ids[n] for n in window.kept] == [105, 6, 7, 106, 8]
     given = Windower(tokenizer, max_length=64, chat_template="{{ messages[0]['content'] }}")
     assert given.cut([Row("a", None, talk)])[0].ids == [1, 6, 7]
