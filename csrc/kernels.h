@@ -85,6 +85,43 @@ using SparseDecode = void (*)(const SparseDecodeArgs&, int64_t begin, int64_t en
 using SampledDot = void (*)(const SampledDotArgs&, int64_t begin, int64_t end);
 using ScatterRows = void (*)(const ScatterRowsArgs&, int64_t begin, int64_t end);
 
+// N sparse rows in compressed form: row n holds entries indptr[n]..indptr[n + 1], latents ascending.
+enum class IndexType : int32_t { u16, i32, i64 };
+struct Csr {
+  const int64_t* indptr;  // [N + 1]
+  const void* indices;    // [nnz]
+  const void* values;     // [nnz]
+  IndexType index_type;
+  DType dtype;
+  int64_t rows, latents;
+};
+
+// A look at corpus rows for a panel of queries of unit length, in float32:
+//   sum[q] = sum over the row's entries of value * panel[latent, q],  norm = |row|, both within stated
+//   rounding;
+// (row, q) is a hit if sum[q] >= norm * slope[q] + offset[q].
+struct SparseScreenArgs {
+  Csr corpus;
+  // width 1: float [F]. width 32 or 64: bf16 [F, width], where element 2i + h of each 32 is query 16h + i, so
+  // that the halves of each 32-bit word widen to two registers of consecutive queries.
+  const void* panel;
+  int32_t width;
+  const float* slope;   // [width]
+  const float* offset;  // [width]
+  int32_t* latents;  // scratch for one row: its latents and its values as float32, rounded up to 16 entries
+  float* values;
+};
+// query < 0: a row that float32 cannot judge (its norm is out of range or not finite); it stands for all
+// queries.
+struct SparseHit {
+  int64_t row;
+  int32_t query;
+  float sum, norm;
+};
+// Screen rows begin..end; at most width hits per row. Returns their number, or -1 - row if that row has a
+// latent outside 0..F-1 (which is found before the panel is read).
+using SparseScreen = int64_t (*)(const SparseScreenArgs&, int64_t begin, int64_t end, SparseHit* hits);
+
 // The kernels of sparse codes for one instruction set.
 struct SparseKernels {
   FindOutOfRange find_out_of_range;
