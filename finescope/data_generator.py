@@ -14,16 +14,18 @@ from torch import Tensor
 DOMAINS = ("stem", "humanities", "business", "arts", "social_sciences")
 """The five domains of the supplement."""
 
-_COMMON_ACTIVE = 6
-"""Common features per token."""
-_DOMAIN_ACTIVE = 2
-"""Domain features per token."""
-_STYLE_SPREAD = 0.45
+_CONTENT = 0.5
+"""Share of tokens led by a feature of a domain; the others are led by a common one, as function words are."""
+_CONTENT_STRENGTH = 1.5
+"""Strength of a leading domain feature relative to a common one of median gain."""
+_BACKGROUND = 3
+"""Further common features in every token."""
+_BACKGROUND_STRENGTH = 0.3
+"""Their strength relative to a leading one."""
+_STYLE_SPREAD = 0.3
 """Standard deviation of the logarithm of a document's gain on each common feature."""
 _SEED_STYLE = 0.8
 """Share of the variance of the targets' style that all targets have in common."""
-_DOMAIN_GAIN = 1.75
-"""Strength of a domain feature relative to a common one of median gain."""
 _OFFSET_NORM = 1.5
 """Norm of what every token has."""
 _BLOCK_TOKENS = 16_384
@@ -48,7 +50,7 @@ class World:
 
 def build_world(hidden_dim: int) -> World:
     """Return the fixed directions for a width: they depend on ``hidden_dim`` and the domains' names only."""
-    common, own = max(16, hidden_dim // 8), max(12, hidden_dim // 16)
+    common = own = max(16, hidden_dim // 32)
     return World(
         _directions("offset", 1, hidden_dim)[0] * np.float32(_OFFSET_NORM),
         _directions("common", common, hidden_dim),
@@ -80,18 +82,17 @@ def create_activation_dataset(
 
     What is generated imitates what makes selection from language-model activations hard:
 
-    - *Superposition.* A token is a sparse sum of unit directions, more of them than dimensions would
-      separate: a few common ones that every domain uses, and a few of its document's domain. Each domain
-      owns a fixed set of directions, the same in the targets, in the pool and in every call, so that there
-      is something to find.
-    - *Topics.* A document uses only a third of its domain's directions; two documents of one domain may
-      share few.
+    - *Sparse features.* Half of the tokens are led by a direction of a domain, the others by one of a few
+      common directions that every domain uses; three weaker common ones are added to each. Every domain owns
+      a fixed set of directions, the same in the targets, in the pool and in every call, so that there is
+      something to find.
+    - *Topics.* A document uses only half of its domain's directions.
     - *Style.* Each document amplifies each common direction by its own log-normal factor, and the targets,
       like seeds from one source, nearly share theirs. In mean-pooled activations style is as strong as the
       domain: cosine finds documents of similar style, and subtracting the corpus mean leaves the targets'
       style in the query. A sparse code keeps common and domain directions apart, and idf weighting silences
       what fires everywhere.
-    - *Mixing.* A share of a document's tokens speaks of a random other domain.
+    - *Mixing.* A share of a document's content tokens speaks of a random other domain.
     - An offset common to all tokens (activations of language models are far from centred), and white noise.
 
     Random selection finds the target domain at 1 / number of domains (20 % with the defaults).
@@ -105,8 +106,8 @@ def create_activation_dataset(
         seq_len: S, tokens per sample.
         hidden_dim: D.
         device: where the tensors go; they are always generated on the CPU, so the data do not depend on it.
-        mixing: share in [0, 1] of tokens that carry another domain's features.
-        noise: norm of the white noise per token, relative to the typical norm of the features.
+        mixing: share in [0, 1] of content tokens that are led by another domain's direction.
+        noise: norm of the white noise per token, relative to a leading direction.
         seed: of everything but the directions.
 
     Returns:
@@ -150,9 +151,8 @@ def _documents(
     width = world.offset.size
     result = np.empty((len(labels), seq_len, width), np.float32)
     rng.standard_normal(dtype=np.float32, out=result)
-    # The features of a token have a norm near √(active features); white noise has norm √D per unit of
-    # deviation.
-    result *= np.float32(noise * np.sqrt((_COMMON_ACTIVE + _DOMAIN_ACTIVE) / width))
+    # White noise has a norm of √D per unit of deviation; the leading feature of a token has one near 1.
+    result *= np.float32(noise / np.sqrt(width))
     result += world.offset
     dictionary = torch.from_numpy(np.concatenate([world.common, *(world.domains[name] for name in DOMAINS)]))
     per_block = max(1, _BLOCK_TOKENS // seq_len)
@@ -184,18 +184,24 @@ def _tokens(
     if shared_style is not None:
         manner = np.float32(_SEED_STYLE**0.5) * shared_style + np.float32((1 - _SEED_STYLE) ** 0.5) * manner
     gain = np.exp(np.float32(_STYLE_SPREAD) * manner)
-    # Common features follow a skewed frequency like words do; squaring a uniform number is enough.
-    everyday = (common * rng.random((count, seq_len, _COMMON_ACTIVE)) ** 2).astype(np.int64)
-    style = gain[np.arange(count)[:, None, None], everyday]
+    document = np.arange(count)[:, None]
+
+    def common_features(*shape: int) -> NDArray[np.int64]:
+        # A skewed frequency, like that of words.
+        return np.asarray(common * rng.random((count, *shape)) ** 1.5, dtype=np.int64)
 
     other = (domains[:, None] + rng.integers(1, len(DOMAINS), (count, seq_len))) % len(DOMAINS)
     spoken = np.where(rng.random((count, seq_len)) < mixing, other, domains[:, None])
-    topic = np.argsort(rng.random((count, own)), axis=1)[:, : max(1, own // 3)]
-    picked = rng.integers(0, topic.shape[1], (count, seq_len, _DOMAIN_ACTIVE))
-    special = topic[np.arange(count)[:, None, None], picked]
+    topic = np.argsort(rng.random((count, own)), axis=1)[:, : max(1, own // 2)]
+    subject = topic[document, rng.integers(0, topic.shape[1], (count, seq_len))]
+    everyday, background = common_features(seq_len), common_features(seq_len, _BACKGROUND)
 
-    features = np.concatenate([everyday, common + own * spoken[..., None] + special], axis=2)
-    strengths = 0.5 + rng.random(features.shape, dtype=np.float32)
-    strengths[..., :_COMMON_ACTIVE] *= style
-    strengths[..., _COMMON_ACTIVE:] *= np.float32(_DOMAIN_GAIN)
-    return features, strengths
+    content = rng.random((count, seq_len)) < _CONTENT
+    leading = np.where(content, common + own * spoken + subject, everyday)
+    strength = np.where(content, np.float32(_CONTENT_STRENGTH), gain[document, everyday])
+    features = np.concatenate([leading[..., None], background], axis=2)
+    strengths = np.concatenate(
+        [strength[..., None], _BACKGROUND_STRENGTH * gain[document[..., None], background]], axis=2
+    )
+    strengths *= 0.75 + 0.5 * rng.random(strengths.shape, dtype=np.float32)
+    return features, strengths.astype(np.float32)
