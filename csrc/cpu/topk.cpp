@@ -9,12 +9,18 @@
 namespace finescope {
 namespace {
 
-// Memory of a superblock's candidates, at most.
-constexpr int64_t kCandidateBytes = int64_t{24} << 20;
+// Rows in flight together, and the number of their candidates after which no more rows are added: it bounds memory,
+// of which a candidate takes 32 bytes.
+constexpr int64_t kSuperblockRows = 8192;
+constexpr int64_t kCandidates = int64_t{3} << 18;
 // Low-precision rows of x that stay in the second-level cache while w streams past.
 constexpr int64_t kBlockBytes = int64_t{448} << 10;
 constexpr int64_t kBlockRows = 320;
-// Panels that a worker takes at a time when w is split.
+// Their candidates before they are sifted.
+constexpr int64_t kBufferBytes = int64_t{8} << 20;
+// Rows that workers share when w is split.
+constexpr int64_t kSharedRows = 1024;
+// Panels that a worker takes at a time then.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
 // Adds the candidates of row `row` of a part.
@@ -32,10 +38,10 @@ class Search {
       : plan_(plan), p_(plan.problem), workers_(workers), out_(out), stats_(stats), buckets_(bucket_count(p_)) {}
 
   void run() {
-    const int64_t tall = std::clamp<int64_t>(kCandidateBytes / (plan_.capacity * 12), 64, 8192);
-    const int64_t superblocks = (p_.B + tall - 1) / tall;
-    for (int64_t i = 0; i < superblocks; ++i) {
-      superblock(p_.B * i / superblocks, p_.B * (i + 1) / superblocks);
+    for (int64_t first = 0; first < p_.B;) {
+      // Superblocks of nearly one height, so that the last is not left with a few rows.
+      const int64_t rest = p_.B - first, superblocks = (rest + kSuperblockRows - 1) / kSuperblockRows;
+      first += superblock(first, (rest + superblocks - 1) / superblocks);
     }
     if (again_.empty()) return;
     std::sort(again_.begin(), again_.end());
@@ -44,22 +50,30 @@ class Search {
   }
 
  private:
-  void superblock(int64_t first, int64_t end) {
-    const int64_t n = end - first;
+  // Rows first..first+n of x, or the first of them; returns how many.
+  int64_t superblock(int64_t first, int64_t n) {
     s_.first = first;
-    s_.count.assign(static_cast<size_t>(n), 0);
-    s_.tau.assign(static_cast<size_t>(n), plan_.open);
-    s_.raised.assign(static_cast<size_t>(n), 0);
-    s_.bad.assign(static_cast<size_t>(n), 0);
-    s_.norm64.assign(static_cast<size_t>(n), 0.0);
     if (workers_.threads == 1 || n >= 56 * workers_.threads) {
-      split_rows(n);
+      n = split_rows(n);
     } else {
+      n = std::clamp<int64_t>(kBufferBytes / (plan_.capacity * 8), 1, std::min(n, kSharedRows));
+      prepare(n);
       split_panels(n);
     }
-    rescore(p_, plan_.packed, workers_, &s_);
-    if (stats_) stats_->candidates += static_cast<int64_t>(s_.exact.size());
+    rescore(p_, plan_, workers_, &s_);
+    if (stats_) stats_->candidates += s_.exact.size();
     select(p_, workers_, out_, &s_, &again_);
+    return n;
+  }
+
+  void prepare(int64_t n) {
+    const size_t rows = static_cast<size_t>(n);
+    s_.count.resize(rows);
+    s_.tau.resize(rows);
+    s_.raised.resize(rows);
+    s_.bad.resize(rows);
+    s_.norm64.resize(rows);
+    s_.size.resize(rows);
   }
 
   // What is known about row i of packed rows, as row `row` of the superblock.
@@ -68,35 +82,42 @@ class Search {
     s_.raised[row] = tau > plan_.open;
     s_.bad[row] = rows.state[i] == PackedRows::kBad;
     s_.norm64[row] = rows.norm64[i];
+    s_.size[row] = rows.size[i];
   }
 
-  // Many rows of x: every worker has its own.
-  void split_rows(int64_t n) {
-    int64_t tall = std::clamp<int64_t>(kBlockBytes / (plan_.packed.units * 4), 14, kBlockRows);
-    int64_t blocks = std::max<int64_t>((n + tall - 1) / tall, 1);
-    blocks = round_up(blocks, workers_.threads);
+  // Many rows of x: every worker has its own. Returns how many were screened before there were candidates enough.
+  int64_t split_rows(int64_t n) {
+    const int64_t fit = std::min(kBlockBytes / (plan_.packed.units * 4), kBufferBytes / (plan_.capacity * 8));
+    const int64_t tall = std::clamp<int64_t>(fit, 14, kBlockRows);
+    const int64_t blocks = round_up((n + tall - 1) / tall, workers_.threads);
+    prepare(n);
     s_.parts.resize(static_cast<size_t>(blocks));
     struct Scratch {
       PackedRows rows;
       Screening screening;
     };
     std::vector<Scratch> scratch(static_cast<size_t>(workers_.threads));
+    std::atomic<int64_t> found{0};
     for_each(workers_, blocks, [&](int64_t block, int worker) {
-      const int64_t begin = n * block / blocks, end = n * (block + 1) / blocks;
       Superblock::Part& part = s_.parts[block];
-      part.row = begin;
-      part.id.clear();
-      part.bucket.assign(static_cast<size_t>(buckets_), 0);
+      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
+      // Tasks are taken in order, so the parts that are left out are the last ones.
+      part.screened = found.load() < kCandidates;
+      if (!part.screened) return;
       PackedRows& rows = scratch[worker].rows;
       Screening& screening = scratch[worker].screening;
-      rows.pack(plan_, s_.first + begin, end - begin);
+      rows.pack(plan_, s_.first + part.row, part.end - part.row);
       screening.begin(plan_, rows, nullptr);
       screening.run(0, plan_.packed.panels);
-      for (int64_t i = 0; i < end - begin; ++i) {
-        float tau = screening.tau(i);
-        finish_candidates(rows, i, begin + i, screening.score(i), screening.column(i), screening.count(i), tau, part);
+      for (int64_t i = 0; i < part.end - part.row; ++i) {
+        finish_candidates(rows, i, part.row + i, screening.score(i), screening.column(i), screening.count(i),
+                          screening.tau(i), part);
       }
+      found += static_cast<int64_t>(part.id.size());
     });
+    while (!s_.parts.back().screened) s_.parts.pop_back();
+    prepare(s_.parts.back().end);
+    return s_.parts.back().end;
   }
 
   void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column, int64_t n,
@@ -104,7 +125,7 @@ class Search {
     if (tau == kClosed) {
       n = 0;
     } else {
-      n = Screening::raise(plan_, rows, i, score, column, n, &tau);
+      n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
     }
     finish_row(rows, i, row, tau);
@@ -129,12 +150,10 @@ class Search {
     s_.parts.resize(static_cast<size_t>(blocks));
     for_each(workers_, blocks, [&](int64_t block, int) {
       Superblock::Part& part = s_.parts[block];
-      part.row = n * block / blocks;
-      part.id.clear();
-      part.bucket.assign(static_cast<size_t>(buckets_), 0);
+      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
       std::vector<float> score;
       std::vector<int32_t> column;
-      for (int64_t i = part.row; i < n * (block + 1) / blocks; ++i) {
+      for (int64_t i = part.row; i < part.end; ++i) {
         score.clear();
         column.clear();
         for (Screening& s : screening) {

@@ -11,8 +11,9 @@
 // for which it does not is scanned.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "cpu/topk_kernels.h"
@@ -33,13 +34,18 @@ class Block {
  public:
   Block() = default;
   explicit Block(int64_t bytes);
-  char* get() const { return data_.get(); }
+  Block(Block&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+  Block& operator=(Block&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Block();
+  char* get() const { return data_; }
 
  private:
-  struct Free {
-    void operator()(char* p) const;
-  };
-  std::unique_ptr<char[], Free> data_;
+  char* data_ = nullptr;
+  size_t size_ = 0;
 };
 
 // A matrix w [n, d] packed for one kind of screen.

@@ -39,6 +39,26 @@ void for_each(const Workers& workers, int64_t n, const Body& body) {
   }
 }
 
+// Memory for n elements, not cleared.
+template <class T>
+class Array {
+ public:
+  void resize(int64_t n) {
+    size_ = n;
+    if (n <= reserved_) return;
+    memory_ = Block();
+    memory_ = Block(n * static_cast<int64_t>(sizeof(T)));
+    reserved_ = n;
+  }
+  int64_t size() const { return size_; }
+  T* data() { return reinterpret_cast<T*>(memory_.get()); }
+  T& operator[](int64_t i) { return data()[i]; }
+
+ private:
+  Block memory_;
+  int64_t size_ = 0, reserved_ = 0;
+};
+
 struct Hit {
   double score;
   int64_t id;
@@ -84,9 +104,18 @@ bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& w
 // Rows of x in flight together: their candidates, what is known about each row, and their exact scores.
 struct Superblock {
   struct Part {  // a run of rows that one task screened
-    int64_t row, slot;                 // first row, and place of its first candidate among all
+    int64_t row, end;                  // rows
+    int64_t slot;                      // place of the first candidate among all
     std::vector<int32_t> id;           // rows of w, by row of x
     std::vector<int64_t> bucket;       // counts, then places, by range of w
+    bool screened = true;
+
+    void start(int64_t first_row, int64_t end_row, int64_t buckets) {
+      row = first_row;
+      end = end_row;
+      id.clear();
+      bucket.assign(static_cast<size_t>(buckets), 0);
+    }
   };
   int64_t first = 0;                   // row of x
   std::vector<Part> parts;
@@ -96,15 +125,16 @@ struct Superblock {
   std::vector<uint8_t> raised;         // [rows] tau is a guess to be confirmed
   std::vector<uint8_t> bad;            // [rows] a NaN or an infinity in x
   std::vector<double> norm64;          // [rows] cosine only
-  std::vector<double> exact;           // by place
+  std::vector<float> size;             // [rows] at least the norm of the row (1 for cosine)
+  Array<int32_t> pairs;                // memory of the rescoring
+  Array<float> quick;                  // by place, float32 scores
+  Array<double> exact;                 // by place; NaN: certainly not among the k best
 };
 
 // Buckets of rows of w that pairs are gathered into.
 int64_t bucket_count(const TopkProblem& p);
 inline int64_t bucket_of(const TopkProblem& p, int64_t buckets, int64_t id) { return id * buckets / p.N; }
 
-// Fills `exact` from the parts.
-void rescore(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* s);
 // Writes the rows that are certain; adds the others to `again`.
 void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* s,
             std::vector<int64_t>* again);

@@ -86,17 +86,23 @@ struct TopkKernels {
   void (*dots_f32)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out);
   void (*dots_f64)(const double* a, const double* const* rows, int64_t n, int64_t d, double* out);
 
+  // The dots in float32, in any order: each element takes part in at most d + 1 roundings.
+  void (*quick_dots)(const float* a, const float* const* rows, int64_t n, int64_t d, float* out);
+
   // row *= factor, in place.
   void (*multiply)(float* row, int64_t d, float factor);
-  // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64.
-  void (*rotate)(float* row, int64_t d);
+  // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64. Each sign is 0 or
+  // the sign bit.
+  void (*rotate)(float* row, const uint32_t* signs, int64_t d);
   float (*max_magnitude)(const float* row, int64_t d);
   // Low-precision elements of row / scale, `units` of 4 bytes. int8: `offset` is added to each.
   Quantized (*quantize[kScreenKinds])(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units,
                                       uint32_t* out);
+  // panel[u * nr + c] = rows[c * stride + u]: nr rows of units become a panel.
+  void (*interleave)(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr, uint32_t* panel);
 
-  // Some value with at least k, and not many more, of the n scores at or above it.
-  float (*about_kth)(const float* score, int64_t n, int64_t k);
+  // Some value with at least k of the n scores at or above it, and at most `most` unless there are ties.
+  float (*about_kth)(const float* score, int64_t n, int64_t k, int64_t most);
   // Keeps, in order, the candidates with a score of at least `lowest`; returns how many.
   int64_t (*keep)(float* score, int32_t* column, int64_t n, float lowest);
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 
 #if defined(__linux__)
@@ -13,19 +14,74 @@
 
 namespace finescope {
 
-Block::Block(int64_t bytes) {
-  constexpr int64_t kHuge = int64_t{1} << 21;
-  const bool huge = bytes >= kHuge;
-  const size_t size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), huge ? kHuge : 64));
-  void* p = std::aligned_alloc(huge ? kHuge : 64, size);
-  if (p == nullptr) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (huge) madvise(p, size, MADV_HUGEPAGE);
-#endif
-  data_.reset(static_cast<char*>(p));
+namespace {
+
+// Large blocks that calls have given back, for the next call to use: fresh memory has to be cleared by the system page
+// by page, which takes as long as packing into it.
+class Spare {
+ public:
+  char* take(size_t size) {
+    std::lock_guard<std::mutex> guard(lock_);
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      if (blocks_[i].size != size) continue;
+      char* p = blocks_[i].p;
+      blocks_.erase(blocks_.begin() + static_cast<int64_t>(i));
+      held_ -= size;
+      return p;
+    }
+    return nullptr;
+  }
+  void give(char* p, size_t size) {
+    std::lock_guard<std::mutex> guard(lock_);
+    blocks_.push_back({p, size});
+    held_ += size;
+    while (held_ > kMost) {
+      std::free(blocks_.front().p);
+      held_ -= blocks_.front().size;
+      blocks_.erase(blocks_.begin());
+    }
+  }
+
+ private:
+  static constexpr size_t kMost = size_t{32} << 20;
+  struct Entry {
+    char* p;
+    size_t size;
+  };
+  std::mutex lock_;
+  std::vector<Entry> blocks_;
+  size_t held_ = 0;
+};
+
+Spare& spare() {
+  static Spare* instance = new Spare;  // never destroyed: blocks may outlive it at exit
+  return *instance;
 }
 
-void Block::Free::operator()(char* p) const { std::free(p); }
+constexpr int64_t kHugePage = int64_t{1} << 21;
+
+}  // namespace
+
+Block::Block(int64_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  size_ = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), huge ? kHugePage : 64));
+  data_ = huge ? spare().take(size_) : nullptr;
+  if (data_ != nullptr) return;
+  data_ = static_cast<char*>(std::aligned_alloc(huge ? kHugePage : 64, size_));
+  if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (huge) madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+}
+
+Block::~Block() {
+  if (data_ == nullptr) return;
+  if (size_ >= static_cast<size_t>(kHugePage)) {
+    spare().give(data_, size_);
+  } else {
+    std::free(data_);
+  }
+}
 
 int64_t Packed::bytes() const {
   return panels * panel_bytes + panels * 20 + static_cast<int64_t>(row.size()) * 4 +
@@ -45,6 +101,14 @@ RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
   int64_t block = 64, stages = 6;
   while (rotated && depth % (2 * block) == 0) block *= 2, ++stages;
   relative = static_cast<float>(rotated ? stages + 4 * (depth / block) + 16 : 4) * 0x1p-24f;
+  if (!rotated) return;
+  // Fixed, without pattern; a change of them would only change which candidates a screen lets through.
+  signs.resize(static_cast<size_t>(depth));
+  for (int64_t i = 0; i < depth; ++i) {
+    uint32_t h = static_cast<uint32_t>(i) * 0x9e3779b1u;
+    h = (h ^ (h >> 15)) * 0x85ebca6bu;
+    signs[i] = (h ^ (h << 13)) & 0x80000000u;
+  }
 }
 
 RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* row, DType dtype, float* out) const {
@@ -84,7 +148,7 @@ RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* 
     result.lost = largest * std::sqrt(static_cast<float>(d)) * 1.001f;
     std::fill(out, out + padded, 0.0f);
   }
-  if (rotated) kernels.rotate(out, depth);
+  if (rotated) kernels.rotate(out, signs.data(), depth);
   return result;
 }
 
@@ -127,7 +191,7 @@ struct Panels {
   // Rows first..first+n, whose panels start at first / nr.
   void pack(int64_t first, int64_t n, std::vector<float>& rows, std::vector<uint32_t>& units) {
     rows.resize(static_cast<size_t>(n * q.padded));
-    units.resize(static_cast<size_t>(q.padded));
+    units.resize(static_cast<size_t>(q.padded * out.nr));
     std::vector<float> key(static_cast<size_t>(n)), lost(static_cast<size_t>(n));
     std::vector<uint8_t> usable(static_cast<size_t>(n));
     std::vector<int32_t> order(static_cast<size_t>(n));
@@ -163,21 +227,22 @@ struct Panels {
       if (largest > 0) scale = largest / 127.0f, inv_scale = 1.0f / scale;
     }
     const int32_t offset = q.kind == ScreenKind::int8 ? 128 : 0;
-    char* panel = out.data.get() + p * out.panel_bytes;
     uint32_t valid = 0;
     for (int64_t c = 0; c < out.nr; ++c) {
+      uint32_t* row_units = units.data() + c * q.padded;
       if (c < n) {
-        const RowQuantizer::Row r = q.quantize(kernels, rows.data() + order[c] * q.padded, scale, inv_scale,
-                                               lost[order[c]], offset, units.data());
+        const RowQuantizer::Row r =
+            q.quantize(kernels, rows.data() + order[c] * q.padded, scale, inv_scale, lost[order[c]], offset, row_units);
         norm = std::max(norm, r.size);
         err = std::max(err, r.err);
         valid |= uint32_t{usable[order[c]]} << c;
       } else {
-        std::fill(units.begin(), units.end(), 0u);
+        std::fill(row_units, row_units + q.units, 0u);
       }
       out.row[p * out.nr + c] = c < n ? static_cast<int32_t>(first + order[c]) : -1;
-      for (int64_t u = 0; u < q.units; ++u) std::memcpy(panel + (u * out.nr + c) * 4, &units[u], 4);
     }
+    kernels.interleave(units.data(), q.padded, q.units, out.nr,
+                       reinterpret_cast<uint32_t*>(out.data.get() + p * out.panel_bytes));
     out.scale[p] = scale;
     out.inv_scale[p] = inv_scale;
     out.norm[p] = norm;

@@ -12,6 +12,7 @@ struct RowQuantizer {
   int64_t d, depth, units, padded;
   bool rotated;
   float relative;
+  std::vector<uint32_t> signs;  // of the rotation
 
   RowQuantizer(ScreenKind kind, Metric metric, int64_t d);
 

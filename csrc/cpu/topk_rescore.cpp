@@ -1,11 +1,15 @@
 // Exact scores of candidates, and the choice of the best.
 //
 // Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore gathered
-// by row of w, which is then read and widened once for all of them.
+// by row of w, which is then read and widened once for all of them. That is done twice: in float32, whose bound is so
+// tight that hardly more than k candidates of a row remain, then in float64 for these.
 #include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
 #include <mutex>
 
-#include "cpu/topk_internal.h"
+#include "cpu/topk_screen.h"
 
 namespace finescope {
 namespace {
@@ -33,75 +37,171 @@ void prefetch_row(const Matrix& w, int64_t id, int64_t d) {
 
 int64_t bucket_count(const TopkProblem& p) { return std::min<int64_t>(2048, p.N); }
 
-void rescore(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* block) {
-  Superblock& s = *block;
-  const TopkKernels& kernels = topk_kernels();
-  const int64_t buckets = bucket_count(p), stride = round_up(p.d, 16);
-  const int64_t rows = static_cast<int64_t>(s.count.size());
+namespace {
 
-  std::vector<int64_t> bucket_begin(static_cast<size_t>(buckets + 1));
-  int64_t total = 0;
-  for (int64_t b = 0; b < buckets; ++b) {
-    bucket_begin[b] = total;
-    for (Superblock::Part& part : s.parts) {
-      const int64_t n = part.bucket[b];
-      part.bucket[b] = total;
-      total += n;
-    }
+// Pairs by row of w.
+class Gathered {
+ public:
+  Gathered(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* s)
+      : p_(p), packed_(packed), workers_(workers), s_(*s), buckets_(bucket_count(p)), stride_(round_up(p.d, 16)) {
+    gather();
+    x_.assign(p.x, p.d, s_.first, static_cast<int64_t>(s_.count.size()), workers);
+    scratch_.resize(static_cast<size_t>(workers.threads));
   }
-  bucket_begin[buckets] = total;
-  s.begin.resize(static_cast<size_t>(rows + 1));
-  s.begin[0] = 0;
-  for (int64_t i = 0; i < rows; ++i) s.begin[i + 1] = s.begin[i] + s.count[i];
-  s.exact.resize(static_cast<size_t>(total));
-  std::vector<Pair> pairs(static_cast<size_t>(total));
-  const int64_t part_count = static_cast<int64_t>(s.parts.size());
-  for_each(workers, part_count, [&](int64_t task, int) {
-    Superblock::Part& part = s.parts[task];
-    const int64_t end = task + 1 < part_count ? s.parts[task + 1].row : rows;
-    part.slot = s.begin[part.row];
-    const int32_t* id = part.id.data();
-    for (int64_t row = part.row; row < end; ++row) {
-      for (int64_t slot = s.begin[row]; slot < s.begin[row + 1]; ++slot, ++id) {
-        pairs[part.bucket[bucket_of(p, buckets, *id)]++] = {*id, static_cast<int32_t>(row), static_cast<int32_t>(slot)};
-      }
-    }
-  });
 
-  F32Rows x;
-  x.assign(p.x, p.d, s.first, rows, workers);
+  int64_t total() const { return begin_[buckets_]; }
+
+  // quick[slot] = the score in float32.
+  void score_f32(float* quick) {
+    each_row([&](Scratch& t, const Pair* pairs, const float* const* rows, int64_t n) {
+      const int64_t id = pairs->id;
+      const float* w = t.narrow.data();
+      if (p_.w.dtype == DType::f32 && p_.d % 16 == 0) {
+        w = reinterpret_cast<const float*>(row_of(p_.w, id));
+      } else {
+        kernels_.to_f32(row_of(p_.w, id), p_.w.dtype, p_.d, t.narrow.data());
+      }
+      kernels_.quick_dots(w, rows, n, stride_, t.quick.data());
+      const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
+      for (int64_t i = 0; i < n; ++i) {
+        const double score = exact_score(p_, static_cast<double>(t.quick[i]), id, s_.norm64[pairs[i].row], w_norm);
+        quick[pairs[i].slot] = static_cast<float>(score);
+      }
+    });
+  }
+
+  // s.exact of the pairs that are not NaN there.
+  void score_f64() {
+    each_row([&](Scratch& t, Pair* pairs, const float** rows, int64_t n) {
+      const int64_t id = pairs->id;
+      int64_t kept = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        pairs[kept] = pairs[i];
+        rows[kept] = rows[i];
+        kept += s_.exact[pairs[i].slot] == 0.0;
+      }
+      if (kept == 0) return;
+      kernels_.to_f64(row_of(p_.w, id), p_.w.dtype, p_.d, t.wide.data());
+      kernels_.dots_f32(t.wide.data(), rows, kept, stride_, t.dot.data());
+      const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
+      for (int64_t i = 0; i < kept; ++i) {
+        s_.exact[pairs[i].slot] = exact_score(p_, t.dot[i], id, s_.norm64[pairs[i].row], w_norm);
+      }
+    });
+  }
+
+ private:
   struct Scratch {
     std::vector<double> wide, dot;
+    std::vector<float> narrow, quick;
     std::vector<Pair> sorted;
     std::vector<int32_t> place;
     std::vector<const float*> pointer;
   };
-  std::vector<Scratch> scratch(static_cast<size_t>(workers.threads));
-  for_each(workers, buckets, [&](int64_t b, int worker) {
-    const int64_t n = bucket_begin[b + 1] - bucket_begin[b];
-    if (n == 0) return;
-    Scratch& t = scratch[worker];
-    // The smallest ids of this bucket and of the next.
-    const int64_t low = (b * p.N + buckets - 1) / buckets, high = ((b + 1) * p.N + buckets - 1) / buckets;
-    order_bucket(pairs.data() + bucket_begin[b], n, low, high, t.sorted, t.place);
-    t.wide.resize(static_cast<size_t>(stride));
-    t.pointer.resize(static_cast<size_t>(n));
-    t.dot.resize(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; ++i) t.pointer[i] = x[t.sorted[i].row];
-    for (int64_t i = 0; i < n;) {
-      const int64_t id = t.sorted[i].id;
-      int64_t end = i + 1;
-      while (end < n && t.sorted[end].id == id) ++end;
-      if (end < n) prefetch_row(p.w, t.sorted[end].id, p.d);
-      kernels.to_f64(row_of(p.w, id), p.w.dtype, p.d, t.wide.data());
-      kernels.dots_f32(t.wide.data(), t.pointer.data() + i, end - i, stride, t.dot.data() + i);
-      const double w_norm = p.metric == Metric::cosine ? packed.norm64[id] : 0.0;
-      for (; i < end; ++i) {
-        const Pair& pair = t.sorted[i];
-        s.exact[pair.slot] = exact_score(p, t.dot[i], id, s.norm64[pair.row], w_norm);
+
+  void gather() {
+    const int64_t rows = static_cast<int64_t>(s_.count.size());
+    begin_.resize(static_cast<size_t>(buckets_ + 1));
+    int64_t total = 0;
+    for (int64_t b = 0; b < buckets_; ++b) {
+      begin_[b] = total;
+      for (Superblock::Part& part : s_.parts) {
+        const int64_t n = part.bucket[b];
+        part.bucket[b] = total;
+        total += n;
       }
     }
+    begin_[buckets_] = total;
+    s_.begin.resize(static_cast<size_t>(rows + 1));
+    s_.begin[0] = 0;
+    for (int64_t i = 0; i < rows; ++i) s_.begin[i + 1] = s_.begin[i] + s_.count[i];
+    s_.pairs.resize(total * 3);
+    Pair* pairs = reinterpret_cast<Pair*>(s_.pairs.data());
+    for_each(workers_, static_cast<int64_t>(s_.parts.size()), [&](int64_t task, int) {
+      Superblock::Part& part = s_.parts[task];
+      part.slot = s_.begin[part.row];
+      const int32_t* id = part.id.data();
+      for (int64_t row = part.row; row < part.end; ++row) {
+        for (int64_t slot = s_.begin[row]; slot < s_.begin[row + 1]; ++slot, ++id) {
+          pairs[part.bucket[bucket_of(p_, buckets_, *id)]++] = {*id, static_cast<int32_t>(row),
+                                                                static_cast<int32_t>(slot)};
+        }
+      }
+    });
+  }
+
+  // body(scratch, pairs, rows of x, n) for each row of w that has pairs.
+  template <class Body>
+  void each_row(const Body& body) {
+    for_each(workers_, buckets_, [&](int64_t b, int worker) {
+      const int64_t n = begin_[b + 1] - begin_[b];
+      if (n == 0) return;
+      Scratch& t = scratch_[worker];
+      // The smallest ids of this bucket and of the next.
+      const int64_t low = (b * p_.N + buckets_ - 1) / buckets_, high = ((b + 1) * p_.N + buckets_ - 1) / buckets_;
+      order_bucket(reinterpret_cast<Pair*>(s_.pairs.data()) + begin_[b], n, low, high, t.sorted, t.place);
+      const size_t stride = static_cast<size_t>(stride_), count = static_cast<size_t>(n);
+      if (t.wide.size() < stride) t.wide.resize(stride), t.narrow.resize(stride);
+      if (t.pointer.size() < count) t.pointer.resize(count), t.dot.resize(count), t.quick.resize(count);
+      for (int64_t i = 0; i < n; ++i) t.pointer[i] = x_[t.sorted[i].row];
+      for (int64_t i = 0; i < n;) {
+        int64_t end = i + 1;
+        while (end < n && t.sorted[end].id == t.sorted[i].id) ++end;
+        if (end < n) prefetch_row(p_.w, t.sorted[end].id, p_.d);
+        body(t, t.sorted.data() + i, t.pointer.data() + i, end - i);
+        i = end;
+      }
+    });
+  }
+
+  const TopkProblem& p_;
+  const Packed& packed_;
+  const Workers& workers_;
+  Superblock& s_;
+  const TopkKernels& kernels_ = topk_kernels();
+  int64_t buckets_, stride_;
+  F32Rows x_;
+  std::vector<int64_t> begin_;
+  std::vector<Scratch> scratch_;
+};
+
+// Leaves 0 in `exact` where a float32 score may belong to one of the k best of its row, else NaN.
+void narrow_row(const TopkProblem& p, Superblock& s, int64_t row, const float* quick, float error,
+                std::vector<float>& sorted) {
+  const int64_t begin = s.begin[row], n = s.begin[row + 1] - begin, wanted = p.k + p.E;
+  double* exact = s.exact.data() + begin;
+  if (n <= wanted) {
+    std::fill(exact, exact + n, 0.0);
+    return;
+  }
+  sorted.assign(quick, quick + n);
+  std::nth_element(sorted.begin(), sorted.begin() + (wanted - 1), sorted.end(), std::greater<float>());
+  // The best `wanted` of them have exact scores of at least this value less the error; what lies below by twice the
+  // error is below all of those.
+  const float at = sorted[wanted - 1];
+  const float lowest = at - 2.0f * error - (std::fabs(at) + error) * 0x1p-20f;
+  for (int64_t i = 0; i < n; ++i) exact[i] = quick[i] >= lowest ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+}
+
+}  // namespace
+
+void rescore(const TopkProblem& p, const ScreenPlan& plan, const Workers& workers, Superblock* block) {
+  Superblock& s = *block;
+  Gathered pairs(p, plan.packed, workers, block);
+  s.exact.resize(pairs.total());
+  s.quick.resize(pairs.total());
+  float* quick = s.quick.data();
+  pairs.score_f32(quick);
+  const double u = 0x1p-24, roundings = static_cast<double>(p.d) + 2;
+  const double gamma = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20;
+  for_each(workers, static_cast<int64_t>(s.parts.size()), [&](int64_t task, int) {
+    std::vector<float> sorted;
+    for (int64_t row = s.parts[task].row; row < s.parts[task].end; ++row) {
+      const float error = static_cast<float>(gamma) * s.size[row] * plan.packed.max_norm + plan.max_slack;
+      narrow_row(p, s, row, quick + s.begin[row], error * 1.001f, sorted);
+    }
   });
+  pairs.score_f64();
 }
 
 void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* block,
@@ -112,9 +212,7 @@ void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out,
   for_each(workers, static_cast<int64_t>(s.parts.size()), [&](int64_t task, int worker) {
     std::vector<Hit>& row_hits = hits[worker];
     const Superblock::Part& part = s.parts[task];
-    const int64_t end = task + 1 < static_cast<int64_t>(s.parts.size()) ? s.parts[task + 1].row
-                                                                         : static_cast<int64_t>(s.count.size());
-    for (int64_t row = part.row; row < end; ++row) {
+    for (int64_t row = part.row; row < part.end; ++row) {
       const int64_t b = s.first + row;
       if (s.bad[row]) {
         write_bad_row(p, out, b);
@@ -124,6 +222,7 @@ void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out,
       int64_t reached = 0;
       for (int64_t slot = s.begin[row]; slot < s.begin[row + 1]; ++slot) {
         const Hit hit{s.exact[slot], part.id[slot - part.slot]};
+        // NaN compares false: such a candidate is out.
         if (!(hit.score > p.floor) || (p.E > 0 && excluded(p, b, hit.id))) continue;
         reached += hit.score >= s.tau[row];
         row_hits.push_back(hit);

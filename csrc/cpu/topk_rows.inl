@@ -139,6 +139,43 @@ void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* o
   for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
 }
 
+FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
+#if defined(__AVX512F__)
+  return bits_as<VecF32>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(sum)));
+#elif defined(__FMA__)
+  return bits_as<VecF32>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(sum)));
+#else
+  return sum + a * b;
+#endif
+}
+
+template <int N>
+FINESCOPE_INLINE void quick_block(const float* a, const float* const* rows, int64_t d, float* out) {
+  constexpr int kVecs = 16 / kF32Lanes;
+  VecF32 acc[N][kVecs];
+  for (int i = 0; i < N; ++i) {
+    for (int v = 0; v < kVecs; ++v) acc[i][v] = VecF32{};
+  }
+  for (int64_t at = 0; at < d; at += 16) {
+    for (int v = 0; v < kVecs; ++v) {
+      const VecF32 av = load_f32(a + at + v * kF32Lanes);
+      for (int i = 0; i < N; ++i) acc[i][v] = add_product_f32(acc[i][v], av, load_f32(rows[i] + at + v * kF32Lanes));
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    VecF32 sum = acc[i][0];
+    for (int v = 1; v < kVecs; ++v) sum += acc[i][v];
+    out[i] = total(sum);
+  }
+}
+
+void quick_dots(const float* a, const float* const* rows, int64_t n, int64_t d, float* out) {
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) quick_block<kBlock>(a, rows + i, d, out + i);
+  for (; i < n; ++i) quick_block<1>(a, rows + i, d, out + i);
+}
+
 // --- rotation ----------------------------------------------------------------------------------------------------
 
 void multiply(float* row, int64_t d, float factor) {
@@ -180,15 +217,11 @@ FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
 }
 
 // Signs, then a Hadamard transform of every block of the largest power of two, then a reflection across the blocks.
-void rotate(float* row, int64_t d) {
+void rotate(float* row, const uint32_t* signs, int64_t d) {
   int64_t block = 64;
   while (d % (2 * block) == 0) block *= 2;
-  VecU32 index;
-  for (int l = 0; l < kF32Lanes; ++l) index[l] = static_cast<uint32_t>(l);
   for (int64_t i = 0; i < d; i += kF32Lanes) {
-    VecU32 h = (index + static_cast<uint32_t>(i)) * 0x9e3779b1u;
-    h = (h ^ (h >> 15)) * 0x85ebca6bu;
-    VecF32 v = bits_as<VecF32>(bits_as<VecU32>(load_f32(row + i)) ^ ((h ^ (h << 13)) & 0x80000000u));
+    VecF32 v = bits_as<VecF32>(bits_as<VecU32>(load_f32(row + i)) ^ load_raw<uint32_t, VecU32>(signs + i));
     v = butterfly<1>(v);
     v = butterfly<2>(v);
     if constexpr (kF32Lanes > 4) v = butterfly<4 % kF32Lanes>(v);
@@ -197,15 +230,27 @@ void rotate(float* row, int64_t d) {
   }
   const float unit = 1.0f / __builtin_sqrtf(static_cast<float>(block));
   for (int64_t at = 0; at < d; at += block) {
-    for (int64_t h = kF32Lanes; h < block; h *= 2) {
-      const VecF32 factor = splat(2 * h == block ? unit : 1.0f);
-      for (int64_t i = at; i < at + block; i += 2 * h) {
+    int64_t h = kF32Lanes;
+    // Two stages at a time while there are two: half the passes over the row.
+    for (; 2 * h < block; h *= 4) {
+      const VecF32 factor = splat(4 * h == block ? unit : 1.0f);
+      for (int64_t i = at; i < at + block; i += 4 * h) {
         for (int64_t j = i; j < i + h; j += kF32Lanes) {
           const VecF32 a = load_f32(row + j), b = load_f32(row + j + h);
-          store_f32((a + b) * factor, row + j);
-          store_f32((a - b) * factor, row + j + h);
+          const VecF32 c = load_f32(row + j + 2 * h), e = load_f32(row + j + 3 * h);
+          const VecF32 ab = a + b, a_b = a - b, ce = c + e, c_e = c - e;
+          store_f32((ab + ce) * factor, row + j);
+          store_f32((a_b + c_e) * factor, row + j + h);
+          store_f32((ab - ce) * factor, row + j + 2 * h);
+          store_f32((a_b - c_e) * factor, row + j + 3 * h);
         }
       }
+    }
+    if (h == block) continue;
+    for (int64_t j = at; j < at + h; j += kF32Lanes) {
+      const VecF32 a = load_f32(row + j), b = load_f32(row + j + h);
+      store_f32((a + b) * splat(unit), row + j);
+      store_f32((a - b) * splat(unit), row + j + h);
     }
   }
   const int64_t blocks = d / block;
@@ -295,6 +340,47 @@ Quantized quantize_f32(const float* row, int64_t d, float, int32_t, int64_t, uin
   return {root_up(norm2, d), 0.0f, 0};
 }
 
+#if defined(__AVX512F__)
+// out[j] = column j of 16 rows of 16.
+FINESCOPE_INLINE void transpose16(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * stride);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // r[4g + c] holds, in each 128-bit part q, column 4q + c of rows 4g..4g+3.
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0x88), high01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0xdd);
+    const __m512i low23 = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0x88);
+    const __m512i high23 = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0xdd);
+    _mm512_storeu_si512(out + (c)*out_stride, _mm512_shuffle_i32x4(low01, low23, 0x88));
+    _mm512_storeu_si512(out + (8 + c) * out_stride, _mm512_shuffle_i32x4(low01, low23, 0xdd));
+    _mm512_storeu_si512(out + (4 + c) * out_stride, _mm512_shuffle_i32x4(high01, high23, 0x88));
+    _mm512_storeu_si512(out + (12 + c) * out_stride, _mm512_shuffle_i32x4(high01, high23, 0xdd));
+  }
+}
+#endif
+
+// panel[u * nr + c] = rows[c * stride + u]
+void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr, uint32_t* panel) {
+  int64_t u = 0;
+#if defined(__AVX512F__)
+  for (; u + 16 <= units; u += 16) {
+    for (int64_t c = 0; c < nr; c += 16) transpose16(rows + c * stride + u, stride, panel + u * nr + c, nr);
+  }
+#endif
+  for (; u < units; ++u) {
+    for (int64_t c = 0; c < nr; ++c) panel[u * nr + c] = rows[c * stride + u];
+  }
+}
+
 // --- selection ---------------------------------------------------------------------------------------------------
 
 FINESCOPE_INLINE int64_t count_from(const float* score, int64_t n, float lowest) {
@@ -315,14 +401,24 @@ FINESCOPE_INLINE float from_key(int32_t key) { return bits_as<float>(key < 0 ? k
 
 // Bisection: a dozen passes over a buffer in the first-level cache, each a compare and an add per register. Halving
 // the value converges fastest on ordinary data, halving the key on any; so they take turns.
-float about_kth(const float* score, int64_t n, int64_t k) {
-  float least = score[0], greatest = score[0];
-  for (int64_t i = 1; i < n; ++i) {
-    least = score[i] < least ? score[i] : least;
-    greatest = score[i] > greatest ? score[i] : greatest;
+float about_kth(const float* score, int64_t n, int64_t k, int64_t most) {
+  VecF32 lowest = splat(score[0]), highest = lowest;
+  int64_t at = 0;
+  for (; at + kF32Lanes <= n; at += kF32Lanes) {
+    const VecF32 v = load_f32(score + at);
+    lowest = v < lowest ? v : lowest;
+    highest = v > highest ? v : highest;
+  }
+  float least = lowest[0], greatest = highest[0];
+  for (int l = 1; l < kF32Lanes; ++l) {
+    least = lowest[l] < least ? lowest[l] : least;
+    greatest = highest[l] > greatest ? highest[l] : greatest;
+  }
+  for (; at < n; ++at) {
+    least = score[at] < least ? score[at] : least;
+    greatest = score[at] > greatest ? score[at] : greatest;
   }
   int64_t low = to_key(least), high = int64_t{to_key(greatest)} + 1;
-  const int64_t enough = k + k / 8;
   for (int turn = 0; high - low > 1; ++turn) {
     int64_t middle = (low + high) / 2;
     if (turn % 4 != 3) {
@@ -335,7 +431,7 @@ float about_kth(const float* score, int64_t n, int64_t k) {
       high = middle;
     } else {
       low = middle;
-      if (count <= enough) break;
+      if (count <= most) break;
     }
   }
   return from_key(static_cast<int32_t>(low));
@@ -371,10 +467,12 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           row_to_f64,
           dots<float>,
           dots<double>,
+          quick_dots,
           multiply,
           rotate,
           max_magnitude,
           {quantize_f32, quantize_bf16, quantize_int8},
+          interleave,
           about_kth,
           keep};
 }

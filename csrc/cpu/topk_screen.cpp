@@ -38,7 +38,8 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
     if (!(std::fabs(open) < 0x1p60f)) open = open < 0 ? kOpen : kClosed;
   }
   wanted = p.k + p.E;
-  capacity = round_up(8 * wanted + 1024, 16);
+  // The wider the rows, the wider a bound is beside the spread of the scores, and the more candidates pass it.
+  capacity = round_up((8 + w.depth / 64) * wanted + 1024, 16);
   panels = {w.data.get(),  w.panel_bytes, w.units,      w.scale.data(), w.inv_scale.data(),
             w.norm.data(), w.err.data(),  slack.data(), valid.data(),   p.bias ? bias.data() : nullptr};
 }
@@ -53,6 +54,7 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   tau.assign(entries, kClosed);
   start.assign(entries, 0);
   norm64.assign(entries, 0.0);
+  size.assign(entries, 0.0f);
   state.assign(static_cast<size_t>(n), kScreen);
   data.resize(static_cast<size_t>(n * q.units));
   group_offset.resize(static_cast<size_t>(groups));
@@ -76,6 +78,7 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
           q.quantize(plan.kernels, row.data(), scale[i], inv_scale[i], loaded.lost, 0, units.data());
       norm[i] = r.norm;
       err[i] = r.err;
+      size[i] = r.size;
       if (q.kind == ScreenKind::int8) start[i] = -128 * r.sum;
       if (state[i] == kScreen) tau[i] = plan.open;
       for (int64_t u = 0; u < q.units; ++u) group[u * height + (i - begin)] = units[u];
@@ -130,13 +133,13 @@ void Screening::run(int64_t begin_panel, int64_t end_panel) {
 }
 
 int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
-                         int64_t n, float* tau) {
+                         int64_t n, int64_t most, float* tau) {
   if (n < plan.wanted) return n;
   const float bound = largest_bound(plan, rows, row);
   // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of them
   // keeps the guess below the exact score it stands for.
-  const float margin = bound * std::min(1.0f, 3.0f / std::sqrt(static_cast<float>(plan.packed.depth)));
-  const float guess = plan.kernels.about_kth(score, n, plan.wanted) - margin;
+  const float margin = bound * std::min(1.0f, 2.5f / std::sqrt(static_cast<float>(plan.packed.depth)));
+  const float guess = plan.kernels.about_kth(score, n, plan.wanted, most) - margin;
   if (guess > *tau) *tau = guess;
   return plan.kernels.keep(score, column, n, *tau - bound - (std::fabs(*tau) + bound) * 0x1p-20f);
 }
@@ -145,7 +148,8 @@ void Screening::full(void* self, int32_t row) {
   Screening& s = *static_cast<Screening*>(self);
   float tau = s.tau_[row];
   if (s.shared_ != nullptr) tau = std::max(tau, s.shared_[row].load(std::memory_order_relaxed));
-  int64_t n = tau == kClosed ? 0 : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row], &tau);
+  int64_t n = tau == kClosed ? 0 : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row],
+                                            s.plan_->wanted + s.plan_->wanted / 8, &tau);
   const int64_t most = s.capacity_ - 2 * kSlack;
   if (n > most * 3 / 4) {
     // No threshold separates this row: it is given up here and scanned later.

@@ -32,6 +32,7 @@ struct PackedRows {
   std::vector<float> scale, inv_scale, norm, err, tau;
   std::vector<int32_t> start;
   std::vector<double> norm64;
+  std::vector<float> size;     // >= |x|
   std::vector<uint8_t> state;  // kScreen, kBad or kScan
 
   enum : uint8_t { kScreen, kBad, kScan };
@@ -53,10 +54,10 @@ class Screening {
   float* score(int64_t row) { return score_ + row * capacity_; }
   int32_t* column(int64_t row) { return column_ + row * capacity_; }
 
-  // Raises the threshold of a row to where about `wanted` of n candidates are above it, if there are so many, and
-  // drops those that cannot reach it. Returns how many are left.
+  // Raises the threshold of a row to where `wanted`, or up to `most`, of n candidates are above it, if there are so
+  // many, and drops those that cannot reach it. Returns how many are left.
   static int64_t raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
-                       int64_t n, float* tau);
+                       int64_t n, int64_t most, float* tau);
 
  private:
   static void full(void* self, int32_t row);
@@ -81,5 +82,8 @@ inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64
 // Drops the candidates whose own bound does not reach tau.
 int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score, int32_t* column,
                      int64_t n, float tau);
+
+// Fills `exact` from the parts.
+void rescore(const TopkProblem& p, const ScreenPlan& plan, const Workers& workers, Superblock* s);
 
 }  // namespace finescope

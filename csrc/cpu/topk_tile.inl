@@ -10,14 +10,6 @@ constexpr int kTileRows = 6;
 constexpr int kColumns = 2 * kF32Lanes;
 constexpr float kRound = 0x1p-20f;  // relative rounding of thresholds and scores, generously
 
-FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
-#if defined(__FMA__) && !defined(__AVX512F__)
-  return bits_as<VecF32>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(sum)));
-#else
-  return sum + a * b;
-#endif
-}
-
 // Bit l: lane l of the comparison is true.
 FINESCOPE_INLINE uint32_t mask_of(VecI32 v) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
