@@ -1,5 +1,5 @@
-"""Checkpoints are sparsify's: what hand-coded keys wrote must load, what is saved must have just those keys, and
-a file that means something else must be refused instead of misread."""
+"""Checkpoints are sparsify's: hand-coded keys must load, saved files must have just those keys, and a file
+that means something else must be refused instead of misread."""
 
 from __future__ import annotations
 
