@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finescope.corpus import Corpus, write_rows
-from finescope.curation.blocks import resident_codes
+from finescope.corpus import Corpus
 from finescope.curation.exclusion import is_target
 from finescope.curation.scorers import CorpusScorer
-from finescope.curation.selection import Selection, select
+from finescope.curation.selection import Selection
 from finescope.errors import InputError
-from finescope.files import read_json, write_json
+from finescope.files import read_json
 from finescope.workflow import evaluate as evaluation
 from finescope.workflow import stages
 from finescope.workflow.job import Job
+from finescope.workflow.layout import ACTIVATIONS, CORPUS_CODES, MANIFEST, SAE, SCORES, TARGET_CODES
 from finescope.workflow.ledger import Ledger
+from finescope.workflow.outputs import evaluate_run, select_rows, write_manifest
+from finescope.workflow.preview import preview
 from finescope.workflow.progress import Reporter, duration
+from finescope.workflow.reporting import write_run_report
 from finescope.workflow.scoring import (
     ScoredRows,
-    curated_records,
     prepare,
     read_scores,
     score_stores,
     write_scores,
-    write_selection,
 )
 
 if TYPE_CHECKING:
@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from finescope.codestore import CodeStore
     from finescope.curation.compare import MethodResult
     from finescope.sae import SparseAutoencoder
-
-ACTIVATIONS = "activations"
-SAE = "sae"
-CORPUS_CODES = "codes/corpus"
-TARGET_CODES = "codes/targets"
-SCORES = "scores.parquet"
-SELECTION = "selection.parquet"
-METRICS = "metrics.json"
-MANIFEST = "manifest.json"
-REPORT = "report.html"
 
 
 @dataclass
@@ -107,10 +97,10 @@ class Run:
         """Select, evaluate and report from the saved scores and codes: seconds, and no model."""
         start = time.monotonic()
         scored = read_scores(self.out / SCORES)
-        selection, curated = self.select(scored)
-        metrics, labels = self.evaluate(scored, selection)
-        self.report(scored, selection, metrics, labels)
-        self._write_manifest(selection, curated)
+        selection, curated = select_rows(self, scored)
+        metrics, labels = evaluate_run(self, scored, selection)
+        write_run_report(self, scored, selection, metrics, labels)
+        write_manifest(self, selection, curated)
         return Outcome(self.out, curated, scored, selection, metrics, time.monotonic() - start)
 
     def reselect(self) -> Outcome:
@@ -141,6 +131,8 @@ class Run:
             f"{self.targets.name}, "
             f"everything into {self.out}"
         )
+        if not self.ledger.facts("embed-corpus") and not self.reporter.quiet:
+            say(preview(self))
 
     # ------------------------------------------------------------------ stages
 
@@ -164,7 +156,7 @@ class Run:
         if job.sae_path is not None:
             return stages.load_sae(job.sae_path, self.tap.layer, job.device, self.tap.width)
         inputs = {
-            "corpus": self._fingerprint("corpus"),
+            "corpus": self.fingerprint("corpus"),
             "tap": self.tap.fingerprint(),
             "train_tokens": job.train_tokens,
             "seed": job.seed,
@@ -236,7 +228,7 @@ class Run:
 
             _, done = self.ledger.run(
                 f"embed-{name}",
-                {**shared, "rows": self._fingerprint(name)},
+                {**shared, "rows": self.fingerprint(name)},
                 work,
                 outputs=[folder],
                 expensive=name == "corpus",
@@ -260,7 +252,7 @@ class Run:
 
         def work() -> None:
             prepared, targets = self.prepared()
-            corpus, wanted = self._store(CORPUS_CODES), self._store(TARGET_CODES)
+            corpus, wanted = self.store(CORPUS_CODES), self.store(TARGET_CODES)
             marked = is_target(
                 corpus.ids(),
                 wanted.ids() if self._has_ids(self.targets) else (),
@@ -282,91 +274,6 @@ class Run:
         self.reporter.say(f"scoring: {duration(facts['seconds'])}" if done else "scoring: done before")
         return read_scores(self.out / SCORES)
 
-    def select(self, scored: ScoredRows) -> tuple[Selection, Path]:
-        """Select rows by the job's limits and write them; always done anew, since it costs seconds."""
-        limits = self.job.selection_config()
-        needs_codes = (
-            limits.strategy != "rank" or limits.near_duplicate is not None or limits.diversity is not None
-        )
-        arguments: dict[str, Any] = {}
-        if needs_codes:
-            prepared, targets = self.prepared()
-            arguments = {"scorer": prepared, "corpus": prepared.corpus, "targets": targets}
-        selection = select(scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, **arguments)
-        for name in ("curated.jsonl", "curated.jsonl.gz", "curated.jsonl.zst", "curated.parquet"):
-            if name != f"curated{self.corpus.suffix}":
-                (self.out / name).unlink(missing_ok=True)
-        curated = self.out / f"curated{self.corpus.suffix}"
-        write_rows(curated, curated_records(self.corpus, scored, selection.indices), self.corpus)
-        write_selection(self.out / SELECTION, scored, selection)
-        self._say_selection(scored, selection, limits.k)
-        return selection, curated
-
-    def evaluate(
-        self, scored: ScoredRows, selection: Selection
-    ) -> tuple[dict[str, Any], evaluation.Labels | None]:
-        """Measure the selection, against labels where there are any, and write ``metrics.json``."""
-        job = self.job
-        prepared, targets = self.prepared()
-        metrics = evaluation.base_metrics(scored, selection.indices)
-        metrics["dropped"] = {name: count for name, count in selection.counts.items() if name != "selected"}
-        metrics["quality"] = evaluation.selection_metrics(
-            scored, selection.indices, targets, prepared, lengths=scored.tokens, seed=job.seed
-        )
-        labels = None
-        if job.label_column is None:
-            metrics["needs_labels"] = list(evaluation.NEEDS_LABELS)
-        else:
-            labels = evaluation.read_labels(self.corpus, self.targets, job.label_column, job.target_labels)
-            metrics["labels"] = evaluation.label_metrics(labels, scored, selection.indices)
-            with self.reporter.task("baselines", None, "methods") as task:
-                lines = self.methods(scored, labels, targets, resident_codes(prepared.corpus), selection)
-                task.update(len(lines))
-            metrics["labels"]["methods"] = [line.to_dict() for line in lines]
-        write_json(self.out / METRICS, metrics)
-        return metrics, labels
-
-    def methods(
-        self,
-        scored: ScoredRows,
-        labels: evaluation.Labels,
-        targets: SparseCodes,
-        codes: SparseCodes,
-        selection: Selection,
-        draws: int | None = None,
-    ) -> list[Any]:
-        """Return the table of methods for these labels and targets."""
-        texts = [row.content for row in self.corpus.rows(records=False)]
-        at = sorted({10, max(1, len(selection))})
-        return evaluation.method_table(
-            labels,
-            scored,
-            targets,
-            codes,
-            self.job.recipe(),
-            self.job.recipe().pooling,
-            texts=texts,
-            target_texts=[row.content for row in self.targets.rows(records=False)],
-            dense=self._store(CORPUS_CODES).dense(),
-            target_dense=self._store(TARGET_CODES).dense(),
-            top_m=self.job.top_m,
-            at=at,
-            draws=self.job.draws if draws is None else draws,
-            seed=self.job.seed,
-        )
-
-    def report(
-        self,
-        scored: ScoredRows,
-        selection: Selection,
-        metrics: dict[str, Any],
-        labels: evaluation.Labels | None,
-    ) -> None:
-        """Write plots and ``report.html``."""
-        from finescope.workflow.reporting import write_run_report
-
-        write_run_report(self, scored, selection, metrics, labels)
-
     # ------------------------------------------------------------------ parts
 
     def prepared(self) -> tuple[CorpusScorer, SparseCodes]:
@@ -374,15 +281,12 @@ class Run:
         recipe = self.job.recipe()
         name = f"{recipe.pooling}/{recipe.weights}"
         if self._prepared is None or self._prepared[0] != name:
-            stores = self._store(CORPUS_CODES), self._store(TARGET_CODES)
+            stores = self.store(CORPUS_CODES), self.store(TARGET_CODES)
             self._prepared = (name, *prepare(*stores, recipe))
         return self._prepared[1], self._prepared[2]
 
-    def corpus_store(self) -> CodeStore:
-        """Return the codes of the corpus."""
-        return self._store(CORPUS_CODES)
-
-    def _store(self, name: str) -> CodeStore:
+    def store(self, name: str) -> CodeStore:
+        """Open the codes of the corpus or of the targets, by the folder's name."""
         from finescope.codestore import CodeStore
 
         return CodeStore(self.out / name)
@@ -392,7 +296,8 @@ class Run:
         found = self.corpus.scan() if self.corpus.stats is None else self.corpus.stats
         return None if found.characters < self.job.train_tokens else self.job.train_tokens
 
-    def _fingerprint(self, name: str) -> dict[str, Any]:
+    def fingerprint(self, name: str) -> dict[str, Any]:
+        """Return name, size and hash of the files of ``corpus`` or ``targets``; read once."""
         if name not in self._hashes:
             self._hashes[name] = (self.corpus if name == "corpus" else self.targets).fingerprint()
         return dict(self._hashes[name])
@@ -406,57 +311,6 @@ class Run:
     def _has_ids(self, rows: Corpus) -> bool:
         """Whether ids were given: generated ones must not make rows look like targets."""
         return any(self.job.id_column in row.record for row in rows.rows())
-
-    def _say_selection(self, scored: ScoredRows, selection: Selection, wanted: int | None) -> None:
-        say = self.reporter.say
-        say(f"selected {len(selection):,} of {len(scored.table):,} rows")
-        if wanted is not None and len(selection) < wanted:
-            reasons = ", ".join(
-                f"{count:,} {name.replace('_', ' ')}"
-                for name, count in selection.counts.items()
-                if count and name != "selected"
-            )
-            say(f"fewer than the {wanted:,} asked for; the others: {reasons or 'there are no more rows'}")
-        if int(scored.is_target.sum()):
-            say(f"{int(scored.is_target.sum()):,} rows are targets themselves and were left out")
-
-    def _write_manifest(self, selection: Selection, curated: Path) -> None:
-        import torch
-
-        import finescope
-
-        versions = {
-            "finescope": finescope.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        for name in ("numpy", "scipy", "sklearn", "transformers", "pyarrow"):
-            module = __import__(name)
-            versions[name] = str(getattr(module, "__version__", "?"))
-        write_json(
-            self.out / MANIFEST,
-            {
-                "format": 1,
-                "configuration": self.job.to_dict(),
-                "recipe": vars(self.job.recipe()),
-                "selection": selection.config,
-                "seed": self.job.seed,
-                "versions": versions,
-                "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
-                "inputs": {"corpus": self._fingerprint("corpus"), "targets": self._fingerprint("targets")},
-                "counts": {"rows": len(selection.reason), **selection.counts},
-                "stages": {
-                    name: self.ledger.facts(name)
-                    for name in ("train", "embed-corpus", "embed-targets", "score")
-                },
-                "files": {
-                    "curated": curated.name,
-                    "scores": SCORES,
-                    "selection": SELECTION,
-                    "metrics": METRICS,
-                },
-            },
-        )
 
 
 def open_run(folder: Path, reporter: Reporter | None = None, changes: dict[str, Any] | None = None) -> Run:

@@ -18,6 +18,7 @@ from finescope.errors import InputError
 from finescope.files import read_json, sha256_json, write_json, write_text
 from finescope.workflow import evaluate
 from finescope.workflow.job import Job
+from finescope.workflow.layout import CORPUS_CODES, SCORES
 from finescope.workflow.progress import Reporter
 from finescope.workflow.run import Outcome, Run
 from finescope.workflow.scoring import read_scores
@@ -121,7 +122,6 @@ def text_demo(
             "corpus": [str(corpus_path)],
             "out": str(out),
             "label_column": "label",
-            "max_length": 256,
             "selection": {"k": k},
             **(settings or {}),
         }
@@ -147,9 +147,9 @@ def measure_topics(
     The targets of a topic are rows of the corpus, so nothing has to be embedded again.
     """
     prepared, _ = run.prepared()
-    store = run.corpus_store()
+    store = run.store(CORPUS_CODES)
     codes, dense = resident_codes(prepared.corpus), store.dense()
-    scored = read_scores(run.out / "scores.parquet")
+    scored = read_scores(run.out / SCORES)
     names = [row.label for row in rows]
     texts = [row.text for row in rows]
     tables = []

@@ -1,0 +1,11 @@
+"""Names of the files and folders below a run's output folder."""
+
+ACTIVATIONS = "activations"
+SAE = "sae"
+CORPUS_CODES = "codes/corpus"
+TARGET_CODES = "codes/targets"
+SCORES = "scores.parquet"
+SELECTION = "selection.parquet"
+METRICS = "metrics.json"
+MANIFEST = "manifest.json"
+REPORT = "report.html"

@@ -1,0 +1,52 @@
+"""What a run is going to do and how long that will take, measured on a few rows before it starts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
+from finescope.workflow.progress import duration
+
+if TYPE_CHECKING:
+    from finescope.workflow.run import Run
+
+PROBE_ROWS = 48
+
+
+def preview(run: Run) -> str:
+    """Return one paragraph about the coming work: sizes of the SAE's training and an estimate of the time.
+
+    The model is timed on the first rows; the SAE is estimated from a matrix product.
+    """
+    job, corpus = run.job, run.corpus
+    stats = corpus.scan() if corpus.stats is None else corpus.stats
+    rows = [row for row in itertools.islice(corpus.rows(records=False), 4 * PROBE_ROWS) if not row.empty]
+    rows = rows[:PROBE_ROWS]
+    start = time.monotonic()
+    tokens = sum(document.activations.shape[0] for document in run.tap.run(rows))
+    seconds_per_token = (time.monotonic() - start) / max(1, tokens)
+    characters = sum(len(row.content) for row in rows)
+    per_token = characters / tokens if tokens else CHARACTERS_PER_TOKEN
+    total = stats.characters / max(per_token, 1e-6)
+    model = total * seconds_per_token
+    parts = [f"about {total:,.0f} tokens through layer {run.tap.layer}"]
+    training = 0.0
+    flops = matmul_flops(job.device)
+    plan = plan_training(
+        int(min(total, job.train_tokens)),
+        run.tap.width,
+        device=job.device,
+        seed=job.seed,
+        sae=job.sae,
+        training=job.training,
+    )
+    if job.sae_path is None:
+        training = training_seconds(plan, run.tap.width, flops)
+        model += min(total, job.train_tokens) * seconds_per_token
+        parts.append(
+            f"an SAE of about {plan.sae.latents(run.tap.width):,} latents trained for {plan.steps:,} steps"
+        )
+    encoding = 4 * total * run.tap.width * plan.sae.latents(run.tap.width) / flops
+    return f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all"
