@@ -27,58 +27,101 @@ FINESCOPE_INLINE float total(VecF32 v) {
   return lanes[0];
 }
 
-FINESCOPE_INLINE float narrow(double x) {
-  return static_cast<float>(x);
-}
+// The first n (at most a register's worth) values at p as float32, and latents as unsigned 32-bit, zeros
+// after them. What does not fit 32 bits becomes the largest number, which no latent is.
 template <class T>
-FINESCOPE_INLINE float narrow(T x) {
-  return to_f32(x);
-}
-FINESCOPE_INLINE VecF32 load_narrow(const double* p) {
-  VecF32 v;
-  for (int i = 0; i < kF32Lanes; ++i) v[i] = static_cast<float>(p[i]);
+FINESCOPE_INLINE VecF32 load_values(const T* p, int64_t n) {
+  VecF32 v = {};
+  for (int i = 0; i < kF32Lanes && i < n; ++i) v[i] = static_cast<float>(to_f64(p[i]));
   return v;
 }
+template <class I>
+FINESCOPE_INLINE VecU32 load_latents(const I* p, int64_t n) {
+  VecU32 v = {};
+  for (int i = 0; i < kF32Lanes && i < n; ++i) {
+    const uint64_t latent = static_cast<uint64_t>(p[i]);
+    v[i] = sizeof(I) == 8 && latent > 0xffffffffu ? 0xffffffffu : static_cast<uint32_t>(latent);
+  }
+  return v;
+}
+FINESCOPE_INLINE VecF32 load_values(const bf16* p, int64_t n) {
+  bf16 padded[kF32Lanes] = {};
+  if (n < kF32Lanes) std::memcpy(padded, p, n * sizeof(bf16));
+  return load_f32(n < kF32Lanes ? padded : p);
+}
+#if defined(__AVX512F__)
+FINESCOPE_INLINE __mmask16 first(int64_t n) {
+  return n >= 16 ? 0xffff : static_cast<__mmask16>((1u << n) - 1u);
+}
+FINESCOPE_INLINE VecF32 load_values(const float* p, int64_t n) {
+  return bits_as<VecF32>(_mm512_maskz_loadu_ps(first(n), p));
+}
+FINESCOPE_INLINE VecF32 load_values(const f16* p, int64_t n) {
+  return bits_as<VecF32>(_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(first(n), p)));
+}
+FINESCOPE_INLINE VecU32 load_latents(const uint16_t* p, int64_t n) {
+  return bits_as<VecU32>(_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(first(n), p)));
+}
+FINESCOPE_INLINE VecU32 load_latents(const int32_t* p, int64_t n) {
+  return bits_as<VecU32>(_mm512_maskz_loadu_epi32(first(n), p));
+}
+#else
+// Whole registers without a test per element; the copies cost only the end of a row.
 template <class T>
-FINESCOPE_INLINE VecF32 load_narrow(const T* p) {
-  return load_f32(p);
+FINESCOPE_INLINE VecF32 load_padded(const T* p, int64_t n) {
+  T padded[kF32Lanes] = {};
+  if (n < kF32Lanes) std::memcpy(padded, p, n * sizeof(T));
+  return load_f32(n < kF32Lanes ? padded : p);
+}
+FINESCOPE_INLINE VecF32 load_values(const float* p, int64_t n) {
+  return load_padded(p, n);
+}
+FINESCOPE_INLINE VecF32 load_values(const f16* p, int64_t n) {
+  return load_padded(p, n);
+}
+FINESCOPE_INLINE VecU32 load_latents(const uint16_t* p, int64_t n) {
+  uint16_t padded[kF32Lanes] = {};
+  if (n < kF32Lanes) std::memcpy(padded, p, n * sizeof(uint16_t));
+  return __builtin_convertvector((load_raw<uint16_t, HalfU16>(n < kF32Lanes ? padded : p)), VecU32);
+}
+FINESCOPE_INLINE VecU32 load_latents(const int32_t* p, int64_t n) {
+  int32_t padded[kF32Lanes] = {};
+  if (n < kF32Lanes) std::memcpy(padded, p, n * sizeof(int32_t));
+  return load_raw<int32_t, VecU32>(n < kF32Lanes ? padded : p);
+}
+#endif
+
+FINESCOPE_INLINE VecU32 larger(VecU32 a, VecU32 b) {
+#if defined(__AVX512F__)
+  return bits_as<VecU32>(_mm512_maskz_max_epu32(0xffff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
+#else
+  const VecU32 greater = bits_as<VecU32>(a > b);
+  return (a & greater) | (b & ~greater);
+#endif
+}
+FINESCOPE_INLINE uint32_t largest(VecU32 v) {
+  uint32_t most = 0;
+  for (int i = 0; i < kF32Lanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
 }
 
 // Copy a row to scratch as int32 and float32. Returns its squared norm; `top` gets its largest latent,
 // unsigned.
 template <class I, class T>
 FINESCOPE_INLINE float unpack(const I* index, const T* value, int64_t n, int32_t* latents, float* values,
-                              uint64_t* top) {
+                              uint32_t* top) {
   VecF32 square = {};
-  uint64_t most = 0;
-  int64_t i = 0;
-  for (; i + kF32Lanes <= n; i += kF32Lanes) {
-    const VecF32 v = load_narrow(value + i);
+  VecU32 most = {};
+  for (int64_t i = 0; i < n; i += kF32Lanes) {
+    const VecF32 v = load_values(value + i, n - i);
+    const VecU32 latent = load_latents(index + i, n - i);
     square = fma(v, v, square);
+    most = larger(most, latent);
     store_f32(v, values + i);
+    std::memcpy(latents + i, &latent, sizeof(latent));
   }
-  float rest = 0.0f;
-  for (; i < n; ++i) {
-    values[i] = narrow(value[i]);
-    rest += values[i] * values[i];
-  }
-  if (sizeof(I) <= 4) {
-    uint32_t seen = 0;
-    for (i = 0; i < n; ++i) {
-      const uint32_t latent = static_cast<uint32_t>(index[i]);
-      seen = seen > latent ? seen : latent;
-      latents[i] = static_cast<int32_t>(latent);
-    }
-    most = seen;
-  } else {
-    for (i = 0; i < n; ++i) {
-      const uint64_t latent = static_cast<uint64_t>(index[i]);
-      most = most > latent ? most : latent;
-      latents[i] = static_cast<int32_t>(latent);
-    }
-  }
-  *top = most;
-  return total(square) + rest;
+  *top = largest(most);
+  return total(square);
 }
 
 // sum[q] over the row for 32 * Lines queries: each 64-byte line of the panel widens to 32 floats. `panel` is
@@ -110,28 +153,41 @@ FINESCOPE_INLINE void accumulate(const SparseScreenArgs& a, int64_t n, const cha
   }
 }
 
-FINESCOPE_INLINE float dot(const SparseScreenArgs& a, int64_t n) {
+// The sum for one query, with the squared norm and largest latent of `unpack`.
+template <class I, class T>
+FINESCOPE_INLINE float dot(const SparseScreenArgs& a, const I* index, const T* value, int64_t n,
+                           float* square, uint32_t* top) {
   const float* query = static_cast<const float*>(a.panel);
-  int64_t i = 0;
-  float sum = 0.0f;
 #if defined(__AVX512F__)
-  __m512 acc = _mm512_setzero_ps();
-  for (; i + 16 <= n; i += 16) {
-    const __m512 q =
-        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, _mm512_loadu_si512(a.latents + i), query, 4);
-    acc = _mm512_fmadd_ps(q, _mm512_loadu_ps(a.values + i), acc);
+  VecF32 sum = {}, squares = {};
+  VecU32 most = {};
+  // Reads stay inside the panel whatever the latents are; the caller looks at the largest afterwards.
+  const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(a.corpus.latents - 1));
+  for (int64_t i = 0; i < n; i += kF32Lanes) {
+    const VecF32 v = load_values(value + i, n - i);
+    const VecU32 latent = load_latents(index + i, n - i);
+    most = larger(most, latent);
+    const __m512i safe = _mm512_maskz_min_epu32(0xffff, bits_as<__m512i>(latent), limit);
+    const __m512 q = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, safe, query, 4);
+    sum = fma(v, bits_as<VecF32>(q), sum);
+    squares = fma(v, v, squares);
   }
-  sum = total(bits_as<VecF32>(acc));
+  *top = largest(most);
+  *square = total(squares);
+  return total(sum);
 #else
+  *square = unpack(index, value, n, a.latents, a.values, top);
+  if (*top >= static_cast<uint64_t>(a.corpus.latents)) return 0.0f;
   // Four chains: gathers of older instruction sets are no faster than loads.
   float part[4] = {};
+  int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
     for (int c = 0; c < 4; ++c) part[c] += query[a.latents[i + c]] * a.values[i + c];
   }
-  sum = (part[0] + part[2]) + (part[1] + part[3]);
-#endif
+  float sum = (part[0] + part[2]) + (part[1] + part[3]);
   for (; i < n; ++i) sum += query[a.latents[i]] * a.values[i];
   return sum;
+#endif
 }
 
 // Hits among `width` sums; a NaN sum is one, since nothing is known about it.
@@ -169,8 +225,15 @@ int64_t screen_rows(const SparseScreenArgs& a, int64_t begin, int64_t end, Spars
   int64_t count = 0;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = a.corpus.indptr[row], n = a.corpus.indptr[row + 1] - first;
-    uint64_t top;
-    const float square = unpack(indices + first, values + first, n, a.latents, a.values, &top);
+    // Nothing to read, and no latent to read it at, in a corpus without latents.
+    if (n > 0 && a.corpus.latents == 0) return -1 - row;
+    uint32_t top = 0;
+    float square, sum = 0.0f;
+    if (a.width == 1) {
+      sum = dot(a, indices + first, values + first, n, &square, &top);
+    } else {
+      square = unpack(indices + first, values + first, n, a.latents, a.values, &top);
+    }
     if (n > 0 && top >= static_cast<uint64_t>(a.corpus.latents)) return -1 - row;
     // Squares below or above these may have lost bits to underflow or overflow; NaN fails both comparisons.
     if (n > 0 && !(square > 1e-24f && square < 1e36f)) {
@@ -179,7 +242,6 @@ int64_t screen_rows(const SparseScreenArgs& a, int64_t begin, int64_t end, Spars
     }
     const float norm = __builtin_sqrtf(square);
     if (a.width == 1) {
-      const float sum = dot(a, n);
       if (!(sum < norm * a.slope[0] + a.offset[0])) hits[count++] = {row, 0, sum, norm};
       continue;
     }
