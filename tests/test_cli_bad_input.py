@@ -118,7 +118,7 @@ def test_rows_without_text_are_counted_and_never_selected(job: Path, tmp_path: P
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["rows_without_code"] == 1
     assert "blank" not in {row["id"] for row in curated(tmp_path / "out")}
-    assert "1 rows without text or latents" in (tmp_path / "out" / "report.html").read_text()
+    assert "want of text or latents: 1 row." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_targets_in_the_corpus_are_left_out_by_id_and_by_text(job: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from finescope.workflow import progress
-from finescope.workflow.progress import Reporter, duration
+from finescope.workflow.progress import Reporter, counted, duration
 
 
 class Terminal(io.StringIO):
@@ -50,6 +50,10 @@ def test_no_summary_after_a_failure_and_nothing_when_quiet() -> None:
     with Reporter(stream, quiet=True).task("x", 2) as task:
         task.update(2)
     assert stream.getvalue() == ""
+
+
+def test_counted() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
 
 
 def test_duration() -> None:

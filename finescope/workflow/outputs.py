@@ -19,6 +19,7 @@ from finescope.workflow.layout import (
     SELECTION,
     TARGET_CODES,
 )
+from finescope.workflow.progress import counted
 from finescope.workflow.scoring import ScoredRows, curated_records, write_selection
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _say_selection(run: Run, scored: ScoredRows, selection: Selection, wanted: i
         )
         say(f"fewer than the {wanted:,} asked for; the others: {reasons or 'there are no more rows'}")
     if scored.is_target.any():
-        say(f"{int(scored.is_target.sum()):,} rows are targets themselves and were left out")
+        say(f"left out as targets themselves: {counted(int(scored.is_target.sum()), 'row')}")
 
 
 def evaluate_run(

@@ -124,6 +124,11 @@ class Reporter:
             self.say(task.line())
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Return a time span as people say it: ``4.2 s``, ``3 min 05 s``, ``2 h 07 min``."""
     if seconds < 60:

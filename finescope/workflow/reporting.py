@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.report.build import RunData, explain_rows, rows_to_read, settings_text, write_report
 from finescope.workflow import stages
+from finescope.workflow.progress import counted
 from finescope.workflow.scoring import texts_of
 
 if TYPE_CHECKING:
@@ -102,11 +103,12 @@ def _warnings(scored: ScoredRows, selection: Selection, metrics: dict[str, Any])
             f"{dropped}."
         )
     if metrics["rows_without_code"]:
-        found.append(f"{metrics['rows_without_code']:,} rows without text or latents were not scored.")
+        found.append(
+            f"Not scored, for want of text or latents: {counted(metrics['rows_without_code'], 'row')}."
+        )
     if metrics["targets_in_corpus"]:
         found.append(
-            f"{metrics['targets_in_corpus']:,} rows of the corpus are targets (same id or same text) and "
-            "were never "
-            "selected."
+            "Never selected, because they are targets (same id or same text): "
+            f"{counted(metrics['targets_in_corpus'], 'row')} of the corpus."
         )
     return found

@@ -21,7 +21,7 @@ from finescope.workflow.layout import ACTIVATIONS, CORPUS_CODES, MANIFEST, SAE, 
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.outputs import evaluate_run, select_rows, write_manifest
 from finescope.workflow.preview import preview
-from finescope.workflow.progress import Reporter, duration
+from finescope.workflow.progress import Reporter, counted, duration
 from finescope.workflow.reporting import write_run_report
 from finescope.workflow.scoring import (
     ScoredRows,
@@ -121,8 +121,8 @@ class Run:
         wanted = self.targets.scan()
         if found.empty:
             say(
-                f"{found.empty:,} rows without text (the first at {found.first_empty}) are kept in order "
-                "but not scored"
+                f"without text, so not scored: {counted(found.empty, 'row')}, the first at "
+                f"{found.first_empty}"
             )
         if self.job.label_column is not None:
             evaluation.read_labels(self.corpus, self.targets, self.job.label_column, self.job.target_labels)
