@@ -128,6 +128,13 @@ def test_kmeans_finds_separated_groups_and_repeats_itself(problem):
         torch.set_num_threads(before)
 
 
+def test_rows_go_to_the_nearest_centre_and_not_to_the_longest(monkeypatch):
+    # Centres of loose clusters are short: an inner product without ‖c‖²/2 would give all rows to tight ones.
+    centres = np.array([[1.0, 0.0], [0.35, 0.35]])
+    monkeypatch.setattr(clusters, "_fit_centres", lambda matrix, count, seed: centres)
+    assert kmeans_labels(codes([[1.0, 0.1], [0.8, 0.6], [0.6, 0.8]]), 2).tolist() == [0, 1, 1]
+
+
 def test_kmeans_fits_on_a_sample_and_labels_every_row(problem):
     _, corpus, owner = problem
     labels = kmeans_labels(corpus, 4, fit_rows=40)
