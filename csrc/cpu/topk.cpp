@@ -20,6 +20,8 @@ constexpr int64_t kBlockRows = 320;
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
 // Rows that workers share when w is split.
 constexpr int64_t kSharedRows = 1024;
+// Rows from which on a bfloat16 copy of w, made for one call, saves more than it costs.
+constexpr int64_t kHalfRows = 512;
 // Panels that a worker takes at a time then.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
@@ -60,7 +62,7 @@ class Search {
       prepare(n);
       split_panels(n);
     }
-    rescore(p_, plan_, workers_, &s_);
+    rescore(plan_, workers_, &s_);
     if (stats_) stats_->candidates += s_.exact.size();
     select(p_, workers_, out_, &s_, &again_);
     return n;
@@ -73,7 +75,6 @@ class Search {
     s_.raised.resize(rows);
     s_.bad.resize(rows);
     s_.norm64.resize(rows);
-    s_.size.resize(rows);
   }
 
   // What is known about row i of packed rows, as row `row` of the superblock.
@@ -82,7 +83,6 @@ class Search {
     s_.raised[row] = tau > plan_.open;
     s_.bad[row] = rows.state[i] == PackedRows::kBad;
     s_.norm64[row] = rows.norm64[i];
-    s_.size[row] = rows.size[i];
   }
 
   // Many rows of x: every worker has its own. Returns how many were screened before there were candidates enough.
@@ -95,6 +95,7 @@ class Search {
     struct Scratch {
       PackedRows rows;
       Screening screening;
+      Refiner refiner;
     };
     std::vector<Scratch> scratch(static_cast<size_t>(workers_.threads));
     std::atomic<int64_t> found{0};
@@ -111,7 +112,7 @@ class Search {
       screening.run(0, plan_.packed.panels);
       for (int64_t i = 0; i < part.end - part.row; ++i) {
         finish_candidates(rows, i, part.row + i, screening.score(i), screening.column(i), screening.count(i),
-                          screening.tau(i), part);
+                          screening.tau(i), scratch[worker].refiner, part);
       }
       found += static_cast<int64_t>(part.id.size());
     });
@@ -121,12 +122,13 @@ class Search {
   }
 
   void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column, int64_t n,
-                         float tau, Superblock::Part& part) {
+                         float tau, Refiner& refiner, Superblock::Part& part) {
     if (tau == kClosed) {
       n = 0;
     } else {
       n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
+      n = refiner.refine(plan_, refiner.load(p_, s_.first + row), rows.norm64[i], p_.metric == Metric::cosine ? 1.0f : rows.size[i], column, n);
     }
     finish_row(rows, i, row, tau);
     s_.count[row] = static_cast<int32_t>(n);
@@ -153,6 +155,7 @@ class Search {
       part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
       std::vector<float> score;
       std::vector<int32_t> column;
+      Refiner refiner;
       for (int64_t i = part.row; i < part.end; ++i) {
         score.clear();
         column.clear();
@@ -163,7 +166,7 @@ class Search {
         const int64_t found = static_cast<int64_t>(score.size());
         score.resize(score.size() + kSlack);
         column.resize(column.size() + kSlack);
-        finish_candidates(rows, i, i, score.data(), column.data(), found, shared[i].load(), part);
+        finish_candidates(rows, i, i, score.data(), column.data(), found, shared[i].load(), refiner, part);
       }
     });
   }
@@ -254,7 +257,7 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
   if (packed == nullptr) {
     ScreenKind kind;
     if (!choose(p, choice, &kind)) return scan_all(p, workers, out, stats);
-    pack(p.w, p.N, p.d, p.metric, kind, workers, &own);
+    pack(p.w, p.N, p.d, p.metric, kind, kind == ScreenKind::int8 && p.B >= kHalfRows, workers, &own);
     packed = &own;
   }
   if (p.metric == Metric::encode && !packed->finite) {

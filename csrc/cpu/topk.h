@@ -62,6 +62,8 @@ struct Packed {
   std::vector<uint32_t> valid;                     // by panel: columns that hold a row without NaN and infinity
   std::vector<int32_t> row;                        // by column: its row of w
   std::vector<double> norm64;                      // by row, cosine only: the fixed-order norm
+  Block half;                                      // w in bfloat16, for the second stage; or none
+  float half_err;                                  // >= |w - its bfloat16| of every row
   float max_norm, max_err;
   bool finite;  // no NaN and no infinity anywhere
   bool tame;    // magnitudes in the range where a screen's float32 arithmetic neither over- nor underflows
@@ -96,7 +98,9 @@ struct TopkStats {
 };
 
 bool screen_available(ScreenKind kind);
-void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, const Workers& workers, Packed* out);
+// `half`: with a bfloat16 copy of float32 rows, which pays where there are many rows of x.
+void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, bool half, const Workers& workers,
+          Packed* out);
 
 // `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and metric.
 void topk(const TopkProblem& problem, const Packed* packed, ScreenChoice choice, const Workers& workers,

@@ -125,10 +125,8 @@ struct Superblock {
   std::vector<uint8_t> raised;         // [rows] tau is a guess to be confirmed
   std::vector<uint8_t> bad;            // [rows] a NaN or an infinity in x
   std::vector<double> norm64;          // [rows] cosine only
-  std::vector<float> size;             // [rows] at least the norm of the row (1 for cosine)
   Array<int32_t> pairs;                // memory of the rescoring
-  Array<float> quick;                  // by place, float32 scores
-  Array<double> exact;                 // by place; NaN: certainly not among the k best
+  Array<double> exact;                 // by place
 };
 
 // Buckets of rows of w that pairs are gathered into.

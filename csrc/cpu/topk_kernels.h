@@ -86,8 +86,9 @@ struct TopkKernels {
   void (*dots_f32)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out);
   void (*dots_f64)(const double* a, const double* const* rows, int64_t n, int64_t d, double* out);
 
-  // The dots in float32, in any order: each element takes part in at most d + 1 roundings.
-  void (*quick_dots)(const float* a, const float* const* rows, int64_t n, int64_t d, float* out);
+  // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part in more
+  // than d + 1 roundings.
+  void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);
 
   // row *= factor, in place.
   void (*multiply)(float* row, int64_t d, float factor);

@@ -187,6 +187,7 @@ struct Panels {
   const TopkKernels& kernels;
   Packed& out;
   std::atomic<bool> finite{true}, tame{true};
+  std::atomic<float> half_err{0.0f};
 
   // Rows first..first+n, whose panels start at first / nr.
   void pack(int64_t first, int64_t n, std::vector<float>& rows, std::vector<uint32_t>& units) {
@@ -205,6 +206,7 @@ struct Panels {
       key[i] = kernels.max_magnitude(row, q.padded);
       order[i] = static_cast<int32_t>(i);
       if (q.metric == Metric::cosine) out.norm64[first + i] = loaded.norm;
+      if (out.half.get() != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
     }
     // The columns of a panel share a scale and bounds; rows of one size make both tight.
     if (q.kind == ScreenKind::int8) {
@@ -214,6 +216,19 @@ struct Panels {
     for (int64_t at = 0; at < n; at += out.nr) {
       pack_panel((first + at) / out.nr, first, order.data() + at, std::min<int64_t>(out.nr, n - at), rows, key, lost,
                  usable, units);
+    }
+  }
+
+  // A row that the screen takes for zeros is taken for zeros here too; its size is part of the error.
+  void pack_half(int64_t i, bool usable, std::vector<uint32_t>& units) {
+    float* row = reinterpret_cast<float*>(units.data());
+    kernels.to_f32(row_of(w, i), w.dtype, q.d, row);
+    if (!usable) std::fill(row, row + q.d, 0.0f);
+    uint32_t* copy = units.data() + round_up(q.d, 16);
+    const Quantized h = kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
+    std::memcpy(out.half.get() + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
+    float known = half_err.load(std::memory_order_relaxed);
+    while (known < h.err && !half_err.compare_exchange_weak(known, h.err, std::memory_order_relaxed)) {
     }
   }
 
@@ -253,7 +268,8 @@ struct Panels {
 
 }  // namespace
 
-void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, const Workers& workers, Packed* out) {
+void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, bool half,
+          const Workers& workers, Packed* out) {
   const TopkKernels& kernels = topk_kernels();
   const RowQuantizer q(kind, metric, d);
   Packed& packed = *out;
@@ -272,6 +288,8 @@ void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind,
   for (std::vector<float>* v : {&packed.scale, &packed.inv_scale, &packed.norm, &packed.err}) v->assign(panels, 0.0f);
   packed.valid.assign(panels, 0u);
   packed.row.assign(panels * static_cast<size_t>(packed.nr), -1);
+  packed.half = half && w.dtype == DType::f32 ? Block(n * d * 2) : Block();
+  packed.half_err = 0.0f;
   packed.norm64.assign(metric == Metric::cosine ? static_cast<size_t>(n) : 0, 0.0);
 
   // A block of rows is read once and stays in cache until its panels are written.
@@ -287,6 +305,7 @@ void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind,
   });
   packed.finite = panels_of.finite;
   packed.tame = panels_of.tame;
+  packed.half_err = panels_of.half_err * (1.0f + 0x1p-20f);
   packed.max_norm = packed.max_err = 0.0f;
   for (float v : packed.norm) packed.max_norm = std::max(packed.max_norm, v);
   for (float v : packed.err) packed.max_err = std::max(packed.max_err, v);

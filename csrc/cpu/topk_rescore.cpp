@@ -1,12 +1,10 @@
 // Exact scores of candidates, and the choice of the best.
 //
 // Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore gathered
-// by row of w, which is then read and widened once for all of them. That is done twice: in float32, whose bound is so
-// tight that hardly more than k candidates of a row remain, then in float64 for these.
+// by row of w, which is then read and widened once for all of them. Before, while a block of rows of x is in cache, its
+// candidates are sifted with a bfloat16 copy of w, whose bound is so tight that hardly more than k of them remain.
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <mutex>
 
 #include "cpu/topk_screen.h"
@@ -51,40 +49,13 @@ class Gathered {
 
   int64_t total() const { return begin_[buckets_]; }
 
-  // quick[slot] = the score in float32.
-  void score_f32(float* quick) {
+  void score() {
     each_row([&](Scratch& t, const Pair* pairs, const float* const* rows, int64_t n) {
       const int64_t id = pairs->id;
-      const float* w = t.narrow.data();
-      if (p_.w.dtype == DType::f32 && p_.d % 16 == 0) {
-        w = reinterpret_cast<const float*>(row_of(p_.w, id));
-      } else {
-        kernels_.to_f32(row_of(p_.w, id), p_.w.dtype, p_.d, t.narrow.data());
-      }
-      kernels_.quick_dots(w, rows, n, stride_, t.quick.data());
-      const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
-      for (int64_t i = 0; i < n; ++i) {
-        const double score = exact_score(p_, static_cast<double>(t.quick[i]), id, s_.norm64[pairs[i].row], w_norm);
-        quick[pairs[i].slot] = static_cast<float>(score);
-      }
-    });
-  }
-
-  // s.exact of the pairs that are not NaN there.
-  void score_f64() {
-    each_row([&](Scratch& t, Pair* pairs, const float** rows, int64_t n) {
-      const int64_t id = pairs->id;
-      int64_t kept = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        pairs[kept] = pairs[i];
-        rows[kept] = rows[i];
-        kept += s_.exact[pairs[i].slot] == 0.0;
-      }
-      if (kept == 0) return;
       kernels_.to_f64(row_of(p_.w, id), p_.w.dtype, p_.d, t.wide.data());
-      kernels_.dots_f32(t.wide.data(), rows, kept, stride_, t.dot.data());
+      kernels_.dots_f32(t.wide.data(), rows, n, stride_, t.dot.data());
       const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
-      for (int64_t i = 0; i < kept; ++i) {
+      for (int64_t i = 0; i < n; ++i) {
         s_.exact[pairs[i].slot] = exact_score(p_, t.dot[i], id, s_.norm64[pairs[i].row], w_norm);
       }
     });
@@ -93,7 +64,6 @@ class Gathered {
  private:
   struct Scratch {
     std::vector<double> wide, dot;
-    std::vector<float> narrow, quick;
     std::vector<Pair> sorted;
     std::vector<int32_t> place;
     std::vector<const float*> pointer;
@@ -141,8 +111,8 @@ class Gathered {
       const int64_t low = (b * p_.N + buckets_ - 1) / buckets_, high = ((b + 1) * p_.N + buckets_ - 1) / buckets_;
       order_bucket(reinterpret_cast<Pair*>(s_.pairs.data()) + begin_[b], n, low, high, t.sorted, t.place);
       const size_t stride = static_cast<size_t>(stride_), count = static_cast<size_t>(n);
-      if (t.wide.size() < stride) t.wide.resize(stride), t.narrow.resize(stride);
-      if (t.pointer.size() < count) t.pointer.resize(count), t.dot.resize(count), t.quick.resize(count);
+      if (t.wide.size() < stride) t.wide.resize(stride);
+      if (t.pointer.size() < count) t.pointer.resize(count), t.dot.resize(count);
       for (int64_t i = 0; i < n; ++i) t.pointer[i] = x_[t.sorted[i].row];
       for (int64_t i = 0; i < n;) {
         int64_t end = i + 1;
@@ -165,43 +135,52 @@ class Gathered {
   std::vector<Scratch> scratch_;
 };
 
-// Leaves 0 in `exact` where a float32 score may belong to one of the k best of its row, else NaN.
-void narrow_row(const TopkProblem& p, Superblock& s, int64_t row, const float* quick, float error,
-                std::vector<float>& sorted) {
-  const int64_t begin = s.begin[row], n = s.begin[row + 1] - begin, wanted = p.k + p.E;
-  double* exact = s.exact.data() + begin;
-  if (n <= wanted) {
-    std::fill(exact, exact + n, 0.0);
-    return;
-  }
-  sorted.assign(quick, quick + n);
-  std::nth_element(sorted.begin(), sorted.begin() + (wanted - 1), sorted.end(), std::greater<float>());
-  // The best `wanted` of them have exact scores of at least this value less the error; what lies below by twice the
-  // error is below all of those.
-  const float at = sorted[wanted - 1];
-  const float lowest = at - 2.0f * error - (std::fabs(at) + error) * 0x1p-20f;
-  for (int64_t i = 0; i < n; ++i) exact[i] = quick[i] >= lowest ? 0.0 : std::numeric_limits<double>::quiet_NaN();
-}
-
 }  // namespace
 
-void rescore(const TopkProblem& p, const ScreenPlan& plan, const Workers& workers, Superblock* block) {
-  Superblock& s = *block;
-  Gathered pairs(p, plan.packed, workers, block);
-  s.exact.resize(pairs.total());
-  s.quick.resize(pairs.total());
-  float* quick = s.quick.data();
-  pairs.score_f32(quick);
+const float* Refiner::load(const TopkProblem& p, int64_t b) {
+  if (p.x.dtype == DType::f32) return reinterpret_cast<const float*>(row_of(p.x, b));
+  x_.resize(static_cast<size_t>(round_up(p.d, 16)));
+  topk_kernels().to_f32(row_of(p.x, b), p.x.dtype, p.d, x_.data());
+  return x_.data();
+}
+
+int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column, int64_t n) {
+  const TopkProblem& p = plan.problem;
+  const int64_t wanted = plan.wanted;
+  // One exact score more costs about as much as looking at two candidates here.
+  if (n < wanted + wanted / 4 + 4) return n;
+  const Packed& w = plan.packed;
+  const bool half = w.half.get() != nullptr;
+  rows_.resize(static_cast<size_t>(n));
+  score_.resize(static_cast<size_t>(n + kSlack));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t id = w.row[column[i]];
+    rows_[i] = half ? w.half.get() + id * p.d * 2 : row_of(p.w, id);
+  }
+  plan.kernels.quick_dots(x, rows_.data(), half ? DType::bf16 : p.w.dtype, n, p.d, score_.data());
+  if (p.metric == Metric::encode && p.bias != nullptr) {
+    for (int64_t i = 0; i < n; ++i) score_[i] += plan.bias[column[i]];
+  } else if (p.metric == Metric::cosine) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double norms = x_norm * w.norm64[w.row[column[i]]];
+      score_[i] = norms > 0 ? static_cast<float>(static_cast<double>(score_[i]) / norms) : 0.0f;
+    }
+  }
   const double u = 0x1p-24, roundings = static_cast<double>(p.d) + 2;
   const double gamma = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20;
-  for_each(workers, static_cast<int64_t>(s.parts.size()), [&](int64_t task, int) {
-    std::vector<float> sorted;
-    for (int64_t row = s.parts[task].row; row < s.parts[task].end; ++row) {
-      const float error = static_cast<float>(gamma) * s.size[row] * plan.packed.max_norm + plan.max_slack;
-      narrow_row(p, s, row, quick + s.begin[row], error * 1.001f, sorted);
-    }
-  });
-  pairs.score_f64();
+  const float size = w.max_norm + (half ? w.half_err : 0.0f);
+  const float error =
+      (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) + plan.max_slack) * 1.001f;
+  // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by another
+  // error is below all of them.
+  const float at = plan.kernels.about_kth(score_.data(), n, wanted, wanted);
+  return plan.kernels.keep(score_.data(), column, n, at - 2.0f * error - (std::fabs(at) + error) * 0x1p-20f);
+}
+
+void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* block) {
+  Gathered pairs(plan.problem, plan.packed, workers, block);
+  block->exact.resize(pairs.total());
+  pairs.score();
 }
 
 void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* block,
@@ -222,7 +201,6 @@ void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out,
       int64_t reached = 0;
       for (int64_t slot = s.begin[row]; slot < s.begin[row + 1]; ++slot) {
         const Hit hit{s.exact[slot], part.id[slot - part.slot]};
-        // NaN compares false: such a candidate is out.
         if (!(hit.score > p.floor) || (p.E > 0 && excluded(p, b, hit.id))) continue;
         reached += hit.score >= s.tau[row];
         row_hits.push_back(hit);

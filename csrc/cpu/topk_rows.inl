@@ -12,10 +12,18 @@ typedef int8_t VecI8 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES / 4)));
 
 FINESCOPE_INLINE VecF32 splat(float x) { return VecF32{} + x; }
 
-template <class V>
-FINESCOPE_INLINE auto total(V v) {
-  auto sum = v[0];
-  for (int i = 1; i < static_cast<int>(sizeof(v) / sizeof(v[0])); ++i) sum += v[i];
+FINESCOPE_INLINE float total(VecF32 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(bits_as<__m512>(v));
+#else
+  float sum = v[0];
+  for (int l = 1; l < kF32Lanes; ++l) sum += v[l];
+  return sum;
+#endif
+}
+FINESCOPE_INLINE int32_t total(VecI32 v) {
+  int32_t sum = v[0];
+  for (int l = 1; l < kF32Lanes; ++l) sum += v[l];
   return sum;
 }
 
@@ -106,10 +114,13 @@ FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
 FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) { return sum + a * load_f64(b); }
 
 // The order of the reduction is that of the definition, 8, 4, 2, 1, on whole registers as long as they last.
-FINESCOPE_INLINE double reduce(const VecF64* acc) {
-  double s[kDotLanes];
+FINESCOPE_INLINE double reduce(VecF64* acc) {
+  for (int half = kDotVecs / 2; half >= 1; half /= 2) {
+    for (int v = 0; v < half; ++v) acc[v] += acc[v + half];
+  }
+  double s[kF64Lanes];
   std::memcpy(s, acc, sizeof(s));
-  for (int half = kDotLanes / 2; half >= 1; half /= 2) {
+  for (int half = kF64Lanes / 2; half >= 1; half /= 2) {
     for (int l = 0; l < half; ++l) s[l] += s[l + half];
   }
   return s[0];
@@ -149,31 +160,46 @@ FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
 #endif
 }
 
-template <int N>
-FINESCOPE_INLINE void quick_block(const float* a, const float* const* rows, int64_t d, float* out) {
+template <int N, class T>
+FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t d, float* out) {
   constexpr int kVecs = 16 / kF32Lanes;
   VecF32 acc[N][kVecs];
   for (int i = 0; i < N; ++i) {
     for (int v = 0; v < kVecs; ++v) acc[i][v] = VecF32{};
   }
-  for (int64_t at = 0; at < d; at += 16) {
+  int64_t at = 0;
+  for (; at + 16 <= d; at += 16) {
     for (int v = 0; v < kVecs; ++v) {
-      const VecF32 av = load_f32(a + at + v * kF32Lanes);
-      for (int i = 0; i < N; ++i) acc[i][v] = add_product_f32(acc[i][v], av, load_f32(rows[i] + at + v * kF32Lanes));
+      const VecF32 xv = load_f32(x + at + v * kF32Lanes);
+      for (int i = 0; i < N; ++i) acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
     }
   }
   for (int i = 0; i < N; ++i) {
     VecF32 sum = acc[i][0];
     for (int v = 1; v < kVecs; ++v) sum += acc[i][v];
     out[i] = total(sum);
+    for (int64_t t = at; t < d; ++t) out[i] += x[t] * to_f32(rows[i][t]);
   }
 }
 
-void quick_dots(const float* a, const float* const* rows, int64_t n, int64_t d, float* out) {
+// The rows are met in no order, so only software can fetch them ahead.
+template <class T>
+void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, float* out) {
   constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) quick_block<kBlock>(a, rows + i, d, out + i);
-  for (; i < n; ++i) quick_block<1>(a, rows + i, d, out + i);
+  for (; i + kBlock <= n; i += kBlock) {
+    for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {
+      for (int64_t at = 0; at < d; at += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(rows[next] + at);
+    }
+    quick_block<kBlock>(x, rows + i, d, out + i);
+  }
+  for (; i < n; ++i) quick_block<1>(x, rows + i, d, out + i);
+}
+
+void quick_dots(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out) {
+  if (dtype == DType::bf16) return quick_dots_of(x, reinterpret_cast<const bf16* const*>(rows), n, d, out);
+  if (dtype == DType::f16) return quick_dots_of(x, reinterpret_cast<const f16* const*>(rows), n, d, out);
+  quick_dots_of(x, reinterpret_cast<const float* const*>(rows), n, d, out);
 }
 
 // --- rotation ----------------------------------------------------------------------------------------------------
@@ -384,10 +410,16 @@ void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr,
 // --- selection ---------------------------------------------------------------------------------------------------
 
 FINESCOPE_INLINE int64_t count_from(const float* score, int64_t n, float lowest) {
+  int64_t i = 0, count = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    count += __builtin_popcount(_mm512_cmp_ps_mask(_mm512_loadu_ps(score + i), _mm512_set1_ps(lowest), _CMP_GE_OQ));
+  }
+#else
   VecI32 below = {};
-  int64_t i = 0;
   for (; i + kF32Lanes <= n; i += kF32Lanes) below += load_f32(score + i) >= splat(lowest);
-  int64_t count = -static_cast<int64_t>(total(below));
+  count = -static_cast<int64_t>(total(below));
+#endif
   for (; i < n; ++i) count += score[i] >= lowest;
   return count;
 }

@@ -111,7 +111,6 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
     const int32_t row = first + i;
     const __m512 factor = _mm512_set1_ps(rows.scale[row] * w.scale[p]);
     int64_t at = row * rows.capacity + rows.count[row];
-    // Compressed in registers and stored whole: compressing to memory is microcoded on some processors.
     const auto append = [&](typename Kind::Acc sum, __m512 bias, uint32_t m, int offset) __attribute__((always_inline)) {
       const __mmask16 lanes = static_cast<__mmask16>(m);
       _mm512_storeu_ps(rows.score + at, _mm512_maskz_compress_ps(lanes, score(sum, factor, bias)));
@@ -119,8 +118,10 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
                                                 lanes, _mm512_add_epi32(column, _mm512_set1_epi32(offset))));
       at += __builtin_popcount(m);
     };
-    append(sums[i][0], bias0, mask[i] & 0xffffu, 0);
-    append(sums[i][1], bias1, mask[i] >> 16, 16);
+    // Compressed in registers and stored whole: compressing to memory is microcoded on some processors. Mostly it is
+    // a single column, and then half of that is enough.
+    if (mask[i] & 0xffffu) append(sums[i][0], bias0, mask[i] & 0xffffu, 0);
+    if (mask[i] >> 16) append(sums[i][1], bias1, mask[i] >> 16, 16);
     const int32_t count = static_cast<int32_t>(at - row * rows.capacity);
     rows.count[row] = count;
     if (count > rows.limit[row]) rows.full(rows.self, row);

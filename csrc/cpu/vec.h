@@ -8,6 +8,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12's own intrinsics start from a deliberately undefined register and warn about it where they are inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -111,7 +116,14 @@ FINESCOPE_INLINE VecF32 load_f32(const float* p) {
   return load_raw<float, VecF32>(p);
 }
 FINESCOPE_INLINE VecF32 load_f32(const bf16* p) {
+  // By intrinsic where there is one: GCC 12 takes the conversion of a vector of uint16 apart and together again.
+#if defined(__AVX512F__)
+  return bits_as<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<bf16, __m256i>(p)), 16));
+#elif defined(__AVX2__)
+  return bits_as<VecF32>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<bf16, __m128i>(p)), 16));
+#else
   return bits_as<VecF32>(__builtin_convertvector((load_raw<bf16, HalfU16>(p)), VecU32) << 16);
+#endif
 }
 FINESCOPE_INLINE VecF32 load_f32(const f16* p) {
 #if defined(__AVX512F__)
@@ -177,12 +189,25 @@ struct Lanes<double> {
 FINESCOPE_INLINE VecF64 load_f64(const double* p) {
   return load_raw<double, VecF64>(p);
 }
-FINESCOPE_INLINE VecF64 load_f64(const float* p) {
-  return __builtin_convertvector((load_raw<float, HalfF32>(p)), VecF64);
+FINESCOPE_INLINE VecF64 widen_f64(HalfF32 v) {
+  // By intrinsic for the same reason as above.
+#if defined(__AVX512F__)
+  return bits_as<VecF64>(_mm512_cvtps_pd(bits_as<__m256>(v)));
+#elif defined(__AVX__)
+  return bits_as<VecF64>(_mm256_cvtps_pd(bits_as<__m128>(v)));
+#else
+  return __builtin_convertvector(v, VecF64);
+#endif
 }
+FINESCOPE_INLINE VecF64 load_f64(const float* p) { return widen_f64(load_raw<float, HalfF32>(p)); }
 FINESCOPE_INLINE VecF64 load_f64(const bf16* p) {
+#if defined(__AVX512F__)
+  const __m256i u = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<bf16, __m128i>(p)), 16);
+  return widen_f64(bits_as<HalfF32>(u));
+#else
   const HalfU32 u = __builtin_convertvector((load_raw<bf16, QuarterU16>(p)), HalfU32) << 16;
-  return __builtin_convertvector(bits_as<HalfF32>(u), VecF64);
+  return widen_f64(bits_as<HalfF32>(u));
+#endif
 }
 FINESCOPE_INLINE VecF64 load_f64(const f16* p) {
   HalfF32 v;
@@ -193,7 +218,7 @@ FINESCOPE_INLINE VecF64 load_f64(const f16* p) {
 #else
   for (int i = 0; i < kF64Lanes; ++i) v[i] = to_f32(p[i]);
 #endif
-  return __builtin_convertvector(v, VecF64);
+  return widen_f64(v);
 }
 FINESCOPE_INLINE double to_f64(double x) {
   return x;
