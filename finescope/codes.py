@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
+from finescope.files import write_tensors
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _FORMAT = "finescope-codes"
 _UINT16_LATENTS = 1 << 16
+_MOST_LATENTS = 1 << 31  # latents are int32
 
 
 class SparseCodes:
@@ -27,7 +28,7 @@ class SparseCodes:
     Attributes:
         indptr: int64 [N+1], where each row starts; ``indptr[0]`` is 0.
         indices: uint16 (F ≤ 65536) or int32 [nnz], latents in ascending order inside a row.
-        values: float16, float32 or float64 [nnz].
+        values: float16, bfloat16, float32 or float64 [nnz].
         num_latents: F.
     """
 
@@ -61,6 +62,8 @@ class SparseCodes:
         Raises:
             ValueError: naming the first thing that is wrong and the row it is in.
         """
+        if not 0 <= self.num_latents <= _MOST_LATENTS:
+            raise ValueError(f"num_latents must be 0 … {_MOST_LATENTS}, got {self.num_latents}")
         if self.indptr.dtype != torch.int64 or self.indptr.dim() != 1 or self.indptr.numel() < 1:
             raise ValueError(f"indptr must be int64 [N+1], got {self.indptr.dtype} {list(self.indptr.shape)}")
         if self.indices.dim() != 1 or self.indices.dtype not in (torch.int32, torch.int64, torch.uint16):
@@ -156,6 +159,8 @@ class SparseCodes:
                 if positions.shape != (n,):
                     raise IndexError(f"a mask must have shape [{n}], got {list(positions.shape)}")
                 positions = np.flatnonzero(positions)
+            if positions.size and positions.dtype.kind not in "iu":
+                raise IndexError(f"rows are chosen by integers or a boolean mask, not {positions.dtype}")
             positions = positions.astype(np.int64).reshape(-1)
             if positions.size and (positions.min() < -n or positions.max() >= n):
                 raise IndexError(
@@ -169,7 +174,7 @@ class SparseCodes:
         return SparseCodes(
             torch.from_numpy(indptr),
             torch.from_numpy(self.indices.numpy()[gather]),
-            torch.from_numpy(self.values.numpy()[gather]),
+            self.values[torch.from_numpy(gather)],  # NumPy has no bfloat16
             self.num_latents,
             check=False,
         )
@@ -212,9 +217,22 @@ class SparseCodes:
             values: floating [N,M].
             indices: int64 [N,M], ascending inside a row, -1 where there is no entry.
             num_latents: F.
+
+        Raises:
+            ValueError: shapes that differ, latents that aren't below F or don't rise inside a row.
         """
+        if values.dim() != 2 or values.shape != indices.shape:
+            raise ValueError(
+                f"values and indices must have one shape [N,M], got {list(values.shape)} and "
+                f"{list(indices.shape)}"
+            )
         values, indices = values.detach().cpu(), indices.detach().cpu()
         kept = indices >= 0
+        beyond = (indices >= num_latents).nonzero()
+        if len(beyond):  # found here: the narrow dtype below would wrap it into the range
+            row, slot = beyond[0].tolist()
+            latent = int(indices[row, slot])
+            raise ValueError(f"latent {latent} in row {row} is outside 0..{num_latents - 1}")
         indptr = torch.zeros(indices.shape[0] + 1, dtype=torch.int64)
         torch.cumsum(kept.sum(dim=1), dim=0, out=indptr[1:])
         return cls(indptr, indices[kept].to(_index_dtype(num_latents)), values[kept], num_latents)
@@ -238,7 +256,15 @@ class SparseCodes:
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> SparseCodes:
-        """Build codes from any scipy sparse matrix [N,F]; duplicates are summed, explicit zeros dropped."""
+        """Build codes from any scipy sparse matrix [N,F]; duplicates are summed, explicit zeros dropped.
+
+        float16, float32 and float64 keep their dtype; whole numbers and booleans become float32.
+
+        Raises:
+            TypeError: complex numbers or objects.
+        """
+        if matrix.dtype.kind not in "fiub":
+            raise TypeError(f"codes are real numbers, got a matrix of {matrix.dtype}")
         csr = matrix.tocsr(copy=True)
         csr.sum_duplicates()
         csr.eliminate_zeros()
@@ -260,7 +286,8 @@ class SparseCodes:
         """Return the codes as a scipy CSR matrix [N,F], float32 (float64 when the values are)."""
         from scipy.sparse import csr_matrix
 
-        values = self.values if self.values.dtype == torch.float64 else self.values.float()
+        values = self.values.detach()
+        values = values if values.dtype == torch.float64 else values.float()
         # scipy wants both index arrays in one type; int32 only where nnz allows it.
         wide = np.int64 if self.nnz > np.iinfo(np.int32).max else np.int32
         return csr_matrix(
@@ -298,28 +325,29 @@ class SparseCodes:
         """Return the Euclidean norm of every row, float64 [N], summed in ascending order of latents."""
         rows = np.repeat(np.arange(len(self)), np.diff(self.indptr.numpy()))
         # bincount adds one weight after the other, so the sum has the same bytes on every machine.
-        square = np.bincount(rows, weights=self.values.double().square().numpy(), minlength=len(self))
+        square = np.bincount(
+            rows, weights=self.values.detach().double().square().numpy(), minlength=len(self)
+        )
         return torch.from_numpy(np.sqrt(square))
 
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file (indptr, indices, values), under a temporary name, then rename."""
-        from safetensors.torch import save_file
+        """Write one safetensors file (indptr, indices, values), under a temporary name, then rename.
 
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        metadata = {"format": _FORMAT, "version": "1", "num_latents": str(self.num_latents)}
+        Missing parent folders are made.
+
+        Raises:
+            StoreError: the disk is full, or the place can't be written to. Nothing is left behind.
+        """
         tensors = {
-            "indptr": self.indptr.contiguous(),
-            "indices": self.indices.to(_index_dtype(self.num_latents)).contiguous(),
-            "values": self.values.contiguous(),
+            "indptr": self.indptr,
+            "indices": self.indices.to(_index_dtype(self.num_latents)),
+            "values": self.values.detach(),
         }
-        try:
-            save_file(tensors, str(temporary), metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(
+            path, tensors, {"format": _FORMAT, "version": "1", "num_latents": str(self.num_latents)}
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = True) -> SparseCodes:

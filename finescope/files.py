@@ -21,9 +21,13 @@ PathLike = str | os.PathLike[str]
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
 # What a write meets when the medium can't take more: full disk, quota, file-size limit, read-only mount.
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_ROOM[errno.EFBIG] = "the file-size limit is reached"
 _NO_ROOM[errno.EROFS] = "the file system is read-only"
 _NO_ROOM[errno.EACCES] = "permission is denied"
+_NO_ROOM[errno.ENOTDIR] = _NO_ROOM[errno.EEXIST] = "a part of the path is a file, not a folder"
+_NO_ROOM[errno.EISDIR] = "it is a folder"
+_NO_ROOM[errno.ENAMETOOLONG] = "the name is too long"
 
 
 @contextlib.contextmanager
@@ -59,8 +63,9 @@ def writing(path: PathLike) -> Iterator[None]:
         reason = _NO_ROOM.get(_errno(error) or 0)
         if reason is None:
             raise
+        remedy = "make room" if _errno(error) in _FULL else "choose another place"
         raise StoreError(
-            f"can't write {path}: {reason}. Nothing was left half-written; make room and run again"
+            f"can't write {path}: {reason}. Nothing was left half-written; {remedy} and run again"
         ) from error
 
 

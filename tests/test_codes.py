@@ -148,3 +148,47 @@ def test_validation(change: dict[str, torch.Tensor], message: str) -> None:
     SparseCodes(**parts, num_latents=5)
     with pytest.raises(ValueError, match=message):
         SparseCodes(**(parts | change), num_latents=5)
+
+
+def test_latents_that_a_narrow_dtype_would_wrap_are_refused() -> None:
+    """65541 is 5 as uint16: the cast must not come before the check."""
+    with pytest.raises(ValueError, match=r"latent 65541 in row 1 is outside 0\.\.99"):
+        SparseCodes.from_padded(torch.ones(2, 1), torch.tensor([[3], [65_541]]), 100)
+    with pytest.raises(ValueError, match="num_latents"):
+        # Too many for int32, to which cat and save bring latents.
+        SparseCodes(torch.tensor([0, 1]), torch.tensor([1 << 33]), torch.ones(1), 1 << 34)
+    with pytest.raises(ValueError, match="one shape"):
+        SparseCodes.from_padded(torch.ones(2, 1), torch.zeros(1, 2, dtype=torch.int64), 9)
+
+
+def test_rows_are_not_chosen_by_fractions_or_words(codes: SparseCodes) -> None:
+    for bad in (np.array([0.5, 1.7]), torch.tensor([1.0]), np.array(["1"])):
+        with pytest.raises(IndexError, match="integers or a boolean mask"):
+            codes[bad]
+    assert len(codes[[]]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_every_value_dtype_can_be_taken_apart(codes: SparseCodes, dtype: torch.dtype) -> None:
+    values = codes.values.to(dtype).requires_grad_()
+    same = SparseCodes(codes.indptr, codes.indices, values, codes.num_latents)
+    picked = same[[4, 1, 1]]
+    assert picked.values.dtype == dtype
+    assert torch.equal(picked.to_dense(), same.to_dense()[[4, 1, 1]])
+    assert same.to_scipy().dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    assert same.norms().shape == (9,)
+
+
+def test_complex_matrices_are_refused() -> None:
+    with pytest.raises(TypeError, match="complex128"):
+        SparseCodes.from_scipy(scipy.sparse.csr_matrix(np.array([[1 + 2j]])))
+
+
+def test_saving_makes_folders_and_names_a_place_it_cannot_write(tmp_path: Path, codes: SparseCodes) -> None:
+    codes.save(tmp_path / "new" / "codes.safetensors")
+    assert SparseCodes.load(tmp_path / "new" / "codes.safetensors") == codes
+    (tmp_path / "file").write_text("")
+    for place in ("file/codes.safetensors", "file/deeper/codes.safetensors", "new", "n" * 300):
+        with pytest.raises(StoreError, match=r"can't write .*choose another place"):
+            codes.save(tmp_path / place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["codes.safetensors", "file", "new"]
