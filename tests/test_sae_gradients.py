@@ -123,3 +123,15 @@ def test_bfloat16_autocast_changes_rounding_only() -> None:
         torch.testing.assert_close(getattr(exact, name), getattr(rounded, name), rtol=0.02, atol=1e-3)
     losses.total(rounded, "fvu", L1, ALPHA).backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in sae.parameters())
+
+
+def test_second_derivatives_of_the_encoder_reach_its_inputs() -> None:
+    """The gradient of the weights depends on x − b_dec: a backward that saved a copy would lose that."""
+    from finescope.sae.functional import encode_centred
+
+    torch.manual_seed(0)
+    x, b_dec, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 5), (5,), (7, 5), (7,))
+    )
+    inputs = (x, b_dec, weight, bias)
+    assert torch.autograd.gradgradcheck(lambda *args: encode_centred(*args, 3)[0], inputs)

@@ -39,14 +39,15 @@ class _EncodeCentred(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         centred = x - b_dec
         values, indices = topk_encode(centred, weight, bias, k)
-        ctx.save_for_backward(centred, weight, values, indices)
+        # Inputs, not `centred`: autograd knows those, so second derivatives are right too.
+        ctx.save_for_backward(x, b_dec, weight, values, indices)
         ctx.mark_non_differentiable(indices)
         ctx.dtypes = (x.dtype, b_dec.dtype, weight.dtype, bias.dtype)
         return values, indices
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor, _grad_indices: Any) -> tuple[Tensor | None, ...]:
-        centred, weight, values, indices = ctx.saved_tensors
+        x, b_dec, weight, values, indices = ctx.saved_tensors
         x_dtype, centre_dtype, weight_dtype, bias_dtype = ctx.dtypes
         needs_x, needs_centre, needs_weight, needs_bias, _ = ctx.needs_input_grad
         latents = weight.shape[0]
@@ -54,7 +55,7 @@ class _EncodeCentred(torch.autograd.Function):
 
         grad_x = grad_centre = grad_weight = grad_bias = None
         if needs_weight:
-            grad_weight = call("scatter_rows", grad, indices, centred, latents).to(weight_dtype)
+            grad_weight = call("scatter_rows", grad, indices, x - b_dec, latents).to(weight_dtype)
         if needs_x:
             grad_x = sparse_decode(grad, indices, weight, None).to(x_dtype)
         if needs_bias or needs_centre:
