@@ -245,6 +245,7 @@ def test_a_killed_process_resumes_and_its_debris_is_cleared(tmp_path: Path) -> N
     assert done.returncode == -signal.SIGKILL
     assert [name for name in os.listdir(folder) if name.endswith(".tmp")], "the kill left a temporary file"
     assert len(_listed(folder)) == 6
+    (folder / "shard-00077.safetensors").write_bytes(b"written, but never listed")
     _embed(folder)
     assert _contents(folder) == _contents(straight)
 

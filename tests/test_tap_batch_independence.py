@@ -15,7 +15,7 @@ import torch
 from tiny_models import FAMILIES, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationTap
-from finescope.activations.windows import bucket_length
+from finescope.activations.windows import bucket_length, rows_to_compute
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.corpus import Row
@@ -23,11 +23,14 @@ from finescope.embeddings import embed_rows
 from finescope.sae import SparseAutoencoder
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("side", "exact"), [("left", True), ("left", False), ("right", False)])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_family_matches_its_own_forward_on_the_document_alone(family: str, side: str) -> None:
+def test_every_family_matches_its_own_forward_on_the_document_alone(
+    family: str, side: str, exact: bool
+) -> None:
     model, layer = make_model(family), FAMILIES[family][1]
-    tap = ActivationTap(model, layer, tokenizer=make_tokenizer(padding_side=side), batch_tokens=256)
+    tokenizer = make_tokenizer(padding_side=side)
+    tap = ActivationTap(model, layer, tokenizer=tokenizer, batch_tokens=256, exact_lengths=exact)
     body = model.model if family == "llama-lm" else model
     rows = make_rows(12)
     found = list(tap.run(rows))
@@ -55,8 +58,9 @@ def test_the_same_bytes_alone_in_company_and_in_any_order(family: str, exact: bo
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        # Of many lengths, with many of one length: an odd one, which makes shares of two threads uneven.
-        rows = [*make_rows(16), *(Row(f"e{n}", " ".join([f"w{n}"] * 32)) for n in range(17))]
+        # Many lengths; many of one length; some as short as can be, some as long as the model takes.
+        rows = [Row("short", "w1"), *make_rows(16), *(Row(f"e{n}", f"w{n} " * 32) for n in range(9))]
+        rows += [Row(f"long{n}", f"w{n} " * n) for n in (60, 61, 62, 63)]
         make = {"tokenizer": make_tokenizer(), "exact_lengths": exact}
         tap = ActivationTap(make_model(family), FAMILIES[family][1], batch_tokens=2048, **make)
         together = {document.id: document for document in tap.run(rows)}
@@ -77,6 +81,19 @@ def test_order_is_that_of_the_rows_and_unordered_gives_the_same_documents() -> N
     assert [document.index for document in loose] != list(range(40)), "batches go by length"
     for document in loose:
         assert torch.equal(document.activations, ordered[document.index].activations)
+
+
+def test_enough_positions_and_even_shares_are_computed() -> None:
+    for threads in (1, 2, 3, 4, 8, 64):
+        for length in range(1, 100):
+            for rows in (1, 2, 7, 40):
+                computed = rows_to_compute(rows, length, threads)
+                assert computed >= rows
+                assert computed * length >= max(64, 16 * threads), "too few rows take another code path"
+                if threads <= 4:
+                    assert computed * length % threads == 0, "a thread's share would end inside a row"
+                if rows * length >= 64 * threads:
+                    assert computed < rows + max(2, threads)
 
 
 def test_lengths_of_rows_depend_on_the_window_alone_and_waste_little() -> None:

@@ -61,9 +61,9 @@ class ActivationTap:
     tokenizer's own side.
 
     **What is promised.** A document's activations don't depend on the documents around it, nor on their
-    order: its row length is its own, and small batches are filled up. On the CPUs tested (x86 with MKL, up to
-    four threads, float32 and bfloat16) they are the same bytes in any batch. Elsewhere a library may round
-    differently for another number of rows, and they agree to about 1e-5 of their size.
+    order: its row length is its own, and small batches are filled up. On the CPUs tested (x86 with MKL, one
+    and two threads, attention heads at least 16 wide) they are the same bytes in any batch. Elsewhere a
+    library may round differently for another number of rows, and they agree to about 1e-5 of their size.
 
     Attributes:
         model: the model, in eval mode.
