@@ -3,43 +3,10 @@
 
 #include <optional>
 
-#include "bindings/tensors.h"
+#include "bindings/codes.h"
 
 namespace finescope {
 namespace {
-
-// Work below this many multiply-adds is not worth a second thread.
-constexpr int64_t kGrainFlops = 1 << 16;
-
-int64_t grain(int64_t per_row) {
-  return 1 + kGrainFlops / std::max<int64_t>(per_row, 1);
-}
-
-void check_indices(const Tensor& indices, int64_t limit, const char* op) {
-  const int64_t n = indices.numel();
-  if (n == 0) return;
-  const int64_t* p = data<int64_t>(indices);
-  const int64_t at = sparse_kernels().find_out_of_range(p, n, limit);
-  if (at < n) {
-    const int64_t width = indices.size(1);
-    // std::out_of_range reaches Python as IndexError.
-    throw std::out_of_range(words(op, ": indices holds ", p[at], " at [", at / width, ", ", at % width,
-                                  "], which is outside 0..", limit - 1));
-  }
-}
-
-Tensor index_matrix(const Tensor& indices, const char* op) {
-  check_dims(indices, 2, op, "indices");
-  check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, not ",
-        dtype_name(indices.scalar_type()));
-  return packed(indices);
-}
-
-void check_same_shape(const Tensor& values, const Tensor& indices, const char* op) {
-  check(values.dim() == 2 && values.size(0) == indices.size(0) && values.size(1) == indices.size(1), op,
-        ": values ", shape_text(values), " and indices ", shape_text(indices),
-        " must have the same shape [B, K]");
-}
 
 Tensor sparse_decode(const Tensor& values, const Tensor& indices, const Tensor& weight,
                      const std::optional<Tensor>& bias) {
@@ -120,25 +87,8 @@ void scatter(const Tensor& values, const int64_t* indices, const Matrix& rows, i
   const Segments<T> pairs(data<T>(values), indices, B, K, F);
   const ScatterRowsArgs args{pairs.start.data(), pairs.row.data(), pairs.value.data(), rows, out, D};
   const auto kernel = sparse_kernels().scatter_rows;
-  // Equal numbers of pairs plus latents per chunk: a latent without pairs still costs the writing of its row.
-  const int64_t cost = B * K + F;
-  const int64_t chunks =
-      std::clamp<int64_t>(cost / grain(D), 1, static_cast<int64_t>(torch::stable::get_num_threads()));
-  const auto boundary = [&](int64_t chunk) {
-    if (chunk == chunks) return F;
-    const int64_t target = cost / chunks * chunk;
-    int64_t low = 0, high = F;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (pairs.start[middle] + middle < target) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
-  parallel(chunks, 1, [&](int64_t begin, int64_t end) { kernel(args, boundary(begin), boundary(end)); });
+  over_latents(pairs.start.data(), F, grain(D),
+               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& rows, int64_t num_latents) {
@@ -158,6 +108,7 @@ Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& r
   const Rows x(wide ? as(rows, acc) : rows, op, "rows");
   const Tensor coefficients = as(values, acc);
   Tensor out = empty_like_options(rows, {F, D}, acc);
+  prefer_huge_pages(out);
   if (wide) {
     scatter<double>(coefficients, data<int64_t>(index), x.matrix, B, K, F, D, out.mutable_data_ptr());
   } else {
