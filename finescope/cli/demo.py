@@ -34,7 +34,7 @@ import click
 @click.option("--layer", metavar="MODULE", default="", help="With --text. [default: the last block]")
 @click.option("--topic", metavar="LABEL", help="With --text: label to curate, e.g. scipy.signal.")
 @click.option(
-    "--topics", type=click.IntRange(1), default=8, show_default=True, help="With --text: topics to measure."
+    "--topics", type=click.IntRange(1), default=12, show_default=True, help="With --text: topics to measure."
 )
 @click.option("-k", "k", type=click.IntRange(1), default=100, show_default=True, help="Rows to select.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
@@ -106,9 +106,11 @@ def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     click.echo(f"\nMeans over {len(found.topics)} topics ({', '.join(found.topics)}):\n")
     click.echo(table_of([line.to_dict() for line in found.averaged]))
     ahead = found.ahead()
+    counts = ", ".join(f"{name} {found.wins(name)}" for name in ahead)
+    click.echo(f"\nTopics (of {len(found.topics)}) on which the default recipe is ahead of: {counts}.")
     behind = [name for name, better in ahead.items() if not better]
     click.echo(
-        "\nThe default recipe is ahead of "
+        "On average the default recipe is ahead of "
         f"{', '.join(name for name, better in ahead.items() if better) or 'nothing'}"
         + (f", and behind {', '.join(behind)}." if behind else ".")
     )

@@ -279,9 +279,8 @@ def _averaged_note(data: RunData) -> str:
 
 def _method_table(lines: Sequence[Mapping[str, Any]], method: str) -> Table:
     names = [name for name in lines[0]["metrics"] if name != "average_precision"]
-    shown = [name for name in names if name.startswith(("precision@", "lift@"))] + [
-        name for name in names if name.startswith("recall@")
-    ][-1:]
+    shown = [name for name in names if name.startswith("precision@")]
+    shown += [name for name in names if name.startswith("lift@")][-1:]
     rows = []
     for line in lines:
         value = line["metrics"]["average_precision"]

@@ -195,7 +195,7 @@ def domain_bars(
         base.append(sum(corpus[name] for name in rest) / total_corpus)
         colours.append(OTHERS[1])
     place = np.arange(len(names))
-    with figure(path, 7.2, 1.3 + 0.34 * len(names)) as (_, ax):
+    with figure(path, 7.2, 1.6 + 0.34 * len(names)) as (fig, ax):
         ax.barh(place - 0.17, share, height=0.42, color=colours, label="selection")
         ax.barh(place + 0.24, base, height=0.2, color=CORPUS, label="corpus")
         for at, value in zip(place, share, strict=True):
@@ -208,7 +208,11 @@ def domain_bars(
         ax.set_xlim(0, min(1.12, max([*share, *base, 0.05]) * 1.15))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.xaxis.grid(True)
-        ax.legend(*_legend_patches([(colours[0], "selection"), (CORPUS, "corpus")]), loc="lower right")
+        fig.legend(
+            *_legend_patches([(colours[0], "selection"), (CORPUS, "corpus")]),
+            loc="outside lower center",
+            ncols=2,
+        )
 
 
 def method_dots(
