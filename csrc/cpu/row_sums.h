@@ -55,6 +55,20 @@ FINESCOPE_INLINE void sum_rows(int64_t n, int64_t D, Item item, Ahead ahead,
   }
 }
 
+// acc + x * y, fused where the product is exact anyway: that of two numbers of at most 24 bits is, in
+// float64.
+template <bool Exact>
+FINESCOPE_INLINE VecF64 add_product(VecF64 x, VecF64 y, VecF64 acc) {
+#if defined(__AVX512F__)
+  if (Exact)
+    return bits_as<VecF64>(_mm512_fmadd_pd(bits_as<__m512d>(x), bits_as<__m512d>(y), bits_as<__m512d>(acc)));
+#elif defined(__FMA__)
+  if (Exact)
+    return bits_as<VecF64>(_mm256_fmadd_pd(bits_as<__m256d>(x), bits_as<__m256d>(y), bits_as<__m256d>(acc)));
+#endif
+  return acc + x * y;
+}
+
 constexpr int kDotLanes = 16;
 constexpr int kDotVecs = kDotLanes / kF64Lanes;
 
@@ -66,18 +80,24 @@ FINESCOPE_INLINE double reduce(double* s) {
   return s[0];
 }
 
-// N dot products of one x with rows w[0..N): N independent chains hide the latency of the adds.
+// N dot products of one x with rows w[0..N): N independent chains hide the latency of the adds. The rows
+// `next` are fetched meanwhile, step by step: asked for all at once, they would wait for each other.
 template <int N, class X, class W>
-FINESCOPE_INLINE void dots(const X* x, const W* const* w, int64_t D, double* out) {
+FINESCOPE_INLINE void dots(const X* x, const W* const* w, int64_t D, double* out,
+                           const W* const* next = nullptr) {
   VecF64 acc[N][kDotVecs];
   for (int i = 0; i < N; ++i) {
     for (int v = 0; v < kDotVecs; ++v) acc[i][v] = VecF64{};
   }
   int64_t d = 0;
   for (; d + kDotLanes <= D; d += kDotLanes) {
+    for (int i = 0; i < N && next != nullptr; ++i) __builtin_prefetch(next[i] + d);
     for (int v = 0; v < kDotVecs; ++v) {
       const VecF64 xv = load_f64(x + d + v * kF64Lanes);
-      for (int i = 0; i < N; ++i) acc[i][v] += xv * load_f64(w[i] + d + v * kF64Lanes);
+      for (int i = 0; i < N; ++i) {
+        const VecF64 wv = load_f64(w[i] + d + v * kF64Lanes);
+        acc[i][v] = add_product<(sizeof(X) < 8 && sizeof(W) < 8)>(xv, wv, acc[i][v]);
+      }
     }
   }
   for (int i = 0; i < N; ++i) {

@@ -89,17 +89,17 @@ void sampled(const SampledDotArgs& a, int64_t begin, int64_t end) {
     const int64_t* indices = a.indices + b * a.K;
     for (int64_t j = 0; j < a.K; j += kGroup) {
       const int64_t n = a.K - j < kGroup ? a.K - j : kGroup;
-      const W* w[kGroup];
+      const W *w[kGroup], *next[kGroup];
       double dot[kGroup];
       for (int64_t i = 0; i < kGroup; ++i) {
         w[i] = weight + indices[j + (i < n ? i : 0)] * a.weight.stride;
         const int64_t pair = b * a.K + j + i + kGroup;
-        prefetch(weight + a.indices[pair < last ? pair : last] * a.weight.stride, a.D * int64_t{sizeof(W)});
+        next[i] = weight + a.indices[pair < last ? pair : last] * a.weight.stride;
       }
       if (n == kGroup) {
-        dots<kGroup>(x, w, a.D, dot);
+        dots<kGroup>(x, w, a.D, dot, next);
       } else {
-        for (int64_t i = 0; i < n; ++i) dots<1>(x, w + i, a.D, dot + i);
+        for (int64_t i = 0; i < n; ++i) dots<1>(x, w + i, a.D, dot + i, next + i);
       }
       for (int64_t i = 0; i < n; ++i) {
         const int64_t at = b * a.K + j + i;
