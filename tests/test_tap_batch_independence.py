@@ -15,7 +15,7 @@ import torch
 from tiny_models import FAMILIES, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationTap
-from finescope.activations.windows import bucket_length, rows_to_compute
+from finescope.activations.windows import Document, Window, bucket_length, plan, rows_to_compute
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.corpus import Row
@@ -59,7 +59,11 @@ def test_the_same_bytes_alone_in_company_and_in_any_order(family: str, exact: bo
     torch.set_num_threads(threads)
     try:
         # Many lengths; many of one length; some as short as can be, some as long as the model takes.
-        rows = [Row("short", "w1"), *make_rows(16), *(Row(f"e{n}", f"w{n} " * 32) for n in range(9))]
+        rows = [
+            *(Row(f"s{n}", f"w{n}") for n in range(40)),
+            *make_rows(16),
+            *(Row(f"e{n}", f"w{n} " * 32) for n in range(9)),
+        ]
         rows += [Row(f"long{n}", f"w{n} " * n) for n in (60, 61, 62, 63)]
         make = {"tokenizer": make_tokenizer(), "exact_lengths": exact}
         tap = ActivationTap(make_model(family), FAMILIES[family][1], batch_tokens=2048, **make)
@@ -94,6 +98,13 @@ def test_enough_positions_and_even_shares_are_computed() -> None:
                     assert computed * length % threads == 0, "a thread's share would end inside a row"
                 if rows * length >= 64 * threads:
                     assert computed < rows + max(2, threads)
+
+
+def test_a_full_row_never_shares_a_batch_with_a_padded_one() -> None:
+    document = Document(0, "d", "")
+    windows = [Window(document, 0, [1] * length, [0]) for length in (64, 63, 62, 64, 40)]
+    groups = [[len(window.ids) for window in group] for group in plan(windows, 1024, 64, exact=False)]
+    assert sorted(groups) == [[40], [63, 62], [64, 64]]
 
 
 def test_lengths_of_rows_depend_on_the_window_alone_and_waste_little() -> None:

@@ -171,6 +171,7 @@ def test_a_model_from_a_folder_without_noise(tmp_path: Path, capfd: pytest.Captu
     rows = make_rows(3)
     for found, wanted in zip(tap.run(rows), _tap().run(rows), strict=True):
         torch.testing.assert_close(found.activations, wanted.activations, rtol=1e-4, atol=1e-4)
+    assert tap.fingerprint() == _tap().fingerprint(), "saving and loading a model changes nothing"
     half = ActivationTap(tmp_path, "layers.1", dtype="bfloat16")
     assert next(half.run(rows)).activations.dtype == torch.bfloat16
     assert half.fingerprint() != tap.fingerprint()

@@ -20,6 +20,8 @@ from finescope.files import PathLike, sha256_json, sha256_tensors
 _ORDERED_ROWS = 512
 _CHUNK_CHARACTERS = 1 << 25
 _SAMPLED_ELEMENTS = 256
+# Parts of a configuration that change no activation: saving and loading a model sets them.
+_NO_MATTER = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -387,7 +389,4 @@ def _stable_config(config: Any) -> Any:
     if config is None:
         return None
     plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    # Where the model was loaded from, and by which version, changes no activation.
-    return {
-        key: value for key, value in plain.items() if key not in ("_name_or_path", "transformers_version")
-    }
+    return {key: value for key, value in plain.items() if key not in _NO_MATTER}
