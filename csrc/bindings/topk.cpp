@@ -44,6 +44,61 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
   return run_search(queries, corpus, k, options, screen_choice(screen, "cosine_topk"), nullptr, nullptr);
 }
 
+Metric metric_of(const std::string& name, const char* op) {
+  if (name == "encode") return Metric::encode;
+  if (name == "ip") return Metric::ip;
+  if (name == "cosine") return Metric::cosine;
+  fail(op, ": metric must be one of 'cosine', 'ip', 'encode', got '", name, "'");
+}
+
+// Nothing (an empty tensor) where packing is of no use: for float64, and for sizes no screen takes.
+Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::string& screen) {
+  const char* op = "pack_rows";
+  const Rows rows(matrix, op, "matrix");
+  const ScreenChoice choice = screen_choice(screen, op);
+  const int64_t n = matrix.size(0), d = matrix.size(1);
+  const Metric kind = metric_of(metric, op);
+  const ScreenKind best = best_screen(choice, d);
+  const PackRequest request{rows.matrix, n, d, kind, best, best == ScreenKind::int8 && kind == Metric::encode};
+  const bool possible = choice != ScreenChoice::none && can_pack(request);
+  Tensor packed = empty_like_options(matrix, {possible ? packed_bytes(request) : 0}, ScalarType::Byte);
+  if (possible) pack(request, torch_workers(), static_cast<char*>(packed.mutable_data_ptr()));
+  return packed;
+}
+
+// The packed matrix in a tensor, if it holds one that fits.
+struct Opened {
+  Packed packed;
+  const Packed* get = nullptr;
+
+  Opened(const Tensor& memory, const Tensor& matrix, Metric metric, const char* op) {
+    check(memory.scalar_type() == ScalarType::Byte && memory.dim() == 1 && memory.is_contiguous(), op,
+          ": packed must be a contiguous uint8 tensor with one dimension");
+    if (memory.numel() == 0) return;
+    check_dims(matrix, 2, op, "matrix");
+    check(open_packed(static_cast<const char*>(memory.const_data_ptr()), memory.numel(), matrix.size(0),
+                      matrix.size(1), metric, &packed),
+          op, ": packed does not hold a matrix of shape ", shape_text(matrix), " packed for this");
+    get = &packed;
+  }
+};
+
+std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& weight,
+                                              const std::optional<Tensor>& bias, const Tensor& packed, int64_t k) {
+  const Opened opened(packed, weight, Metric::encode, "topk_encode_packed");
+  return run_encode(x, weight, bias, k, ScreenChoice::automatic, opened.get, nullptr);
+}
+
+std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus, const Tensor& packed,
+                                              int64_t k, const std::string& metric,
+                                              const std::optional<double>& min_score,
+                                              const std::optional<Tensor>& exclude,
+                                              const std::optional<Tensor>& mask, int64_t id_offset) {
+  const Opened opened(packed, corpus, metric_of(metric, "cosine_topk_packed"), "cosine_topk_packed");
+  const SearchOptions options{metric, min_score, exclude, mask, id_offset};
+  return run_search(queries, corpus, k, options, ScreenChoice::automatic, opened.get, nullptr);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -75,9 +130,8 @@ namespace {
 // Blanks the scores that are below the minimum once they are rounded; they are the last of their row.
 template <class T>
 void drop_below(T* score, int64_t* id, int64_t n, double minimum) {
-  const T lowest = static_cast<T>(minimum);
   for (int64_t i = 0; i < n; ++i) {
-    if (!(score[i] >= lowest)) score[i] = -std::numeric_limits<T>::infinity(), id[i] = -1;
+    if (!(static_cast<double>(score[i]) >= minimum)) score[i] = -std::numeric_limits<T>::infinity(), id[i] = -1;
   }
 }
 
@@ -150,6 +204,9 @@ std::tuple<Tensor, Tensor> run_search(const Tensor& queries, const Tensor& corpu
 STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m) {
   m.impl("topk_encode", TORCH_BOX(&topk_encode));
   m.impl("cosine_topk", TORCH_BOX(&cosine_topk));
+  m.impl("pack_rows", TORCH_BOX(&pack_rows));
+  m.impl("topk_encode_packed", TORCH_BOX(&topk_encode_packed));
+  m.impl("cosine_topk_packed", TORCH_BOX(&cosine_topk_packed));
 }
 
 }  // namespace finescope

@@ -216,30 +216,13 @@ void scan_all(const TopkProblem& p, const Workers& workers, const TopkOutput& ou
   for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
 }
 
-// The screen for a problem, or none where scanning everything takes less time.
-bool choose(const TopkProblem& p, ScreenChoice choice, ScreenKind* kind) {
-  if (choice == ScreenChoice::none || p.x.dtype == DType::f64 || p.w.dtype == DType::f64) return false;
-  const int64_t wanted = p.k + p.E;
-  // Nothing to gain where most columns are candidates anyway, and int32 columns must do.
-  if (8 * wanted + 1024 > p.N || p.N > INT32_MAX - 64 || p.d == 0 || p.d > (1 << 15)) return false;
-  switch (choice) {
-    case ScreenChoice::f32:
-      *kind = ScreenKind::f32;
-      return true;
-    case ScreenChoice::bf16:
-      *kind = ScreenKind::bf16;
-      break;
-    case ScreenChoice::int8:
-      *kind = ScreenKind::int8;
-      break;
-    default:
-      // Packing reads all of w; a row or two of x do not pay for it.
-      if (p.B < 6) return false;
-      *kind = p.d <= 3072 || !screen_available(ScreenKind::bf16) ? ScreenKind::int8 : ScreenKind::bf16;
-  }
-  if (!screen_available(*kind)) *kind = ScreenKind::f32;
-  return true;
+// Whether a screen can be of use: not for float64, and not where most columns are candidates anyway.
+bool worth_screening(const TopkProblem& p) {
+  return p.x.dtype != DType::f64 && p.w.dtype != DType::f64 && 8 * (p.k + p.E) + 1024 <= p.N;
 }
+
+// Packing reads all of w; fewer rows of x than this do not pay for it.
+constexpr int64_t kPackRows = 6;
 
 }  // namespace
 
@@ -253,21 +236,29 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
       return;
     }
   }
+  if (!worth_screening(p) || choice == ScreenChoice::none) return scan_all(p, workers, out, stats);
   Packed own;
+  Block memory;
   if (packed == nullptr) {
-    ScreenKind kind;
-    if (!choose(p, choice, &kind)) return scan_all(p, workers, out, stats);
-    pack(p.w, p.N, p.d, p.metric, kind, kind == ScreenKind::int8 && p.B >= kHalfRows, workers, &own);
+    const ScreenKind kind = best_screen(choice, p.d);
+    const PackRequest request{p.w, p.N, p.d, p.metric, kind, kind == ScreenKind::int8 && p.B >= kHalfRows};
+    if (!can_pack(request) || (choice == ScreenChoice::automatic && p.B < kPackRows)) {
+      return scan_all(p, workers, out, stats);
+    }
+    memory = Block(packed_bytes(request));
+    own = pack(request, workers, memory.get());
     packed = &own;
   }
   if (p.metric == Metric::encode && !packed->finite) {
     for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
     return;
   }
-  const ScreenPlan plan(p, *packed);
-  if (!plan.usable || packed->nr != plan.kernels.nr || plan.capacity > p.N) {
-    return scan_all(p, workers, out, stats);
+  // Packed for another instruction set: pack again.
+  if (packed->nr != topk_kernels().nr || !screen_available(packed->kind)) {
+    return topk(p, nullptr, ScreenChoice::automatic, workers, out, stats);
   }
+  const ScreenPlan plan(p, *packed);
+  if (!plan.usable) return scan_all(p, workers, out, stats);
   Search(plan, workers, out, stats).run();
 }
 

@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 #include "cpu/topk_kernels.h"
 
@@ -48,27 +47,25 @@ class Block {
   size_t size_ = 0;
 };
 
-// A matrix w [n, d] packed for one kind of screen.
+// A matrix w [n, d] packed for one kind of screen: views into one piece of memory that describes itself, so that it
+// can be kept by a tensor, written to a file and mapped from there.
 struct Packed {
   ScreenKind kind;
   Metric metric;  // cosine: rows were divided by their norms
+  bool rotated;
+  bool finite;  // no NaN and no infinity anywhere
+  bool tame;    // magnitudes in the range where a screen's float32 arithmetic neither over- nor underflows
   int nr;
   int64_t n, d;
   int64_t depth;  // d, or its next multiple of 64 if rows were rotated
-  bool rotated;
   int64_t units, panels, panel_bytes;
-  Block data;
-  std::vector<float> scale, inv_scale, norm, err;  // by panel, as in ScreenPanels
-  std::vector<uint32_t> valid;                     // by panel: columns that hold a row without NaN and infinity
-  std::vector<int32_t> row;                        // by column: its row of w
-  std::vector<double> norm64;                      // by row, cosine only: the fixed-order norm
-  Block half;                                      // w in bfloat16, for the second stage; or none
-  float half_err;                                  // >= |w - its bfloat16| of every row
-  float max_norm, max_err;
-  bool finite;  // no NaN and no infinity anywhere
-  bool tame;    // magnitudes in the range where a screen's float32 arithmetic neither over- nor underflows
-
-  int64_t bytes() const;
+  float max_norm, max_err, half_err;  // half_err >= |w - its bfloat16| of every row
+  const char* data;
+  const float *scale, *inv_scale, *norm, *err;  // by panel, as in ScreenPanels
+  const uint32_t* valid;                        // by panel: columns that hold a row without NaN and infinity
+  const int32_t* row;                           // by column: its row of w
+  const double* norm64;                         // by row: the fixed-order norm; null unless cosine
+  const char* half;                             // w in bfloat16, for the second stage; or null
 };
 
 struct TopkProblem {
@@ -98,9 +95,24 @@ struct TopkStats {
 };
 
 bool screen_available(ScreenKind kind);
-// `half`: with a bfloat16 copy of float32 rows, which pays where there are many rows of x.
-void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, bool half, const Workers& workers,
-          Packed* out);
+// The screen that is best for rows of this width, among those that the active instruction set has.
+ScreenKind best_screen(ScreenChoice choice, int64_t d);
+
+// What to pack. `half`: with a bfloat16 copy of float32 rows, which pays where there are many rows of x.
+struct PackRequest {
+  Matrix w;
+  int64_t n, d;
+  Metric metric;
+  ScreenKind kind;
+  bool half;
+};
+// Whether it can be packed at all: float64 rows, and more rows or columns than the screens count, cannot.
+bool can_pack(const PackRequest& request);
+int64_t packed_bytes(const PackRequest& request);
+// Packs into that much memory.
+Packed pack(const PackRequest& request, const Workers& workers, char* memory);
+// The packed matrix in `bytes` of memory; false if that holds none, or one of other sizes.
+bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out);
 
 // `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and metric.
 void topk(const TopkProblem& problem, const Packed* packed, ScreenChoice choice, const Workers& workers,

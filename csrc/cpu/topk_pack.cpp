@@ -1,92 +1,13 @@
 // Packing: w to low precision, in panels, with measured errors.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <mutex>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <vector>
 
 #include "cpu/topk_internal.h"
 #include "cpu/topk_quantize.h"
 
 namespace finescope {
-
-namespace {
-
-// Large blocks that calls have given back, for the next call to use: fresh memory has to be cleared by the system page
-// by page, which takes as long as packing into it.
-class Spare {
- public:
-  char* take(size_t size) {
-    std::lock_guard<std::mutex> guard(lock_);
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-      if (blocks_[i].size != size) continue;
-      char* p = blocks_[i].p;
-      blocks_.erase(blocks_.begin() + static_cast<int64_t>(i));
-      held_ -= size;
-      return p;
-    }
-    return nullptr;
-  }
-  void give(char* p, size_t size) {
-    std::lock_guard<std::mutex> guard(lock_);
-    blocks_.push_back({p, size});
-    held_ += size;
-    while (held_ > kMost) {
-      std::free(blocks_.front().p);
-      held_ -= blocks_.front().size;
-      blocks_.erase(blocks_.begin());
-    }
-  }
-
- private:
-  static constexpr size_t kMost = size_t{32} << 20;
-  struct Entry {
-    char* p;
-    size_t size;
-  };
-  std::mutex lock_;
-  std::vector<Entry> blocks_;
-  size_t held_ = 0;
-};
-
-Spare& spare() {
-  static Spare* instance = new Spare;  // never destroyed: blocks may outlive it at exit
-  return *instance;
-}
-
-constexpr int64_t kHugePage = int64_t{1} << 21;
-
-}  // namespace
-
-Block::Block(int64_t bytes) {
-  const bool huge = bytes >= kHugePage;
-  size_ = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), huge ? kHugePage : 64));
-  data_ = huge ? spare().take(size_) : nullptr;
-  if (data_ != nullptr) return;
-  data_ = static_cast<char*>(std::aligned_alloc(huge ? kHugePage : 64, size_));
-  if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (huge) madvise(data_, size_, MADV_HUGEPAGE);
-#endif
-}
-
-Block::~Block() {
-  if (data_ == nullptr) return;
-  if (size_ >= static_cast<size_t>(kHugePage)) {
-    spare().give(data_, size_);
-  } else {
-    std::free(data_);
-  }
-}
-
-int64_t Packed::bytes() const {
-  return panels * panel_bytes + panels * 20 + static_cast<int64_t>(row.size()) * 4 +
-         static_cast<int64_t>(norm64.size()) * 8;
-}
 
 bool screen_available(ScreenKind kind) { return topk_kernels().screen[static_cast<int>(kind)] != nullptr; }
 
@@ -181,18 +102,57 @@ float RowQuantizer::arithmetic() const {
 
 namespace {
 
-struct Panels {
+// The memory of a packed matrix: a header, then its arrays, each on a multiple of 64 bytes.
+struct Header {
+  static constexpr uint64_t kMagic = 0x314b504f54534e46;  // "FNSTOPK1", so the layout has a version
+  uint64_t magic;
+  int64_t n, d, depth, units;
+  int32_t kind, metric, nr, rotated, finite, tame, half;
+  float max_norm, max_err, half_err;
+};
+
+struct Layout {
+  int64_t panels, panel_bytes, data, scale, inv_scale, norm, err, valid, row, norm64, half, end;
+
+  Layout(int64_t n, int64_t d, int64_t units, int nr, bool cosine, bool has_half) {
+    panels = (n + nr - 1) / nr;
+    panel_bytes = units * nr * 4;
+    int64_t at = round_up(sizeof(Header), 64);
+    const auto take = [&](int64_t bytes) {
+      const int64_t begin = at;
+      at += round_up(bytes, 64);
+      return begin;
+    };
+    data = take(panels * panel_bytes);
+    for (int64_t* array : {&scale, &inv_scale, &norm, &err, &valid}) *array = take(panels * 4);
+    row = take(panels * nr * 4);
+    norm64 = take(cosine ? n * 8 : 0);
+    half = take(has_half ? n * d * 2 : 0);
+    end = at;
+  }
+};
+
+bool has_half(const PackRequest& r) { return r.half && r.w.dtype == DType::f32; }
+
+struct Writer {
   const Matrix& w;
   const RowQuantizer& q;
   const TopkKernels& kernels;
-  Packed& out;
+  int nr;
+  int64_t panel_bytes;
+  char* data;
+  float *scale, *inv_scale, *norm, *err;
+  uint32_t* valid;
+  int32_t* row;
+  double* norm64;
+  char* half;
   std::atomic<bool> finite{true}, tame{true};
   std::atomic<float> half_err{0.0f};
 
   // Rows first..first+n, whose panels start at first / nr.
   void pack(int64_t first, int64_t n, std::vector<float>& rows, std::vector<uint32_t>& units) {
     rows.resize(static_cast<size_t>(n * q.padded));
-    units.resize(static_cast<size_t>(q.padded * out.nr));
+    units.resize(static_cast<size_t>(q.padded * nr));
     std::vector<float> key(static_cast<size_t>(n)), lost(static_cast<size_t>(n));
     std::vector<uint8_t> usable(static_cast<size_t>(n));
     std::vector<int32_t> order(static_cast<size_t>(n));
@@ -205,16 +165,16 @@ struct Panels {
       lost[i] = loaded.lost;
       key[i] = kernels.max_magnitude(row, q.padded);
       order[i] = static_cast<int32_t>(i);
-      if (q.metric == Metric::cosine) out.norm64[first + i] = loaded.norm;
-      if (out.half.get() != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
+      if (q.metric == Metric::cosine) norm64[first + i] = loaded.norm;
+      if (half != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
     }
     // The columns of a panel share a scale and bounds; rows of one size make both tight.
     if (q.kind == ScreenKind::int8) {
       std::sort(order.begin(), order.end(),
                 [&](int32_t a, int32_t b) { return key[a] > key[b] || (key[a] == key[b] && a < b); });
     }
-    for (int64_t at = 0; at < n; at += out.nr) {
-      pack_panel((first + at) / out.nr, first, order.data() + at, std::min<int64_t>(out.nr, n - at), rows, key, lost,
+    for (int64_t at = 0; at < n; at += nr) {
+      pack_panel((first + at) / nr, first, order.data() + at, std::min<int64_t>(nr, n - at), rows, key, lost,
                  usable, units);
     }
   }
@@ -226,7 +186,7 @@ struct Panels {
     if (!usable) std::fill(row, row + q.d, 0.0f);
     uint32_t* copy = units.data() + round_up(q.d, 16);
     const Quantized h = kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
-    std::memcpy(out.half.get() + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
+    std::memcpy(half + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
     float known = half_err.load(std::memory_order_relaxed);
     while (known < h.err && !half_err.compare_exchange_weak(known, h.err, std::memory_order_relaxed)) {
     }
@@ -235,80 +195,159 @@ struct Panels {
   void pack_panel(int64_t p, int64_t first, const int32_t* order, int64_t n, const std::vector<float>& rows,
                   const std::vector<float>& key, const std::vector<float>& lost, const std::vector<uint8_t>& usable,
                   std::vector<uint32_t>& units) {
-    float scale = 1.0f, inv_scale = 1.0f, norm = 0.0f, err = 0.0f;
+    float step = 1.0f, inv_step = 1.0f, size = 0.0f, error = 0.0f;
     if (q.kind == ScreenKind::int8) {
       float largest = 0.0f;
       for (int64_t c = 0; c < n; ++c) largest = std::max(largest, key[order[c]]);
-      if (largest > 0) scale = largest / 127.0f, inv_scale = 1.0f / scale;
+      if (largest > 0) step = largest / 127.0f, inv_step = 1.0f / step;
     }
     const int32_t offset = q.kind == ScreenKind::int8 ? 128 : 0;
-    uint32_t valid = 0;
-    for (int64_t c = 0; c < out.nr; ++c) {
+    uint32_t usable_columns = 0;
+    for (int64_t c = 0; c < nr; ++c) {
       uint32_t* row_units = units.data() + c * q.padded;
       if (c < n) {
         const RowQuantizer::Row r =
-            q.quantize(kernels, rows.data() + order[c] * q.padded, scale, inv_scale, lost[order[c]], offset, row_units);
-        norm = std::max(norm, r.size);
-        err = std::max(err, r.err);
-        valid |= uint32_t{usable[order[c]]} << c;
+            q.quantize(kernels, rows.data() + order[c] * q.padded, step, inv_step, lost[order[c]], offset, row_units);
+        size = std::max(size, r.size);
+        error = std::max(error, r.err);
+        usable_columns |= uint32_t{usable[order[c]]} << c;
       } else {
         std::fill(row_units, row_units + q.units, 0u);
       }
-      out.row[p * out.nr + c] = c < n ? static_cast<int32_t>(first + order[c]) : -1;
+      row[p * nr + c] = c < n ? static_cast<int32_t>(first + order[c]) : -1;
     }
-    kernels.interleave(units.data(), q.padded, q.units, out.nr,
-                       reinterpret_cast<uint32_t*>(out.data.get() + p * out.panel_bytes));
-    out.scale[p] = scale;
-    out.inv_scale[p] = inv_scale;
-    out.norm[p] = norm;
-    out.err[p] = err + q.arithmetic() * (norm + err) * 1.0001f;
-    out.valid[p] = valid;
+    kernels.interleave(units.data(), q.padded, q.units, nr, reinterpret_cast<uint32_t*>(data + p * panel_bytes));
+    scale[p] = step;
+    inv_scale[p] = inv_step;
+    norm[p] = size;
+    err[p] = error + q.arithmetic() * (size + error) * 1.0001f;
+    valid[p] = usable_columns;
   }
 };
 
+template <class T>
+T* at(char* memory, int64_t offset) {
+  return reinterpret_cast<T*>(memory + offset);
+}
+
 }  // namespace
 
-void pack(const Matrix& w, int64_t n, int64_t d, Metric metric, ScreenKind kind, bool half,
-          const Workers& workers, Packed* out) {
+ScreenKind best_screen(ScreenChoice choice, int64_t d) {
+  ScreenKind kind = ScreenKind::f32;
+  if (choice == ScreenChoice::int8) kind = ScreenKind::int8;
+  if (choice == ScreenChoice::bf16) kind = ScreenKind::bf16;
+  if (choice == ScreenChoice::automatic) {
+    // The wider the rows, the more candidates the error of int8 lets through; from about here on bfloat16 at half the
+    // speed is faster.
+    kind = d <= 3072 || !screen_available(ScreenKind::bf16) ? ScreenKind::int8 : ScreenKind::bf16;
+  }
+  return screen_available(kind) ? kind : ScreenKind::f32;
+}
+
+bool can_pack(const PackRequest& r) {
+  return r.w.dtype != DType::f64 && r.n > 0 && r.n <= INT32_MAX - 64 && r.d > 0 && r.d <= (1 << 15);
+}
+
+int64_t packed_bytes(const PackRequest& r) {
+  const RowQuantizer q(r.kind, r.metric, r.d);
+  return Layout(r.n, r.d, q.units, topk_kernels().nr, r.metric == Metric::cosine, has_half(r)).end;
+}
+
+Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   const TopkKernels& kernels = topk_kernels();
-  const RowQuantizer q(kind, metric, d);
-  Packed& packed = *out;
-  packed.kind = kind;
-  packed.metric = metric;
-  packed.nr = kernels.nr;
-  packed.n = n;
-  packed.d = d;
-  packed.depth = q.depth;
-  packed.rotated = q.rotated;
-  packed.units = q.units;
-  packed.panels = (n + packed.nr - 1) / packed.nr;
-  packed.panel_bytes = q.units * packed.nr * 4;
-  packed.data = Block(packed.panels * packed.panel_bytes);
-  const size_t panels = static_cast<size_t>(packed.panels);
-  for (std::vector<float>* v : {&packed.scale, &packed.inv_scale, &packed.norm, &packed.err}) v->assign(panels, 0.0f);
-  packed.valid.assign(panels, 0u);
-  packed.row.assign(panels * static_cast<size_t>(packed.nr), -1);
-  packed.half = half && w.dtype == DType::f32 ? Block(n * d * 2) : Block();
-  packed.half_err = 0.0f;
-  packed.norm64.assign(metric == Metric::cosine ? static_cast<size_t>(n) : 0, 0.0);
+  const RowQuantizer q(r.kind, r.metric, r.d);
+  const Layout layout(r.n, r.d, q.units, kernels.nr, r.metric == Metric::cosine, has_half(r));
+  Writer writer{r.w,
+                q,
+                kernels,
+                kernels.nr,
+                layout.panel_bytes,
+                memory + layout.data,
+                at<float>(memory, layout.scale),
+                at<float>(memory, layout.inv_scale),
+                at<float>(memory, layout.norm),
+                at<float>(memory, layout.err),
+                at<uint32_t>(memory, layout.valid),
+                at<int32_t>(memory, layout.row),
+                at<double>(memory, layout.norm64),
+                has_half(r) ? memory + layout.half : nullptr};
 
   // A block of rows is read once and stays in cache until its panels are written.
   constexpr int64_t kBlockBytes = int64_t{2} << 20;
-  const int64_t tall = std::min<int64_t>(
-      4096, std::max<int64_t>(4 * packed.nr, kBlockBytes / (q.padded * 4) / packed.nr * packed.nr));
-  Panels panels_of{w, q, kernels, packed};
+  const int64_t tall =
+      std::min<int64_t>(4096, std::max<int64_t>(4 * kernels.nr, kBlockBytes / (q.padded * 4) / kernels.nr * kernels.nr));
   std::vector<std::vector<float>> rows(static_cast<size_t>(workers.threads));
   std::vector<std::vector<uint32_t>> units(static_cast<size_t>(workers.threads));
-  for_each(workers, (n + tall - 1) / tall, [&](int64_t task, int worker) {
+  for_each(workers, (r.n + tall - 1) / tall, [&](int64_t task, int worker) {
     const int64_t first = task * tall;
-    panels_of.pack(first, std::min(tall, n - first), rows[worker], units[worker]);
+    writer.pack(first, std::min(tall, r.n - first), rows[worker], units[worker]);
   });
-  packed.finite = panels_of.finite;
-  packed.tame = panels_of.tame;
-  packed.half_err = panels_of.half_err * (1.0f + 0x1p-20f);
-  packed.max_norm = packed.max_err = 0.0f;
-  for (float v : packed.norm) packed.max_norm = std::max(packed.max_norm, v);
-  for (float v : packed.err) packed.max_err = std::max(packed.max_err, v);
+
+  Header header{};
+  header.magic = Header::kMagic;
+  header.n = r.n;
+  header.d = r.d;
+  header.depth = q.depth;
+  header.units = q.units;
+  header.kind = static_cast<int32_t>(r.kind);
+  header.metric = static_cast<int32_t>(r.metric);
+  header.nr = kernels.nr;
+  header.rotated = q.rotated;
+  header.finite = writer.finite;
+  header.tame = writer.tame;
+  header.half = has_half(r);
+  header.half_err = writer.half_err * (1.0f + 0x1p-20f);
+  for (int64_t p = 0; p < layout.panels; ++p) {
+    header.max_norm = std::max(header.max_norm, writer.norm[p]);
+    header.max_err = std::max(header.max_err, writer.err[p]);
+  }
+  std::memcpy(memory, &header, sizeof(header));
+  Packed packed{};
+  open_packed(memory, layout.end, r.n, r.d, r.metric, &packed);
+  return packed;
+}
+
+bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out) {
+  Header h;
+  if (bytes < static_cast<int64_t>(sizeof(h))) return false;
+  std::memcpy(&h, memory, sizeof(h));
+  if (h.magic != Header::kMagic || h.n != n || h.d != d || h.metric != static_cast<int32_t>(metric)) return false;
+  if (h.kind < 0 || h.kind >= kScreenKinds || (h.nr != 8 && h.nr != 16 && h.nr != 32)) return false;
+  const RowQuantizer q(static_cast<ScreenKind>(h.kind), metric, d);
+  const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.half != 0);
+  if (layout.end != bytes || h.units != q.units || h.depth != q.depth || h.rotated != q.rotated) return false;
+  char* m = const_cast<char*>(memory);
+  Packed& p = *out;
+  p = {static_cast<ScreenKind>(h.kind),
+       metric,
+       h.rotated != 0,
+       h.finite != 0,
+       h.tame != 0,
+       h.nr,
+       n,
+       d,
+       h.depth,
+       h.units,
+       layout.panels,
+       layout.panel_bytes,
+       h.max_norm,
+       h.max_err,
+       h.half_err,
+       memory + layout.data,
+       at<float>(m, layout.scale),
+       at<float>(m, layout.inv_scale),
+       at<float>(m, layout.norm),
+       at<float>(m, layout.err),
+       at<uint32_t>(m, layout.valid),
+       at<int32_t>(m, layout.row),
+       metric == Metric::cosine ? at<double>(m, layout.norm64) : nullptr,
+       h.half ? memory + layout.half : nullptr};
+  // It may come from a file: a row that is not there must never be read.
+  for (int64_t c = 0; c < p.panels * p.nr; ++c) {
+    const bool usable = (p.valid[c / p.nr] >> (c % p.nr)) & 1u;
+    if (p.row[c] >= n || (usable && p.row[c] < 0)) return false;
+  }
+  return true;
 }
 
 }  // namespace finescope

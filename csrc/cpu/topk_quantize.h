@@ -2,6 +2,8 @@
 // rows of w and of x, so that both sides are transformed alike.
 #pragma once
 
+#include <vector>
+
 #include "cpu/topk.h"
 
 namespace finescope {

@@ -150,12 +150,12 @@ int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, f
   // One exact score more costs about as much as looking at two candidates here.
   if (n < wanted + wanted / 4 + 4) return n;
   const Packed& w = plan.packed;
-  const bool half = w.half.get() != nullptr;
+  const bool half = w.half != nullptr;
   rows_.resize(static_cast<size_t>(n));
   score_.resize(static_cast<size_t>(n + kSlack));
   for (int64_t i = 0; i < n; ++i) {
     const int64_t id = w.row[column[i]];
-    rows_[i] = half ? w.half.get() + id * p.d * 2 : row_of(p.w, id);
+    rows_[i] = half ? w.half + id * p.d * 2 : row_of(p.w, id);
   }
   plan.kernels.quick_dots(x, rows_.data(), half ? DType::bf16 : p.w.dtype, n, p.d, score_.data());
   if (p.metric == Metric::encode && p.bias != nullptr) {

@@ -6,7 +6,7 @@
 namespace finescope {
 
 ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
-    : problem(p), packed(w), kernels(topk_kernels()), quantizer(w.kind, w.metric, w.d), valid(w.valid) {
+    : problem(p), packed(w), kernels(topk_kernels()), quantizer(w.kind, w.metric, w.d), valid(w.valid, w.valid + w.panels) {
   const size_t panel_count = static_cast<size_t>(w.panels);
   slack.assign(panel_count, 0.0f);
   usable = w.tame;
@@ -40,8 +40,8 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
   wanted = p.k + p.E;
   // The wider the rows, the wider a bound is beside the spread of the scores, and the more candidates pass it.
   capacity = round_up((8 + w.depth / 64) * wanted + 1024, 16);
-  panels = {w.data.get(),  w.panel_bytes, w.units,      w.scale.data(), w.inv_scale.data(),
-            w.norm.data(), w.err.data(),  slack.data(), valid.data(),   p.bias ? bias.data() : nullptr};
+  panels = {w.data, w.panel_bytes, w.units,      w.scale,      w.inv_scale,
+            w.norm, w.err,         slack.data(), valid.data(), p.bias ? bias.data() : nullptr};
 }
 
 void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {

@@ -7,20 +7,25 @@ Map:
     public      the typed functions below
     autograd    one backward for each operation, for every backend
     engine      screen, certify, re-score: exact top-k in bounded memory
-    dense, sparse, decode, pooling, fixed_order
+    dense, sparse, decode, training, adam, pooling, fixed_order
                 the pure-torch bodies, registered as the default implementation of the schemas
+    packed      matrices packed once for many calls
     native      finds the compiled objects, which register kernels for the same schemas
 """
 
 from __future__ import annotations
 
 # Imported for what they register.
+from finescope.ops import adam as _adam  # noqa: F401
 from finescope.ops import autograd as _autograd  # noqa: F401
 from finescope.ops import decode as _decode  # noqa: F401
 from finescope.ops import dense as _dense  # noqa: F401
 from finescope.ops import native
+from finescope.ops import packed as _packed  # noqa: F401
 from finescope.ops import pooling as _pooling  # noqa: F401
 from finescope.ops import sparse as _sparse  # noqa: F401
+from finescope.ops import training as _training  # noqa: F401
+from finescope.ops.packed import PackedMatrix
 from finescope.ops.public import (
     cosine_topk,
     pair_scores,
@@ -34,6 +39,7 @@ from finescope.ops.public import (
 native.load()
 
 __all__ = [
+    "PackedMatrix",
     "cosine_topk",
     "pair_scores",
     "pool_codes",

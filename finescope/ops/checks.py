@@ -142,6 +142,72 @@ def scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> None:
     _count(num_latents, "num_latents")
 
 
+def _share_dtype(first: Tensor, first_name: str, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.dtype != first.dtype:
+            raise TypeError(f"{name} must be {first.dtype} like {first_name}, got {other.dtype}")
+
+
+def _kept_first(k: int, kept: int) -> None:
+    if not 0 <= k <= kept:
+        raise ValueError(f"k must lie in 0..{kept}, got {k}")
+
+
+def decode_residual(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, k: int
+) -> None:
+    """Reject what ``decode_residual`` can't take."""
+    sparse_decode(values, indices, weight, bias)
+    if values.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"values must be float32 or float64, got {values.dtype}")
+    _share_dtype(values, "values", weight=weight, bias=bias, target=target)
+    if target.shape != (values.shape[0], weight.shape[1]):
+        raise ValueError(
+            f"target must have shape [B, D] = [{values.shape[0]}, {weight.shape[1]}], got {_shape(target)}"
+        )
+    _same_device(values, "values", target=target)
+    _kept_first(k, values.shape[1])
+
+
+def weight_grads(
+    grad_values: Tensor, values: Tensor, indices: Tensor, x: Tensor, grad: Tensor, k: int, num_latents: int
+) -> None:
+    """Reject what ``weight_grads`` can't take."""
+    scatter_rows(values, indices, x, num_latents)
+    if values.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"values must be float32 or float64, got {values.dtype}")
+    _share_dtype(values, "values", grad_values=grad_values, x=x, grad=grad)
+    if grad_values.shape != values.shape:
+        raise ValueError(
+            f"grad_values must have shape {_shape(values)} like values, got {_shape(grad_values)}"
+        )
+    if grad.dim() != 3 or grad.shape[0] not in (1, 2) or grad.shape[1:] != x.shape:
+        raise ValueError(
+            f"grad must have shape [1 or 2, B, D] with [B, D] like x {_shape(x)}, got {_shape(grad)}"
+        )
+    _same_device(values, "values", grad_values=grad_values, grad=grad)
+    _kept_first(k, values.shape[1])
+
+
+def sae_adam_step(
+    parameter: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int, unit_norm: bool
+) -> None:
+    """Reject what ``sae_adam_step_`` can't take."""
+    _floating(parameter, "parameter")
+    others = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    for name, other in others.items():
+        if other.shape != parameter.shape:
+            raise ValueError(
+                f"{name} must have shape {_shape(parameter)} like parameter, got {_shape(other)}"
+            )
+    _share_dtype(parameter, "parameter", **others)
+    _same_device(parameter, "parameter", **others)
+    if step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
+    if unit_norm and parameter.dim() != 2:
+        raise ValueError(f"unit_norm needs a matrix [F, D], got shape {_shape(parameter)}")
+
+
 def pool_codes(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int) -> None:
     """Reject what ``pool_codes`` can't take."""
     _pairs(values, indices)
@@ -204,6 +270,14 @@ def cosine_topk(
     _search_operands(queries, corpus)
     _same_device(queries, "queries", corpus=corpus, exclude=exclude, mask=mask)
     _filters(queries.shape[0], corpus.shape[0], exclude, mask, k, metric, screen, id_offset)
+
+
+def pack_rows(matrix: Tensor, metric: str, screen: str) -> None:
+    """Reject what ``pack_rows`` can't take."""
+    _matrix(matrix, "matrix", "N, D")
+    _floating(matrix, "matrix")
+    option(metric, "metric", ("encode", *METRICS))
+    option(screen, "screen", SCREENS)
 
 
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> None:

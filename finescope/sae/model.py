@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from finescope.config import SaeConfig
 from finescope.errors import InputError
-from finescope.ops import sparse_decode
+from finescope.ops.packed import PackedCache
+from finescope.ops.schemas import call
 from finescope.optim import normalise_rows_
-from finescope.sae import losses
+from finescope.sae import composed, fused, losses
 from finescope.sae.functional import encode_centred
 
 
@@ -94,6 +95,7 @@ class SparseAutoencoder(nn.Module):
         self.encoder = encoder.to_empty(device=device)
         self.W_dec = nn.Parameter(torch.empty_like(self.encoder.weight))
         self.b_dec = nn.Parameter(torch.empty(d_in, dtype=dtype, device=device))
+        self._packed = PackedCache()  # of the encoder, for inference
         if not self.b_dec.is_meta:
             self.reset_parameters(seed)
 
@@ -154,7 +156,8 @@ class SparseAutoencoder(nn.Module):
             )
         kept = top_acts.shape[-1]
         rows = math.prod(top_acts.shape[:-1])
-        out = self._decode(top_acts.reshape(rows, kept), top_indices.reshape(rows, kept), self.b_dec)
+        flat = top_acts.reshape(rows, kept), top_indices.reshape(rows, kept)
+        out = composed.decode(*flat, self.W_dec, self.b_dec)
         return out.view(*top_acts.shape[:-1], self.d_in)
 
     def forward(
@@ -174,37 +177,22 @@ class SparseAutoencoder(nn.Module):
             InputError: the width of ``x`` isn't D, its dtype isn't floating, or the mask isn't bool [F].
         """
         flat = self._rows(x)
-        k, wide = self.cfg.k, self._wide_k()
-        values, indices = self._encode(flat, wide)
-        out = self._decode(values[:, :k], indices[:, :k], self.b_dec)
+        dead = None if dead_mask is None else self._dead_latents(dead_mask)
+        parameters = self.b_dec, self.encoder.weight, self.encoder.bias, self.W_dec
+        way = fused if fused.supports(flat, parameters) else composed
+        options = composed.Options(self.cfg.k, self._wide_k(), self.cfg.multi_topk, k_aux)
+        terms = way.forward(flat, *parameters, dead, options)
 
-        target = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        residual = target - out
-        variance = losses.total_variance(target)
-        multi_topk = auxk = variance.new_zeros(())
-        if wide > k:
-            # The larger reconstruction continues the smaller one, so that its first K rows aren't gathered
-            # twice, in the backward either.
-            rest = self._decode(values[:, k:], indices[:, k:], None)
-            multi_topk = losses.fvu(residual - rest, variance)
-        elif self.cfg.multi_topk:
-            multi_topk = losses.fvu(residual, variance)  # K is F already
-        if dead_mask is not None:
-            dead = self._dead_latents(dead_mask)
-            if len(dead):
-                weights = self._aux_weights(dead, flat.dtype)
-                auxk = losses.auxk(flat, self.b_dec, residual, weights, variance, k_aux)
-
-        shape = (*x.shape[:-1], k)
+        shape = (*x.shape[:-1], self.cfg.k)
         return ForwardOutput(
-            sae_out=out.view(x.shape),
-            latent_acts=values[:, :k].view(shape),
-            latent_indices=indices[:, :k].view(shape),
-            fvu=losses.fvu(residual, variance),
-            auxk_loss=auxk,
-            l1_loss=losses.l1(values[:, :k], target),
-            reconstruction_loss=losses.normalised_mse(residual, target),
-            multi_topk_fvu=multi_topk,
+            sae_out=terms.out.view(x.shape),
+            latent_acts=terms.values.view(shape),
+            latent_indices=terms.indices.view(shape),
+            fvu=terms.fvu,
+            auxk_loss=terms.auxk,
+            l1_loss=terms.l1,
+            reconstruction_loss=terms.mse,
+            multi_topk_fvu=terms.multi_topk,
         )
 
     @torch.no_grad()
@@ -265,14 +253,15 @@ class SparseAutoencoder(nn.Module):
         return flat.to(torch.promote_types(flat.dtype, self.dtype))
 
     def _encode(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            packed = self._packed.get(self.encoder.weight, "encode")
+            if packed is not None:
+                weight, bias = self.encoder.weight, self.encoder.bias
+                found: tuple[Tensor, Tensor] = call(
+                    "topk_encode_packed", rows - self.b_dec, weight, bias, packed, k
+                )
+                return found
         return encode_centred(rows, self.b_dec, self.encoder.weight, self.encoder.bias, k)
-
-    def _decode(self, values: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
-        weight: Tensor = self.W_dec
-        kind = weight.device.type
-        if torch.is_autocast_enabled(kind):
-            weight = weight.to(torch.get_autocast_dtype(kind))
-        return sparse_decode(values, indices, weight, bias)
 
     def _dead_latents(self, mask: Tensor) -> Tensor:
         if mask.dtype != torch.bool or mask.shape != (self.num_latents,):
@@ -280,10 +269,3 @@ class SparseAutoencoder(nn.Module):
                 f"dead_mask must be bool [{self.num_latents}], got {mask.dtype} {tuple(mask.shape)}"
             )
         return mask.nonzero().squeeze(1)
-
-    def _aux_weights(self, dead: Tensor, dtype: torch.dtype) -> losses.AuxWeights:
-        return losses.AuxWeights(
-            self.encoder.weight.index_select(0, dead).to(dtype),
-            self.encoder.bias.index_select(0, dead).to(dtype),
-            self.W_dec.index_select(0, dead).to(dtype),
-        )

@@ -1,0 +1,206 @@
+// Rows of any dtype, and their dot products, in terms of vec.h. Included by topk_rows.inl.
+#include "cpu/topk_kernels.h"
+#include "cpu/vec.h"
+
+namespace finescope {
+namespace FINESCOPE_ISA {
+namespace {
+
+typedef int32_t VecI32 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES)));
+typedef int8_t VecI8 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES / 4)));
+
+FINESCOPE_INLINE VecF32 splat(float x) { return VecF32{} + x; }
+
+FINESCOPE_INLINE float total(VecF32 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(bits_as<__m512>(v));
+#else
+  float sum = v[0];
+  for (int l = 1; l < kF32Lanes; ++l) sum += v[l];
+  return sum;
+#endif
+}
+FINESCOPE_INLINE int32_t total(VecI32 v) {
+  int32_t sum = v[0];
+  for (int l = 1; l < kF32Lanes; ++l) sum += v[l];
+  return sum;
+}
+
+// --- loading rows ------------------------------------------------------------------------------------------------
+
+template <class T>
+uint32_t widen_f32(const T* row, int64_t d, float* out) {
+  VecU32 largest = {};
+  int64_t i = 0;
+  for (; i + kF32Lanes <= d; i += kF32Lanes) {
+    const VecF32 v = load_f32(row + i);
+    const VecU32 magnitude = bits_as<VecU32>(v) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+    store_f32(v, out + i);
+  }
+  uint32_t result = 0;
+  for (int l = 0; l < kF32Lanes; ++l) result = largest[l] > result ? largest[l] : result;
+  for (; i < d; ++i) {
+    out[i] = to_f32(row[i]);
+    const uint32_t magnitude = bits_as<uint32_t>(out[i]) & 0x7fffffffu;
+    result = magnitude > result ? magnitude : result;
+  }
+  for (; i % 16 != 0; ++i) out[i] = 0.0f;
+  return result;
+}
+
+uint32_t widen_f32(const double* row, int64_t d, float* out) {
+  uint32_t result = 0;
+  int64_t i = 0;
+  for (; i < d; ++i) {
+    out[i] = static_cast<float>(row[i]);
+    const uint32_t magnitude = bits_as<uint32_t>(out[i]) & 0x7fffffffu;
+    result = magnitude > result ? magnitude : result;
+  }
+  for (; i % 16 != 0; ++i) out[i] = 0.0f;
+  return result;
+}
+
+template <class T>
+void widen_f64(const T* row, int64_t d, double* out) {
+  int64_t i = 0;
+  for (; i + kF64Lanes <= d; i += kF64Lanes) {
+    const VecF64 v = load_f64(row + i);
+    std::memcpy(out + i, &v, sizeof(v));
+  }
+  for (; i < d; ++i) out[i] = to_f64(row[i]);
+  for (; i % 16 != 0; ++i) out[i] = 0.0;
+}
+
+template <class Visit>
+FINESCOPE_INLINE auto visit(DType dtype, const void* row, Visit run) {
+  switch (dtype) {
+    case DType::f64:
+      return run(static_cast<const double*>(row));
+    case DType::bf16:
+      return run(static_cast<const bf16*>(row));
+    case DType::f16:
+      return run(static_cast<const f16*>(row));
+    default:
+      return run(static_cast<const float*>(row));
+  }
+}
+
+uint32_t row_to_f32(const void* row, DType dtype, int64_t d, float* out) {
+  return visit(dtype, row, [&](const auto* p) { return widen_f32(p, d, out); });
+}
+
+void row_to_f64(const void* row, DType dtype, int64_t d, double* out) {
+  visit(dtype, row, [&](const auto* p) { widen_f64(p, d, out); });
+}
+
+// --- the fixed-order dot -----------------------------------------------------------------------------------------
+
+constexpr int kDotLanes = 16;
+constexpr int kDotVecs = kDotLanes / kF64Lanes;
+
+// Two float32 factors have an exact float64 product, so fusing changes no bit. float64 factors do not.
+FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
+  const VecF64 v = load_f64(b);
+#if defined(__AVX512F__)
+  return bits_as<VecF64>(_mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(v), bits_as<__m512d>(sum)));
+#elif defined(__FMA__)
+  return bits_as<VecF64>(_mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(v), bits_as<__m256d>(sum)));
+#else
+  return sum + a * v;
+#endif
+}
+FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) { return sum + a * load_f64(b); }
+
+// The order of the reduction is that of the definition, 8, 4, 2, 1, on whole registers as long as they last.
+FINESCOPE_INLINE double reduce(VecF64* acc) {
+  for (int half = kDotVecs / 2; half >= 1; half /= 2) {
+    for (int v = 0; v < half; ++v) acc[v] += acc[v + half];
+  }
+  double s[kF64Lanes];
+  std::memcpy(s, acc, sizeof(s));
+  for (int half = kF64Lanes / 2; half >= 1; half /= 2) {
+    for (int l = 0; l < half; ++l) s[l] += s[l + half];
+  }
+  return s[0];
+}
+
+template <int N, class T>
+FINESCOPE_INLINE void dot_block(const double* a, const T* const* rows, int64_t d, double* out) {
+  VecF64 acc[N][kDotVecs];
+  for (int i = 0; i < N; ++i) {
+    for (int v = 0; v < kDotVecs; ++v) acc[i][v] = VecF64{};
+  }
+  for (int64_t at = 0; at < d; at += kDotLanes) {
+    for (int v = 0; v < kDotVecs; ++v) {
+      const VecF64 av = load_f64(a + at + v * kF64Lanes);
+      for (int i = 0; i < N; ++i) acc[i][v] = add_product(acc[i][v], av, rows[i] + at + v * kF64Lanes);
+    }
+  }
+  for (int i = 0; i < N; ++i) out[i] = reduce(acc[i]);
+}
+
+// As many rows at once as there are registers for, so that the latency of the adds is hidden.
+template <class T>
+void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* out) {
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) dot_block<kBlock>(a, rows + i, d, out + i);
+  for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
+}
+
+FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
+#if defined(__AVX512F__)
+  return bits_as<VecF32>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(sum)));
+#elif defined(__FMA__)
+  return bits_as<VecF32>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(sum)));
+#else
+  return sum + a * b;
+#endif
+}
+
+template <int N, class T>
+FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t d, float* out) {
+  constexpr int kVecs = 16 / kF32Lanes;
+  VecF32 acc[N][kVecs];
+  for (int i = 0; i < N; ++i) {
+    for (int v = 0; v < kVecs; ++v) acc[i][v] = VecF32{};
+  }
+  int64_t at = 0;
+  for (; at + 16 <= d; at += 16) {
+    for (int v = 0; v < kVecs; ++v) {
+      const VecF32 xv = load_f32(x + at + v * kF32Lanes);
+      for (int i = 0; i < N; ++i) acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    VecF32 sum = acc[i][0];
+    for (int v = 1; v < kVecs; ++v) sum += acc[i][v];
+    out[i] = total(sum);
+    for (int64_t t = at; t < d; ++t) out[i] += x[t] * to_f32(rows[i][t]);
+  }
+}
+
+// The rows are met in no order, so only software can fetch them ahead.
+template <class T>
+void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, float* out) {
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {
+      for (int64_t at = 0; at < d; at += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(rows[next] + at);
+    }
+    quick_block<kBlock>(x, rows + i, d, out + i);
+  }
+  for (; i < n; ++i) quick_block<1>(x, rows + i, d, out + i);
+}
+
+void quick_dots(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out) {
+  if (dtype == DType::bf16) return quick_dots_of(x, reinterpret_cast<const bf16* const*>(rows), n, d, out);
+  if (dtype == DType::f16) return quick_dots_of(x, reinterpret_cast<const f16* const*>(rows), n, d, out);
+  quick_dots_of(x, reinterpret_cast<const float* const*>(rows), n, d, out);
+}
+
+}  // namespace
+}  // namespace FINESCOPE_ISA
+}  // namespace finescope
