@@ -176,7 +176,7 @@ class CurationConfig(_Dictable):
     """Select inside the k-means clusters nearest to each target (supplement), instead of globally."""
     num_clusters: int = 5
     """Number of k-means clusters."""
-    preset: str = "supplement"
+    preset: str = "default"
     """Named recipe of pooling, weighting and scorer: ``default``, ``paper`` or ``supplement``."""
     seed: int = 42
     """Seed of clustering and resampling."""

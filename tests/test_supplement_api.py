@@ -225,7 +225,7 @@ def test_the_selected_rows_are_of_the_targets_domain(problem):
 
 
 def test_clustering_looks_only_into_each_targets_best_clusters(problem):
-    results = run(problem, top_k_selection=10, num_clusters=5)
+    results = run(problem, preset="supplement", top_k_selection=10, num_clusters=5)
     pool = results["large_embeddings"]
     labels = kmeans_labels(pool, 5, seed=42)
     unit = torch.nn.functional.normalize(pool.to_dense().double()).numpy()
