@@ -2,8 +2,7 @@
 
 Imports the standard library only, so that ``setup.py`` and the tests can use it anywhere. Three steps:
 
-1. :func:`make_plan` looks for what a build needs (compiler, headers of Python, torch and pybind11, ninja,
-   nvcc) and says in words what is missing.
+1. :func:`make_plan` looks for what a build needs (with build_tools) and says in words what is missing.
 2. :func:`ninja_text` turns a plan into a ``build.ninja``: one set of rules, flags per file.
 3. :func:`run` executes it and returns the shared objects.
 
@@ -17,26 +16,26 @@ From a checkout, ``python build_native.py`` builds in place.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import re
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import build_tools
+from build_tools import BuildError, Torch, TorchMissingError, compiles
+
+__all__ = ["BuildError", "Outcome", "Plan", "TorchMissingError", "build", "make_plan", "ninja_text", "run"]
 
 ROOT = Path(__file__).resolve().parent
 RECORD = "_build.json"
 MODES = ("auto", "none", "cpu", "cuda")
-MINIMUM_TORCH = (2, 10)
 # The stable ABI of torch 2.10: one object serves every later torch; using a newer call is a compile error.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
@@ -81,31 +80,6 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "other": {"scalar": ()},
 }
 ALL_ISAS = tuple(dict.fromkeys(name for isas in ISA_FLAGS.values() for name in isas))
-
-
-class BuildError(Exception):
-    """The native objects cannot be built; the message says what is missing and what to do."""
-
-
-class TorchMissingError(BuildError):
-    """No torch was found. A build front end may install one and try again."""
-
-
-@dataclass(frozen=True)
-class Torch:
-    """A torch installation to compile and link against."""
-
-    root: Path
-    version: str
-    cuda: str | None
-
-    @property
-    def include(self) -> Path:
-        return self.root / "include"
-
-    @property
-    def lib(self) -> Path:
-        return self.root / "lib"
 
 
 @dataclass(frozen=True)
@@ -160,137 +134,6 @@ def architecture() -> str:
     return "arm" if machine in ("aarch64", "arm64") else "other"
 
 
-# ----------------------------------------------------------------------------------------------------------
-# What there is
-# ----------------------------------------------------------------------------------------------------------
-
-
-def _site_folders() -> Iterator[Path]:
-    """Where torch may lie, nearest first.
-
-    Under pip's build isolation ``sys.path`` is emptied of the installing environment, but sysconfig still
-    names its folders. uv and ``python -m build`` use an environment of their own; VIRTUAL_ENV and
-    CONDA_PREFIX then name the one that is active. Headers of any torch from 2.10 on serve, so a near miss
-    does no harm.
-    """
-    schemes: list[dict[str, str | int | None]] = [{}]
-    if sys.prefix != sys.base_prefix:
-        settings = Path(sys.prefix, "pyvenv.cfg")
-        text = settings.read_text() if settings.exists() else ""
-        if re.search(r"(?im)^include-system-site-packages\s*=\s*true", text):
-            schemes.append({"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
-    for variables in schemes:
-        paths = sysconfig.get_paths(vars=variables)
-        yield Path(paths["platlib"])
-        yield Path(paths["purelib"])
-    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-        if os.environ.get(name):
-            yield Path(os.environ[name], "lib", python, "site-packages")
-    if site.ENABLE_USER_SITE:
-        yield Path(site.getusersitepackages())
-
-
-def find_torch() -> Torch:
-    """The torch to build against: the importable one, else the installing environment's (never imported)."""
-    roots = []
-    spec = importlib.util.find_spec("torch")
-    if spec is not None and spec.origin:
-        roots.append(Path(spec.origin).parent)
-    roots += [folder / "torch" for folder in _site_folders()]
-    problems = []
-    for root in dict.fromkeys(roots):
-        try:
-            text = (root / "version.py").read_text()
-        except OSError:
-            continue
-        version = re.search(r"__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text)
-        cuda = re.search(r"^cuda\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text, re.MULTILINE)
-        number = re.match(r"(\d+)\.(\d+)", version.group(1)) if version else None
-        if version is None or number is None:
-            problems.append(f"{root}/version.py names no version")
-        elif tuple(map(int, number.groups())) < MINIMUM_TORCH:
-            problems.append(f"torch {version.group(1)} in {root.parent} is older than 2.10")
-        elif not (root / "include/torch/csrc/stable/library.h").exists():
-            problems.append(f"torch {version.group(1)} in {root.parent} comes without its C++ headers")
-        else:
-            return Torch(root, version.group(1), cuda.group(1) if cuda else None)
-    if problems:
-        raise BuildError(f"{'; '.join(problems)}: install torch 2.10 or later, then finescope again")
-    raise TorchMissingError("torch is not installed: install torch 2.10 or later, then finescope again")
-
-
-def find_compiler() -> tuple[str, ...]:
-    """The C++ compiler: $CXX, else the first of c++, g++, clang++."""
-    if os.environ.get("CXX"):
-        command = tuple(shlex.split(os.environ["CXX"]))
-        if shutil.which(command[0]) is None:
-            raise BuildError(f"no C++ compiler: CXX names {command[0]}, which is not there")
-        return command
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return (name,)
-    raise BuildError("no C++ compiler found: install one (for example: apt-get install g++), or set CXX")
-
-
-def find_ninja() -> tuple[str, ...]:
-    """The ninja program, from PATH or from the package of that name."""
-    found = shutil.which("ninja") or shutil.which("ninja-build")
-    if found:
-        return (found,)
-    if importlib.util.find_spec("ninja") is not None:
-        return (sys.executable, "-m", "ninja")
-    raise BuildError("ninja not found: pip install ninja")
-
-
-def find_pybind11(torch: Torch) -> Path:
-    """pybind11's headers: of the package of that name, else the copy that torch carries."""
-    spec = importlib.util.find_spec("pybind11")
-    folders = [Path(spec.origin).parent / "include"] if spec is not None and spec.origin else []
-    for folder in (*folders, torch.include):
-        if (folder / "pybind11/pybind11.h").exists():
-            return folder
-    raise BuildError("pybind11 not found: pip install pybind11")
-
-
-def find_nvcc() -> str:
-    """The CUDA compiler: $CUDACXX, $CUDA_HOME, PATH, /usr/local/cuda."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    candidates = [
-        os.environ.get("CUDACXX"),
-        *(f"{home}/bin/nvcc" for home in homes),
-        "nvcc",
-        "/usr/local/cuda/bin/nvcc",
-    ]
-    for candidate in candidates:
-        found = shutil.which(candidate) if candidate else None
-        if found:
-            return os.path.realpath(found)
-    raise BuildError("nvcc not found: install the CUDA toolkit, or set CUDA_HOME")
-
-
-def compiles(compiler: tuple[str, ...], flags: tuple[str, ...], text: str) -> str | None:
-    """None if ``text`` compiles to an object with these flags, else the compiler's first words."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.cpp")
-        source.write_text(text)
-        command = [*compiler, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        except OSError as error:
-            return str(error)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or [f"exit status {done.returncode}"])[0].replace(f"{source}", "probe.cpp")
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The plan
-# ----------------------------------------------------------------------------------------------------------
-
-
 def file_isa(path: Path) -> str | None:
     """The instruction set that a file of csrc/cpu is written for, from its name; None for shared code."""
     stem = path.stem
@@ -332,24 +175,19 @@ def _cuda_target(root: Path) -> tuple[Target, str, tuple[str, ...]]:
     target = Target("_C_cuda", sources)
     if not target.cuda:
         raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")
-    nvcc = find_nvcc()
+    nvcc = build_tools.find_nvcc()
     flags = ("-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "--fmad=false", *cuda_architectures())
     host = ("-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall",)
     return target, nvcc, (*flags, *host)
 
 
-def make_plan(mode: str, root: Path = ROOT) -> Plan:
-    """What ``mode`` (auto, cpu or cuda) builds on this machine.
-
-    Raises :class:`BuildError` when the CPU object cannot be built, or, with mode ``cuda``, the CUDA one. With
-    ``auto``, a CUDA object that cannot be built is noted in ``skipped``.
-    """
+def _toolchain() -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The compiler, the flags of shared files, and Python's headers, all tried out."""
     if not sys.platform.startswith("linux"):
         raise BuildError(f"the native build supports Linux only, and this is {sys.platform}")
-    arch = architecture()
-    compiler = find_compiler()
+    compiler = build_tools.find_compiler()
     python_include = sysconfig.get_paths()["include"]
-    baseline = (*COMMON_FLAGS, *BASELINE_FLAGS[arch])
+    baseline = (*COMMON_FLAGS, *BASELINE_FLAGS[architecture()])
     failure = compiles(
         compiler, baseline, "#include <optional>\nint main() { return std::optional<int>(0).value(); }\n"
     )
@@ -360,9 +198,32 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
         raise BuildError(
             f"Python's headers are missing (for example: apt-get install python3-dev): {failure}"
         )
-    ninja = find_ninja()
-    torch = find_torch()
-    includes = [root / "csrc", find_pybind11(torch), torch.include, Path(python_include)]
+    return compiler, baseline, python_include
+
+
+def only_torch_is_missing() -> bool:
+    """Whether everything for a native build is here except torch: the one case that is worth fetching it."""
+    try:
+        _toolchain()
+        build_tools.find_torch()
+    except TorchMissingError:
+        return True
+    except BuildError:
+        return False
+    return False
+
+
+def make_plan(mode: str, root: Path = ROOT) -> Plan:
+    """What ``mode`` (auto, cpu or cuda) builds on this machine.
+
+    Raises :class:`BuildError` when the CPU object cannot be built, or, with mode ``cuda``, the CUDA one. With
+    ``auto``, a CUDA object that cannot be built is noted in ``skipped``.
+    """
+    compiler, baseline, python_include = _toolchain()
+    arch = architecture()
+    ninja = build_tools.find_ninja()
+    torch = build_tools.find_torch()
+    includes = [root / "csrc", build_tools.find_pybind11(torch), torch.include, Path(python_include)]
     isas = tuple(
         name for name, flags in ISA_FLAGS[arch].items() if not compiles(compiler, (*baseline, *flags), "")
     )
@@ -394,11 +255,6 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
                 raise
             skipped["cuda"] = str(error)
     return Plan(compiler, ninja, torch, flags, isas, tuple(targets), skipped, nvcc, nvcc_flags)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# ninja
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _escape(path: Path | str) -> str:

@@ -39,16 +39,7 @@ def _say(outcome: build_native.Outcome) -> None:
 
 def _requirements(mode: str) -> list[str]:
     """torch, if only its headers are missing for a native build; read by get_requires_for_build_*."""
-    if mode == "none":
-        return []
-    try:
-        build_native.find_compiler()
-        build_native.find_torch()
-    except build_native.TorchMissingError:
-        return ["torch>=2.10"]
-    except build_native.BuildError:
-        return []
-    return []
+    return ["torch>=2.10"] if mode != "none" and build_native.only_torch_is_missing() else []
 
 
 class BuildExt(build_ext):

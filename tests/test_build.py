@@ -6,14 +6,12 @@ other test here. So the rules that ninja gets are read and checked, and so are t
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -24,17 +22,12 @@ ROOT = Path(finescope.__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "build_native.py").exists(), reason="not a checkout")
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_native", ROOT / "build_native.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_native"] = module
-    spec.loader.exec_module(module)
-    return module
+if (ROOT / "build_native.py").exists():
+    sys.path.insert(0, str(ROOT))
+    import build_native
+    import build_tools
 
-
-build_native = _load() if (ROOT / "build_native.py").exists() else None
+    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +173,7 @@ def test_cuda_without_nvcc_fails_loudly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: object
 ) -> None:
     root = fake_tree(tmp_path, cuda=True)
-    monkeypatch.setattr(build_native, "find_nvcc", _raise_no_nvcc)
+    monkeypatch.setattr(build_tools, "find_nvcc", _raise_no_nvcc)
     with pytest.raises(build_native.BuildError, match=r"FINESCOPE_BUILD=cuda: nvcc not found"):
         build_native.build("cuda", root)
     planned = build_native.make_plan("auto", root)
@@ -196,7 +189,7 @@ def _raise_no_nvcc() -> str:
 def test_cuda_object_compiles_against_any_torch(tmp_path: Path, plan: object) -> None:
     """With nvcc the CUDA object is built, also where torch is a CPU build, and apart from the CPU object."""
     try:
-        build_native.find_nvcc()
+        build_tools.find_nvcc()
     except build_native.BuildError as error:
         pytest.skip(str(error))
     outcome = build_native.build("cuda", fake_tree(tmp_path, cuda=True))
@@ -257,7 +250,7 @@ def test_without_a_working_compiler(
 def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(build_native.BuildError, match="no C\\+\\+ compiler found: install one"):
-        build_native.find_compiler()
+        build_tools.find_compiler()
 
 
 def test_a_failing_source_costs_auto_only_the_object(tmp_path: Path, plan: object) -> None:
@@ -280,7 +273,7 @@ def fake_torch(folder: Path, version: str, *, headers: bool = True) -> Path:
 
 @pytest.fixture
 def no_importable_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_native.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build_tools.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("no_importable_torch")
@@ -289,22 +282,22 @@ class TestFindTorch:
 
     def test_in_the_installing_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            build_native,
+            build_tools,
             "_site_folders",
             lambda: iter([tmp_path / "none", fake_torch(tmp_path, "2.11.0+cu128")]),
         )
-        found = build_native.find_torch()
+        found = build_tools.find_torch()
         assert (found.root, found.version, found.cuda) == (tmp_path / "torch", "2.11.0+cu128", "12.8")
 
     def test_sysconfig_folders_are_searched(self) -> None:
         import sysconfig
 
-        assert Path(sysconfig.get_paths()["platlib"]) in list(build_native._site_folders())
+        assert Path(sysconfig.get_paths()["platlib"]) in list(build_tools._site_folders())
 
     def test_active_environment_is_searched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
         python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        assert tmp_path / "lib" / python / "site-packages" in list(build_native._site_folders())
+        assert tmp_path / "lib" / python / "site-packages" in list(build_tools._site_folders())
 
     @pytest.mark.parametrize(
         ("version", "headers", "message"),
@@ -317,14 +310,14 @@ class TestFindTorch:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, headers: bool, message: str
     ) -> None:
         fake_torch(tmp_path, version, headers=headers)
-        monkeypatch.setattr(build_native, "_site_folders", lambda: iter([tmp_path]))
+        monkeypatch.setattr(build_tools, "_site_folders", lambda: iter([tmp_path]))
         with pytest.raises(build_native.BuildError, match=message):
-            build_native.find_torch()
+            build_tools.find_torch()
 
     def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(build_native, "_site_folders", lambda: iter([]))
+        monkeypatch.setattr(build_tools, "_site_folders", lambda: iter([]))
         with pytest.raises(build_native.TorchMissingError, match="torch is not installed"):
-            build_native.find_torch()
+            build_tools.find_torch()
 
 
 @pytest.mark.slow
@@ -369,4 +362,19 @@ def test_wheel_tag(
 
 def test_scripts_do_not_import_torch() -> None:
     """Asking for metadata must not need torch, nor wait for it."""
-    assert "import torch" not in (ROOT / "setup.py").read_text() + (ROOT / "build_native.py").read_text()
+    assert "import torch" not in "".join(
+        (ROOT / name).read_text() for name in ("setup.py", "build_native.py", "build_tools.py")
+    )
+
+
+@pytest.mark.usefixtures("no_importable_torch")
+def test_torch_is_asked_for_only_where_it_would_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: object
+) -> None:
+    monkeypatch.setattr(build_tools, "_site_folders", lambda: iter([]))
+    assert build_native.only_torch_is_missing()
+    monkeypatch.setenv("CXX", "false")
+    assert not build_native.only_torch_is_missing()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(build_tools, "_site_folders", lambda: iter([fake_torch(tmp_path, "2.10.0")]))
+    assert not build_native.only_torch_is_missing()
