@@ -205,6 +205,8 @@ def test_filters(op: Op) -> None:
     assert_same_bytes(op(queries, corpus, 50, exclude=torch.empty(3, 0, dtype=torch.int64)), (scores, ids))
     least = float(scores[0, 6])  # a score just as it was returned is included
     assert int((op(queries, corpus, 50, min_score=least)[1][0] >= 0).sum()) == 7
+    more = math.nextafter(least, INF)  # which float32 would round to the score
+    assert int((op(queries, corpus, 50, min_score=more)[1][0] >= 0).sum()) == 6
     assert (op(queries, corpus, 50, min_score=INF)[1] == -1).all()
     assert (op(queries, corpus, 50, min_score=math.nan)[1] == -1).all()
 

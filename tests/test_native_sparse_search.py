@@ -214,7 +214,7 @@ def test_min_score(isa: str, metric: str) -> None:
     rows = (*csr(queries, torch.int32, torch.float32), *csr(corpus, torch.int32, torch.float32), 40)
     scores, ids = torch.ops.finescope.sparse_cosine_topk(*rows, 200, metric)
     # At a score that occurs, just above it, and far outside.
-    for floor in (float(scores[0, 20]), math.nextafter(float(scores[0, 20]), INF), -1e9, 1e9):
+    for floor in (float(scores[0, 20]), math.nextafter(float(scores[0, 20]), INF), -1e9, 1e9, math.nan):
         kept = torch.ops.finescope.sparse_cosine_topk(*rows, 200, metric, "auto", floor)
         stays = scores.double() >= floor
         assert torch.equal(kept[0], scores.masked_fill(~stays, -INF))

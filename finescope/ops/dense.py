@@ -229,7 +229,7 @@ def finish_search(
     """Round scores once, drop what lies below ``min_score`` (compared after rounding), and shift ids."""
     rounded = scores.to(dtype)
     if min_score is not None:
-        gone = ~(rounded >= min_score)
+        gone = ~(rounded.double() >= min_score)  # torch would round the minimum to the scores' dtype
         rounded, columns = rounded.masked_fill(gone, NEVER), columns.masked_fill(gone, -1)
     return rounded, torch.where(columns >= 0, columns + id_offset, -1)
 
