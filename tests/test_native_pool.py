@@ -144,3 +144,14 @@ def test_refused() -> None:
     indices[2, 1] = -3
     with pytest.raises(IndexError, match="indices holds -3 with a positive value; latents start at 0"):
         pool(values, indices, offsets, "mean", 2)
+
+
+def test_asking_for_far_more_than_there_is_costs_no_memory() -> None:
+    """2 ** 40 latents of no document at all: nothing may be set aside for them."""
+    none = torch.zeros(0, 2)
+    values, latents = pool(none, none.long(), torch.tensor([0]), "mean", 1 << 40)
+    assert values.shape == latents.shape == (0, 1 << 40)
+    values, latents = pool(
+        torch.ones(3, 200), torch.arange(600).view(3, 200), torch.tensor([0, 3]), "max", 900
+    )
+    assert latents[0].tolist() == [*range(600), *[-1] * 300]

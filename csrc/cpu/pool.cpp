@@ -29,12 +29,14 @@ struct Stronger {
 // turned away by one comparison; the rest is gathered, and cut to `keep` whenever it has doubled.
 class Strongest {
  public:
-  explicit Strongest(int64_t keep) : keep_(keep), best_(2 * keep) {}
+  explicit Strongest(int64_t keep) : keep_(keep) {}
 
   void offer(double value, int64_t latent) {
     if (value < threshold_ || keep_ == 0) return;
+    // Grown by what there is, not to 2 * keep at once: callers may ask for more than any document holds.
+    if (size_ == static_cast<int64_t>(best_.size())) best_.resize(std::max<int64_t>(64, 2 * size_));
     best_[size_++] = {value, latent};
-    if (size_ == 2 * keep_) cut();
+    if (size_ / 2 >= keep_) cut();
   }
 
   // The kept ones in ascending latents; empty afterwards.
