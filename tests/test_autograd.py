@@ -141,3 +141,18 @@ def test_gradients_are_the_same_bytes_for_any_thread_count() -> None:
         for left, right in zip(grads[0], other, strict=True):
             assert left is not None
             assert torch.equal(left, right)
+
+
+def test_searches_and_pooling_have_no_gradient() -> None:
+    """Their results must say so, instead of claiming one that torch then warns about."""
+    x, values = _leaf(6, 4), _leaf(6, 2)
+    latents, offsets = torch.randint(0, 9, (6, 2)), torch.tensor([0, 2, 6])
+    sides = (torch.arange(7), torch.zeros(6, dtype=torch.int32), _leaf(6))
+    for result in (
+        ops.cosine_topk(x, x, 3),
+        ops.pool_codes(values, latents, offsets, keep=3),
+        (ops.pair_scores(x, x, torch.zeros(6, 1, dtype=torch.int64)),),
+        call("sparse_cosine_topk", *sides, *sides, 1, 3),
+        (call("sparse_pair_scores", *sides, *sides, 1, torch.zeros(6, 1, dtype=torch.int64)),),
+    ):
+        assert not any(part.requires_grad for part in result)

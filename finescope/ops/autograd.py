@@ -1,4 +1,7 @@
-"""One backward for each differentiable operation, for every backend, made of the other operations."""
+"""One backward for each differentiable operation, for every backend, made of the other operations.
+
+The results of the others (searches, pooling) never require a gradient, whatever their inputs do.
+"""
 
 from __future__ import annotations
 
@@ -103,3 +106,20 @@ def _scatter_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 torch.library.register_autograd(
     "finescope::scatter_values", _scatter_values_backward, setup_context=_scatter_values_context
 )
+
+# ------------------------------------------------------------------ searches and pooling, without derivatives
+
+
+def _constant_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    # Without this torch hands out results that claim a gradient, and warns once they are used for one.
+    ctx.mark_non_differentiable(*([output] if isinstance(output, Tensor) else output))
+
+
+def _constant_backward(ctx: Any, *_: Tensor) -> Tensor:
+    raise RuntimeError("this operation has no derivative")
+
+
+for _name in ("pool_codes", "cosine_topk", "pair_scores", "sparse_cosine_topk", "sparse_pair_scores"):
+    torch.library.register_autograd(
+        f"finescope::{_name}", _constant_backward, setup_context=_constant_context
+    )
