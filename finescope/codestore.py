@@ -16,7 +16,7 @@ from finescope import shards
 from finescope.codes import SparseCodes
 from finescope.errors import StoreError
 from finescope.files import PathLike
-from finescope.shards import ShardWriter
+from finescope.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
@@ -123,16 +123,16 @@ class CodeStoreWriter:
                 raise StoreError("dense vectors don't fit float16; leave them out")
         first = self.num_rows
         table = {
-            "id": list(ids),
+            "id": id_column(ids),
             "index": pa.array(range(first, first + n), pa.int64()),
             "n_tokens": pa.array(n_tokens if n_tokens is not None else [None] * n, pa.int64()),
-            "place": list(places) if places is not None else [""] * n,
+            "place": [printable(place) for place in places] if places is not None else [""] * n,
             "nnz": pa.array(np.diff(stored.indptr.numpy()), pa.int64()),
         }
         for name, values in (columns or {}).items():
             try:
                 table[name] = pa.array(list(values))
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
                 raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
         counts = {"rows": n, "tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
         self._shards.write(tensors, pa.table(table), {**counts, **entry})

@@ -110,7 +110,13 @@ def write_json(path: PathLike, value: Any) -> None:
         ValueError: the value holds a NaN or an infinity.
         StoreError: the disk is full.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a file name that isn't UTF-8: escaped, it survives
+            text = json.dumps(value, indent=2, allow_nan=False, default=str)
+    write_text(path, text + "\n")
 
 
 def read_json(path: PathLike) -> Any:

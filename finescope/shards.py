@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,7 @@ class ShardWriter:
         self.facts: dict[str, Any] = {}
         self.shards: list[dict[str, Any]] = []
         self.complete = False
+        self._schema: Any = None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -119,6 +120,7 @@ class ShardWriter:
         """
         import pyarrow.parquet as pq
 
+        self._schema = self._merged_schema(table)
         stem = f"shard-{len(self.shards):05d}"
         bulk, meta = self._directory / f"{stem}.safetensors", self._directory / f"{stem}.parquet"
         with atomic_path(meta) as temporary:
@@ -131,6 +133,28 @@ class ShardWriter:
         files |= {"table": meta.name, "table_bytes": meta.stat().st_size, "table_sha256": sha256_file(meta)}
         self.shards.append({**files, **entry})
         self._write_manifest()
+
+    def _merged_schema(self, table: Any) -> Any:
+        """Return the columns of all shards together; found out now and not when they are read, hours later.
+
+        Raises:
+            StoreError: a column holds one type of value in an earlier shard and another in this one.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._schema is None:
+            paths = [self._directory / entry["table"] for entry in self.shards]
+            schemas = [pq.read_schema(path) for path in paths]
+        else:
+            schemas = [self._schema]
+        try:
+            return pa.unify_schemas([*schemas, table.schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise StoreError(
+                f"a column changes its type between rows, which a table can't hold: {error}. Leave "
+                "that column out, or give it one type"
+            ) from error
 
     def describe(self, **facts: Any) -> None:
         """Set plain facts about the whole store (width, …) for the manifest and every shard's header."""
@@ -175,19 +199,32 @@ class _Lock:
             import fcntl
         except ImportError:  # not a POSIX system: two runs in one folder are the user's care
             return
+        while self._file is None:
+            try:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(file)
+                raise StoreError(
+                    f"another run is writing to {directory}; wait for it, or choose another folder"
+                ) from error
+            except OSError:  # a file system without locks
+                self._file = file
+                return
+            if self._is_named(file):
+                self._file = file
+            else:  # the run before removed the file between our opening and locking it: that lock is no one's
+                os.close(file)
+
+    def _is_named(self, file: int) -> bool:
+        """Whether the open file is still the one that others will find under its name."""
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._file)
-            raise StoreError(
-                f"another run is writing to {directory}; wait for it, or choose another folder"
-            ) from error
+            return os.path.samestat(os.fstat(file), os.stat(self._path))
         except OSError:
-            pass  # a file system without locks
+            return False
 
     def release(self) -> None:
         if self._file is not None:
@@ -195,6 +232,27 @@ class _Lock:
                 self._path.unlink()
             os.close(self._file)
             self._file = None
+
+
+def id_column(ids: Sequence[str]) -> Any:
+    """Return ids as a Parquet column.
+
+    Raises:
+        StoreError: an id that isn't valid Unicode; names it.
+    """
+    import pyarrow as pa
+
+    try:
+        return pa.array(list(ids), pa.string())
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"id {error.object!r} holds half a surrogate pair, which no file can hold; change that id"
+        ) from error
+
+
+def printable(place: str) -> str:
+    """Return a place whose file name may hold bytes that aren't UTF-8, as text that can be stored."""
+    return place.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_manifest(directory: PathLike, kind: str) -> dict[str, Any]:
@@ -299,7 +357,10 @@ def read_tables(directory: PathLike, shards: list[dict[str, Any]], columns: list
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path} is corrupt: {error}") from error
 
-    return pa.concat_tables([one(entry) for entry in shards], promote_options="permissive")
+    try:
+        return pa.concat_tables([one(entry) for entry in shards], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise StoreError(f"the tables of {directory} don't go together: {error}") from error
 
 
 def iterate_with_start(shards: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

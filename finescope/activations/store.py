@@ -15,7 +15,7 @@ from finescope import shards
 from finescope.activations.tap import DocumentActivations
 from finescope.errors import StoreError
 from finescope.files import PathLike
-from finescope.shards import ShardWriter
+from finescope.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-activations"
 _TENSORS = ("activations", "offsets", "token_ids")
@@ -130,10 +130,10 @@ class ActivationStoreWriter:
         }
         table = pa.table(
             {
-                "id": [document.id for document in self._documents],
+                "id": id_column([document.id for document in self._documents]),
                 "index": pa.array([document.index for document in self._documents], pa.int64()),
                 "n_tokens": pa.array(lengths, pa.int64()),
-                "place": [document.place for document in self._documents],
+                "place": [printable(document.place) for document in self._documents],
             }
         )
         facts = {"rows": len(lengths), "tokens": self._tokens, "last_index": self._documents[-1].index}

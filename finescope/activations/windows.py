@@ -9,6 +9,7 @@ that the masked attention path is always the one taken. Only the number of rows 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from finescope.corpus.row import Row, transcript
 from finescope.errors import InputError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MIN_TOKENS = 64
 _MIN_TOKENS_PER_THREAD = 16
 _EVEN_THREADS = 4
@@ -128,7 +130,7 @@ class Windower:
         Raises:
             InputError: a chat template refuses a conversation; names the row.
         """
-        texts = [self._text(row) for row in rows]
+        texts = [_well_formed(self._text(row)) for row in rows]
         encoded = self._encode(texts)
         windows: list[Window] = []
         for offset, (row, ids) in enumerate(zip(rows, encoded, strict=True)):
@@ -196,6 +198,13 @@ class Windower:
             verbose=False,
         )
         return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _well_formed(text: str) -> str:
+    """Replace halves of surrogate pairs, as a cut emoji leaves them, by U+FFFD: tokenizers refuse them."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -99,11 +99,18 @@ def parse_id(value: Any, column: str, place: str) -> str | None:
     """Return a row's id as a string, or None where it has none.
 
     Raises:
-        InputError: the id is neither a string nor an integer.
+        InputError: the id is neither a string nor an integer, or isn't valid Unicode.
     """
     if value is None or value == "":
         return None
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{place}: the id {value!r} in column {column!r} holds half a surrogate pair, which no file "
+                "can hold; change that id"
+            ) from None
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
