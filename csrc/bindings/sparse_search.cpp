@@ -91,7 +91,7 @@ void store(const std::vector<SparseCandidate>& found, double min_score, int64_t 
   int64_t kept = 0;
   for (const SparseCandidate& c : found) {
     const T score = static_cast<T>(c.low);
-    if (!(static_cast<double>(score) >= min_score)) break;  // scores fall from here on; NaN: nothing reaches it
+    if (!(static_cast<double>(score) >= min_score)) break;  // scores fall from here on
     scores[kept] = score;
     ids[kept++] = c.row + id_offset;
   }
