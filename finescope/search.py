@@ -38,11 +38,12 @@ class Index:
             corpus: [N,D], a tensor (float16, bfloat16, float32, float64), an array or memory-mapped array
                 (float16, float32, float64), or N sparse codes.
             metric: "cosine" or "ip" (inner product).
-            ids: int64 [N], distinct, what a search returns for each row; the positions 0 … N-1 if None.
+            ids: whole numbers [N], 0 or more and distinct, what a search returns for each row; the positions
+                0 … N-1 if None.
 
         Raises:
-            ValueError: not two-dimensional, an unknown metric, ids that repeat or do not fit.
-            TypeError: a dtype or object that can't be searched.
+            ValueError: not two-dimensional, an unknown metric, ids that repeat, are negative or do not fit.
+            TypeError: a dtype or object that can't be searched, ids that aren't whole numbers.
         """
         checks.option(metric, "metric", checks.METRICS)
         self.metric = metric
@@ -74,8 +75,8 @@ class Index:
             ids: int64 [rows of the block], if and only if the index has ids.
 
         Raises:
-            ValueError: another width, ids that repeat, do not fit, or are missing.
-            TypeError: another kind of rows.
+            ValueError: another width, ids that repeat, are negative, do not fit, or are missing.
+            TypeError: another kind of rows, ids that aren't whole numbers.
         """
         part = _as_rows(block)
         if self._parts:
@@ -89,9 +90,11 @@ class Index:
             raise ValueError("give ids for every block or for none")
         count = len(part)
         if ids is not None:
-            named = torch.as_tensor(ids, dtype=torch.int64).reshape(-1).cpu()
+            named = _as_ids(ids)
             if named.shape[0] != count:
                 raise ValueError(f"ids must have shape [N] with N={count}, got {list(named.shape)}")
+            if named.numel() and int(named.min()) < 0:
+                raise ValueError(f"ids must not be negative (-1 means no result), got {int(named.min())}")
             together = named if self._ids is None else torch.cat([self._ids, named])
             if torch.unique(together).shape[0] != together.shape[0]:
                 raise ValueError("ids must be distinct")
@@ -105,8 +108,8 @@ class Index:
         k: int,
         *,
         min_score: float | None = None,
-        exclude: Tensor | None = None,
-        mask: Tensor | None = None,
+        exclude: Tensor | np.ndarray[Any, Any] | None = None,
+        mask: Tensor | np.ndarray[Any, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the k most similar rows of each query, best first; ties go to the earlier row.
 
@@ -131,6 +134,7 @@ class Index:
             raise TypeError(f"queries must be {kind} like the index, got {type(queries).__name__}")
         if isinstance(queries, np.ndarray):
             queries = torch.from_numpy(_native(queries))
+        exclude, mask = _as_tensor(exclude), _as_tensor(mask)
         if mask is not None and tuple(mask.shape) != (len(self),):
             raise ValueError(f"mask must have shape [N] with N={len(self)}, got {list(mask.shape)}")
         exclude = self._positions(exclude)
@@ -194,13 +198,24 @@ class Index:
 
     def _positions(self, exclude: Tensor | None) -> Tensor | None:
         """Turn ids to exclude into positions; ids that the index lacks become -1."""
-        if exclude is None or self._ids is None:
-            return exclude
+        if exclude is None or self._ids is None or exclude.dtype != torch.int64:
+            return exclude  # the operation refuses other dtypes
         if not len(self._ids):
             return torch.full_like(exclude, -1)
         named, order = torch.sort(self._ids.to(exclude.device))
         place = torch.searchsorted(named, exclude.contiguous()).clamp(max=len(named) - 1)
         return torch.where((named[place] == exclude) & (exclude >= 0), order[place], -1)
+
+
+def _as_tensor(given: Tensor | np.ndarray[Any, Any] | None) -> Tensor | None:
+    return torch.from_numpy(np.array(given)) if isinstance(given, np.ndarray) else given
+
+
+def _as_ids(ids: Any) -> Tensor:
+    given = ids.detach().cpu() if isinstance(ids, Tensor) else torch.as_tensor(np.asarray(ids))
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise TypeError(f"ids must be whole numbers, got {given.dtype}")
+    return given.to(torch.int64).reshape(-1)
 
 
 def _native(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -187,3 +187,24 @@ def test_complaints() -> None:
 def test_public_name_and_representation() -> None:
     assert finescope.Index is Index
     assert repr(Index(torch.zeros(3, 2))) == "Index(dense, N=3, width=2, metric='cosine')"
+
+
+def test_ids_are_whole_numbers_that_no_padding_looks_like() -> None:
+    rows = torch.eye(3)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Index(rows, ids=[5, -1, 2])
+    for bad in ([0.5, 1.7, 2.9], torch.tensor([0.0, 1.0, 2.0]), np.array([True, False, True])):
+        with pytest.raises(TypeError, match="whole numbers"):
+            Index(rows, ids=bad)
+    for good in ([5, 7, 2], np.array([5, 7, 2], dtype=np.int32), range(5, 8), torch.tensor([5, 7, 2])):
+        assert int(Index(rows, ids=good).search(rows[:1], 1)[1]) == 5
+
+
+@pytest.mark.parametrize("ids", [None, [10, 11, 12]])
+def test_filters_may_be_arrays_and_keep_their_dtypes(ids: list[int] | None) -> None:
+    rows, own = torch.eye(3), [0, 1, 2] if ids is None else ids
+    index = Index(rows, ids=ids)
+    mask, exclude = np.array([True, True, False]), np.array([[own[0]]])
+    assert index.search(rows[:1], 3, mask=mask, exclude=exclude)[1].tolist() == [[own[1], -1, -1]]
+    with pytest.raises(TypeError, match="exclude must be int64"):
+        index.search(rows[:1], 3, exclude=torch.tensor([[own[0]]], dtype=torch.int32))
