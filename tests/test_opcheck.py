@@ -44,6 +44,18 @@ def test_decode_and_its_backward(dtype: torch.dtype) -> None:
     opcheck(_op("scatter_values"), (values, indices, 20))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_training_step(dtype: torch.dtype, k: int) -> None:
+    values, weight, bias, x = (torch.randn(*shape, dtype=dtype) for shape in ((5, 3), (20, 9), (9,), (5, 9)))
+    indices = torch.randint(0, 20, (5, 3))
+    opcheck(_op("decode_residual"), (values, indices, weight, bias, x, k))
+    opcheck(_op("decode_residual"), (values, indices, weight, None, x, k))
+    opcheck(_op("weight_grads"), (values, values, indices, x, torch.stack([x, x]), k, 20))
+    moments = torch.zeros_like(weight), torch.zeros_like(weight)
+    opcheck(_op("sae_adam_step_"), (weight, weight.clone(), *moments, 1, 0.1, 0.9, 0.999, 1e-8, True))
+
+
 @pytest.mark.parametrize("reduce", ["mean", "max", "sum", "sqrt_mean", "count"])
 def test_pool(reduce: str) -> None:
     values, indices = torch.randn(12, 4, dtype=torch.float64), torch.randint(0, 9, (12, 4))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from finescope import optim
+from finescope.ops import adam
+from finescope.ops.registry import DEFAULTS
 from finescope.optim import SaeAdam, normalise_rows_
 
 
@@ -24,9 +26,13 @@ def unfused(w: Tensor, m: Tensor, v: Tensor, g: Tensor, step: int, lr: float, ep
 
 
 @pytest.mark.parametrize("unit", [False, True])
-@pytest.mark.parametrize("block", [1, 40, 10**6], ids=["row-by-row", "ragged-blocks", "one-block"])
-def test_equals_the_unfused_formula(monkeypatch: pytest.MonkeyPatch, unit: bool, block: int) -> None:
-    monkeypatch.setattr(optim, "_BLOCK_ELEMENTS", block)
+@pytest.mark.parametrize(
+    "block", [None, 1, 40, 10**6], ids=["dispatched", "row-by-row", "ragged-blocks", "one-block"]
+)
+def test_equals_the_unfused_formula(monkeypatch: pytest.MonkeyPatch, unit: bool, block: int | None) -> None:
+    if block is not None:
+        monkeypatch.setattr(optim, "call", lambda name, *args: DEFAULTS[name](*args))
+        monkeypatch.setattr(adam, "_BLOCK_ELEMENTS", block)
     parameter = torch.nn.Parameter(normalise_rows_(torch.randn(23, 11, dtype=torch.float64)))
     expected = parameter.detach().clone()
     m, v = torch.zeros_like(expected), torch.zeros_like(expected)
@@ -70,6 +76,15 @@ def test_rows_stay_on_the_sphere_and_ignore_radial_gradients() -> None:
     still.grad = 3.0 * start
     SaeAdam([still], lr=0.1, eps=1.0, unit_norm=True).step()
     torch.testing.assert_close(still.detach(), start)
+
+
+def test_a_backward_that_saved_the_parameter_notices_the_step() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    loss = (parameter**2).sum()
+    parameter.grad = torch.ones(3)
+    SaeAdam([parameter]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_zero_rows_do_not_become_nan() -> None:

@@ -4,12 +4,15 @@ AuxK and MultiTopK silently lost theirs."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finescope.config import SaeConfig
-from finescope.sae import SparseAutoencoder, losses
+from finescope.sae import ForwardOutput, SparseAutoencoder, fused, losses
 
 B, D, F, K = 40, 12, 48, 3
 ALPHA, L1 = 0.3, 0.2
@@ -85,6 +88,72 @@ def test_every_side_term_alone_reaches_the_encoder(term: str) -> None:
         assert float(sae.encoder.weight.grad[~dead].abs().sum()) == 0
         assert sae.W_dec.grad is not None
         assert float(sae.W_dec.grad[~dead].abs().sum()) == 0
+
+
+def outputs_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, way: str, multi_topk: bool, main: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    sae, x, dead = make(20)
+    sae.cfg.multi_topk = multi_topk
+    with monkeypatch.context() as patch:
+        if way == "composed":
+            patch.setattr(fused, "supports", lambda x, parameters: False)
+        out = sae(x, dead)
+    # A loss of one's own besides the terms: gradients reach reconstruction and code as well.
+    own = (out.sae_out**3).mean() + (out.latent_acts * torch.linspace(0, 1, K, dtype=x.dtype)).sum()
+    (losses.total(out, main, L1, ALPHA) + 0.01 * own).backward()
+    return [tensor.detach() for tensor in out], [p.grad for p in sae.parameters()]
+
+
+@pytest.mark.parametrize("main", ["fvu", "normalized_mse"])
+@pytest.mark.parametrize("multi_topk", [False, True])
+def test_the_fused_backward_is_that_of_the_composition(
+    monkeypatch: pytest.MonkeyPatch, multi_topk: bool, main: str
+) -> None:
+    wanted, gradients = outputs_and_gradients(monkeypatch, "composed", multi_topk, main)
+    got, ours = outputs_and_gradients(monkeypatch, "fused", multi_topk, main)
+    for name, left, right in zip(ForwardOutput._fields, got, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-13, msg=name)
+    for left, right in zip(ours, gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+def test_second_derivatives_come_from_the_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for way in (False, True):
+        sae, x, dead = make(4)
+        if not way:
+            monkeypatch.setattr(fused, "supports", lambda x, parameters: False)
+        else:
+            monkeypatch.undo()
+        loss = losses.total(sae(x, dead), "fvu", L1, ALPHA)
+        gradients = torch.autograd.grad(loss, list(sae.parameters()), create_graph=True)
+        sum(gradient.square().sum() for gradient in gradients).backward()
+        found.append([p.grad for p in sae.parameters()])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+def test_each_matrix_gets_its_gradient_once() -> None:
+    """Three [F,D] partial gradients, added by autograd, would be six more passes over memory."""
+
+    class Watch(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: list[Tensor] = []  # and so no address is used twice
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            results = out if isinstance(out, tuple) else (out,)
+            self.held += [t for t in results if isinstance(t, Tensor) and t.shape == (F, D)]
+            return out
+
+    sae, x, dead = make(20)
+    loss = losses.total(sae(x, dead), "fvu", L1, ALPHA)
+    with Watch() as watch:
+        loss.backward()
+    own = {parameter.untyped_storage().data_ptr() for parameter in sae.parameters()}
+    assert len({tensor.untyped_storage().data_ptr() for tensor in watch.held} - own) == 2
 
 
 def test_k_aux_bounds_the_dead_latents_per_token() -> None:

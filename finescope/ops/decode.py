@@ -46,7 +46,7 @@ def _sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     return pair_dots(rows, positions, weight, indices).to(checks.result_dtype(rows, weight))
 
 
-def _segment_sums(latents: Tensor, num_latents: int, table: Tensor, row: Tensor, scale: Tensor) -> Tensor:
+def segment_sums(latents: Tensor, num_latents: int, table: Tensor, row: Tensor, scale: Tensor) -> Tensor:
     """Sum ``scale[p] · table[row[p]]`` over the pairs p of each latent, in ascending p. Returns [F,D].
 
     Latents with the most pairs come first, so that round r adds the r-th pair of every latent that has one to
@@ -82,7 +82,7 @@ def _scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: in
     dtype = checks.result_dtype(values, rows)
     token = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(indices.shape[1])
     scale = values.reshape(-1).to(dtype)
-    return _segment_sums(indices.reshape(-1), num_latents, rows.to(dtype), token, scale)
+    return segment_sums(indices.reshape(-1), num_latents, rows.to(dtype), token, scale)
 
 
 @default("scatter_values")
@@ -91,6 +91,6 @@ def _scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> Tensor
     checks.positions_in_range(indices, num_latents, "indices")
     table = values.reshape(-1, 1).to(checks.result_dtype(values))
     pair = torch.arange(table.shape[0], device=table.device)
-    return _segment_sums(indices.reshape(-1), num_latents, table, pair, torch.ones_like(table[:, 0])).squeeze(
+    return segment_sums(indices.reshape(-1), num_latents, table, pair, torch.ones_like(table[:, 0])).squeeze(
         1
     )

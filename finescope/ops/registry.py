@@ -33,7 +33,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-def default(name: str, *, cpu_only: bool = False) -> Callable[[Body], Body]:
+def default(name: str, *, cpu_only: bool = False, in_place: bool = False) -> Callable[[Body], Body]:
     """Register a function as the default implementation of ``finescope::<name>``.
 
     The body runs without autograd and outside autocast: inside an autocast region the matrix products that
@@ -43,13 +43,15 @@ def default(name: str, *, cpu_only: bool = False) -> Callable[[Body], Body]:
         name: the operation.
         cpu_only: the body relies on the order in which CPU kernels add; tensors of other devices are copied
             to the CPU and the result is copied back. Devices without float64 always are.
+        in_place: the body writes to its arguments and needs no float64: it always runs where they are.
     """
 
     def wrap(body: Body) -> Body:
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
             device = next(value.device for value in args if isinstance(value, Tensor))
-            if device.type != "cpu" and (cpu_only or not has_float64(device.type)):
+            moves = device.type != "cpu" and not in_place
+            if moves and (cpu_only or not has_float64(device.type)):
                 operation = getattr(torch.ops.finescope, name).default
                 moved = {key: _moved(value, "cpu") for key, value in kwargs.items()}
                 return _moved(operation(*(_moved(value, "cpu") for value in args), **moved), device)

@@ -85,6 +85,68 @@ def _fake_scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> T
     return values.new_empty((num_latents,), dtype=checks.result_dtype(values))
 
 
+# Both decodings of a training step and everything that their backward needs of the weight rows.
+torch.library.define(
+    "finescope::decode_residual",
+    "(Tensor values, Tensor indices, Tensor weight, Tensor? bias, Tensor target, int k) "
+    "-> (Tensor out, Tensor residual, Tensor dots, Tensor errors)",
+)
+
+
+@_fake("decode_residual")
+def _fake_decode_residual(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    checks.decode_residual(values, indices, weight, bias, target, k)
+    (batch, kept), width = values.shape, weight.shape[1]
+    both = 2 if k < kept else 1
+    return (
+        values.new_empty((batch, width)),
+        values.new_empty((both, batch, width)),
+        values.new_empty((both, batch, kept)),
+        values.new_empty((both, batch)),
+    )
+
+
+torch.library.define(
+    "finescope::weight_grads",
+    "(Tensor grad_values, Tensor values, Tensor indices, Tensor x, Tensor grad, int k, int num_latents) "
+    "-> (Tensor encoder, Tensor bias, Tensor decoder)",
+)
+
+
+@_fake("weight_grads")
+def _fake_weight_grads(
+    grad_values: Tensor, values: Tensor, indices: Tensor, x: Tensor, grad: Tensor, k: int, num_latents: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.weight_grads(grad_values, values, indices, x, grad, k, num_latents)
+    matrix = (num_latents, x.shape[1])
+    return values.new_empty(matrix), values.new_empty((num_latents,)), values.new_empty(matrix)
+
+
+torch.library.define(
+    "finescope::sae_adam_step_",
+    "(Tensor(a!) parameter, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr, "
+    "float beta1, float beta2, float eps, bool unit_norm) -> ()",
+)
+
+
+@_fake("sae_adam_step_")
+def _fake_sae_adam_step_(
+    parameter: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    unit_norm: bool,
+) -> None:
+    checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm)
+
+
 torch.library.define(
     "finescope::pool_codes",
     "(Tensor values, Tensor indices, Tensor offsets, str reduce, int keep) "

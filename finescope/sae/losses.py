@@ -114,9 +114,9 @@ def auxk(
             each learns a blend of what is missing.
     """
     dead, width = weights.encoder.shape
-    budget = max(1, width // 2) if k_aux is None else k_aux
+    budget = aux_budget(width, k_aux)
     keep = min(budget, dead)
-    if dead <= _DENSE_AUX_FACTOR * budget:
+    if aux_is_dense(dead, budget):
         acts = torch.relu(linear(x - b_dec, weights.encoder, weights.bias))
         if dead > keep:
             values, indices = acts.topk(keep, dim=1)
@@ -127,6 +127,16 @@ def auxk(
         reconstruction = sparse_decode(values, indices, weights.decoder, None)
     scale = min(dead / budget, 1.0)
     return scale * fvu(reconstruction.to(residual.dtype) - residual.detach(), variance)
+
+
+def aux_budget(width: int, k_aux: int | None) -> int:
+    """Return how many dead latents may take part per token: D/2 unless told."""
+    return max(1, width // 2) if k_aux is None else k_aux
+
+
+def aux_is_dense(dead: int, budget: int) -> bool:
+    """Return whether AuxK over ``dead`` latents is cheaper as products with a [B,n_dead] matrix."""
+    return dead <= _DENSE_AUX_FACTOR * budget
 
 
 def total(terms: Terms, main: str, l1_weight: float, auxk_alpha: float) -> Tensor:
