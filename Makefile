@@ -22,8 +22,9 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e '.[bench]' --no-build-isolation
-	$(BIN)/python -m pytest benchmarks
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint,bench]'
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks.table benchmarks/results/latest.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
