@@ -192,3 +192,24 @@ def test_fingerprint_follows_what_decides_the_activations() -> None:
     finally:
         with torch.no_grad():
             weight.copy_(saved)
+
+
+def test_tokens_that_the_model_does_not_know_are_named() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"new{number}" for number in range(40)])
+    tap = _tap(tokenizer=tokenizer)
+    with pytest.raises(
+        InputError, match=r"token 14\d in document 'b' \(t:2\), but the model knows 128 tokens"
+    ):
+        list(tap.run([Row("a", "w1"), Row("b", "w1 new39", place="t:2")]))
+
+
+def test_a_padding_token_that_the_model_does_not_know_pads_all_the_same() -> None:
+    tokenizer = make_tokenizer(pad=False)
+    tokenizer.add_tokens([f"new{number}" for number in range(40)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= 128
+    rows = [Row("a", "w1 w2 w3"), Row("b", "w4")]
+    padded = list(_tap(tokenizer=tokenizer, exact_lengths=False).run(rows))
+    for got, wanted in zip(padded, _tap(exact_lengths=False).run(rows), strict=True):
+        assert torch.equal(got.activations, wanted.activations)

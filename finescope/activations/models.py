@@ -116,6 +116,16 @@ def forward_options(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in parameters else {}
 
 
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Return how many token ids the model has embeddings for, or None if it doesn't say."""
+    try:
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    size = getattr(embeddings, "num_embeddings", None)
+    return size if isinstance(size, int) else None
+
+
 def length_limit(model: nn.Module, tokenizer: Any, cap: int = 2048) -> int:
     """Return the longest input in tokens: the least of the tokenizer's limit, the positions and ``cap``."""
     limits = [cap]

@@ -141,6 +141,7 @@ class ActivationTap:
             chat_template=chat_template,
         )
         self._options = models.forward_options(self.model)
+        self._vocabulary = models.vocabulary_size(self.model)
         self._computed = self._useful = 0
         self.width = self._try_layer()
 
@@ -250,6 +251,8 @@ class ActivationTap:
             window = group[number] if number < len(group) else group[0]
             ids[number, : len(window.ids)] = torch.tensor(window.ids)
             mask[number, : len(window.ids)] = 1
+        if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
+            self._refuse_token(group)
         hidden = self._hidden(ids, mask)
         flat = torch.tensor(
             [number * full + position for number, window in enumerate(group) for position in window.kept]
@@ -303,9 +306,11 @@ class ActivationTap:
         return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
 
     def _padding_id(self) -> int:
-        # Masked out, so any valid id does.
+        # Masked out, so any valid id does. A padding token added to the tokenizer alone isn't one.
         padding = getattr(self.tokenizer, "pad_token_id", None)
-        return int(padding) if padding is not None else 0
+        if padding is None or (self._vocabulary is not None and int(padding) >= self._vocabulary):
+            return 0
+        return int(padding)
 
     def _blank(self, windows: list[Window]) -> ActivationBatch:
         dtype = next(self.model.parameters()).dtype
@@ -315,6 +320,14 @@ class ActivationTap:
             [0] * (len(windows) + 1),
             torch.zeros(0, dtype=torch.int64),
             torch.zeros(0, self.width, dtype=dtype, device=self.device),
+        )
+
+    def _refuse_token(self, group: list[Window]) -> None:
+        window = max(group, key=lambda window: max(window.ids))
+        where = f" ({window.document.place})" if window.document.place else ""
+        raise InputError(
+            f"the tokenizer gives token {max(window.ids)} in document {window.document.id!r}{where}, but the "
+            f"model knows {self._vocabulary} tokens; use the tokenizer that the model was trained with"
         )
 
     def _refuse(self, batch: ActivationBatch) -> None:
