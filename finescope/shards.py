@@ -31,6 +31,9 @@ from finescope.files import (
 
 MANIFEST = "manifest.json"
 _VERSION = 1
+# What the manifest says of every shard.
+_ENTRY = {"file": str, "bytes": int, "sha256": str, "table": str, "table_bytes": int, "table_sha256": str}
+_ENTRY |= {"rows": int}
 
 
 class ShardWriter:
@@ -276,6 +279,15 @@ def read_manifest(directory: PathLike, kind: str) -> dict[str, Any]:
     missing = {"complete", "facts", "fingerprint", "shards"} - found.keys()
     if missing:
         raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    entries = found["shards"]
+    whole = isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and _ENTRY.keys() <= entry.keys()
+        and all(isinstance(entry[name], kind) for name, kind in _ENTRY.items())
+        for entry in entries
+    )
+    if not whole or not isinstance(found["facts"], dict):
+        raise StoreError(f"{path} is damaged: its list of shards isn't what was written")
     return found
 
 

@@ -6,7 +6,9 @@ epoch; a sample favours the head of the corpus; a value too large for the dtype 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,3 +159,34 @@ def test_a_sample_of_documents_keeps_to_the_budget_and_comes_from_the_whole_corp
 def test_nothing_to_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row of the corpus gives a token"):
         store_activations(_tap(), [Row("a", "<s>")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(shards=None),
+        lambda m: m.update(shards={}),
+        lambda m: m["shards"][0].pop("bytes"),
+        lambda m: m["shards"][0].update(rows="two"),
+        lambda m: m["facts"].pop("width"),
+        lambda m: m["facts"].update(dtype="float1"),
+        lambda m: m.update(facts=[]),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, change: Any) -> None:
+    with ActivationStoreWriter(tmp_path, 4) as writer:
+        writer.add(DocumentActivations(0, "a", torch.arange(3), torch.randn(3, 4)))
+        writer.finish()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="is damaged"):
+        ActivationStore(tmp_path)
+
+
+def test_token_ids_must_go_with_the_activations(tmp_path: Path) -> None:
+    with (
+        ActivationStoreWriter(tmp_path, 4) as writer,
+        pytest.raises(ValueError, match=r"'a' has \[5\] token ids"),
+    ):
+        writer.add(DocumentActivations(0, "a", torch.arange(5), torch.randn(3, 4)))

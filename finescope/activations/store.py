@@ -19,6 +19,7 @@ from finescope.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-activations"
 _TENSORS = ("activations", "offsets", "token_ids")
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _SHARD_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 28
 _BLOCK_TOKENS = 256
@@ -56,7 +57,7 @@ class ActivationStoreWriter:
             StoreError: as ``ShardWriter``.
             ValueError: a dtype that isn't stored.
         """
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        if dtype not in _DTYPES.values():
             raise ValueError(f"activations are stored as float16, bfloat16 or float32, not {dtype}")
         self.width, self._dtype = width, dtype
         self._limit = shard_tokens or max(1, _SHARD_BYTES // (width * dtype.itemsize))
@@ -90,12 +91,17 @@ class ActivationStoreWriter:
 
         Raises:
             StoreError: a value too large for the dtype, or a full disk.
-            ValueError: a width that isn't the store's.
+            ValueError: a width that isn't the store's, or another number of token ids than of activations.
         """
         if document.activations.dim() != 2 or document.activations.shape[1] != self.width:
             raise ValueError(
                 f"document {document.id!r} has activations {list(document.activations.shape)}, "
                 f"not [T,{self.width}]"
+            )
+        if document.token_ids.shape != document.activations.shape[:1]:
+            raise ValueError(
+                f"document {document.id!r} has {list(document.token_ids.shape)} token ids for activations "
+                f"{list(document.activations.shape)}"
             )
         stored = document.activations.detach().to("cpu", self._dtype)
         if not bool(torch.isfinite(stored).all()):
@@ -193,8 +199,11 @@ class ActivationStore:
         self._entries: list[dict[str, Any]] = self._manifest["shards"]
         for entry in self._entries:
             shards.check_sizes(directory, entry)
-        self.width = int(self._manifest["facts"]["width"])
-        self.dtype: torch.dtype = getattr(torch, self._manifest["facts"]["dtype"])
+        facts = self._manifest["facts"]
+        if not isinstance(facts.get("width"), int) or facts.get("dtype") not in _DTYPES:
+            raise StoreError(f"{directory} is damaged: its manifest lacks a valid width or dtype")
+        self.width: int = facts["width"]
+        self.dtype: torch.dtype = _DTYPES[facts["dtype"]]
         self.num_tokens = sum(int(entry["tokens"]) for entry in self._entries)
         self.num_documents = sum(int(entry["rows"]) for entry in self._entries)
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
@@ -313,6 +322,7 @@ class ActivationStore:
             or activations.dtype != self.dtype
             or offsets.shape != (entry["rows"] + 1,)
             or int(offsets[0]) != 0
+            or bool((offsets.diff() < 0).any())
             or int(offsets[-1]) != entry["tokens"]
             or tensors["token_ids"].shape[0] != entry["tokens"]
         ):
