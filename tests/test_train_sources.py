@@ -296,3 +296,27 @@ def test_an_unknown_device_is_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="'cuda'"):
             train_sae(torch.randn(8, 4), SAE, TrainingConfig(device="cuda"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: np.ones((20, 4), ">f4"), "convert them to float32"),
+        (lambda: np.ones((20, 4), np.longdouble), "convert them to float32"),
+        (lambda: [torch.randn(20, 4).half(), 1e6 * torch.randn(20, 4)], r"item 1 .*float32, .*float16"),
+        (lambda: [torch.zeros(0, 0)], "item 0 of the iterable"),
+    ],
+)
+def test_types_that_would_be_cut_or_cannot_be_read_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_sae(data(), SaeConfig(num_latents=8, k=2), TrainingConfig(num_epochs=1), progress=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_where_the_caller_has_gradients_switched_off(mode: Any) -> None:
+    data, cfg = torch.randn(64, 4), TrainingConfig(num_epochs=2)
+    wanted = train_sae(data, SaeConfig(num_latents=8, k=2), cfg, progress=False)
+    with mode():
+        got = train_sae(data, SaeConfig(num_latents=8, k=2), cfg, progress=False)
+    assert torch.equal(got.W_dec, wanted.W_dec)
+    assert not got.W_dec.is_inference()

@@ -116,6 +116,10 @@ class TensorSource(Source):
             raise InputError(
                 f"activations must be floating-point [N,S,D] or [B,D], got {data.dtype} {tuple(data.shape)}"
             )
+        if isinstance(data, np.ndarray) and not (data.dtype.isnative and data.dtype.itemsize <= 8):
+            raise InputError(
+                f"activations of NumPy type {data.dtype.str} can't be trained on; convert them to float32"
+            )
         self._data = data
         self._seed = cfg.seed
         self._samples, self._length = (data.shape[0], data.shape[1]) if data.ndim == 3 else (data.shape[0], 1)
@@ -213,6 +217,7 @@ class IterableSource(Source):
         self._once = iter(iterable) is iterable
         self._taken: list[Tensor] = []  # what was read ahead from an iterable that can't be restarted
         self._spent = False
+        self._dtype: torch.dtype | None = None
         self._seed = cfg.seed
         self.batch_tokens = cfg.batch_tokens or STREAM_BATCH_TOKENS
         self._capacity = max(cfg.shuffle_tokens, 2 * self.batch_tokens)
@@ -256,9 +261,14 @@ class IterableSource(Source):
         """Yield the items, checked, as rows [n,D]; the first one read has number ``number``."""
         empty = True
         width = getattr(self, "width", None)
+        dtype: torch.dtype | None = self._dtype
         for count, item in enumerate(self._iterable, number):
             rows = torch.from_numpy(np.array(item)) if isinstance(item, np.ndarray) else item
-            if not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.dim() == 0:
+            if (
+                not isinstance(rows, Tensor)
+                or not rows.is_floating_point()
+                or not (rows.dim() and rows.shape[-1])
+            ):
                 raise InputError(
                     f"item {count} of the iterable isn't a floating-point tensor [...,D], but {_kind(item)}"
                 )
@@ -267,6 +277,12 @@ class IterableSource(Source):
             if rows.shape[1] != width:
                 raise InputError(
                     f"item {count} of the iterable has width {rows.shape[1]}, the items before it {width}"
+                )
+            dtype = self._dtype = rows.dtype if dtype is None else dtype
+            if rows.dtype != dtype:  # the shuffle buffer has one: the others would be cut to it
+                raise InputError(
+                    f"item {count} of the iterable is {rows.dtype}, the items before it {dtype}; convert "
+                    "them to one type"
                 )
             if not bool(torch.isfinite(rows).all()):
                 raise InputError(

@@ -70,10 +70,12 @@ def train_sae(
     """
     sae_cfg = SaeConfig() if sae_cfg is None else sae_cfg
     cfg = TrainingConfig() if train_cfg is None else train_cfg
-    source = open_source(activations, cfg, mask)
-    trainer = Trainer(source, sae_cfg, cfg, None if out_dir is None else Path(out_dir))
-    trainer.prepare(resume)
-    trainer.run(progress)
+    # A caller that reads activations without gradients still wants the autoencoder to have them.
+    with torch.inference_mode(False), torch.enable_grad():
+        source = open_source(activations, cfg, mask)
+        trainer = Trainer(source, sae_cfg, cfg, None if out_dir is None else Path(out_dir))
+        trainer.prepare(resume)
+        trainer.run(progress)
     return trainer.sae
 
 
