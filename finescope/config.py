@@ -41,6 +41,14 @@ def _require(condition: bool, owner: object, message: str) -> None:
         raise ValueError(f"{type(owner).__name__}: {message}")
 
 
+def _whole(owner: object, *names: str) -> None:
+    """Refuse what isn't a whole number: 2.5 latents would fail far from here, or be cut to 2."""
+    for name in names:
+        value = getattr(owner, name)
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        _require(fits, owner, f"{name} must be a whole number, got {value!r}")
+
+
 @dataclass
 class SaeConfig(_Dictable):
     """Shape of a TopK sparse autoencoder. The field names are those of sparsify's ``cfg.json``."""
@@ -57,6 +65,7 @@ class SaeConfig(_Dictable):
     """Add the MultiTopK term L(4K)/8 to the loss. Outputs always hold K latents."""
 
     def __post_init__(self) -> None:
+        _whole(self, "expansion_factor", "num_latents", "k")
         _require(
             self.expansion_factor >= 1,
             self,
@@ -110,6 +119,10 @@ class TrainingConfig(_Dictable):
     """Seed of initialisation and shuffling."""
 
     def __post_init__(self) -> None:
+        _whole(
+            self, "batch_size", "num_epochs", "save_every", "log_every", "save_every_steps", "shuffle_tokens"
+        )
+        _whole(self, "seed")
         _require(self.batch_size >= 1, self, f"batch_size must be at least 1, got {self.batch_size}")
         _require(self.num_epochs >= 1, self, f"num_epochs must be at least 1, got {self.num_epochs}")
         _require(
@@ -182,6 +195,7 @@ class CurationConfig(_Dictable):
     """Seed of clustering and resampling."""
 
     def __post_init__(self) -> None:
+        _whole(self, "top_k_activations", "top_k_selection", "num_clusters", "seed")
         _require(
             self.top_k_activations >= 1,
             self,

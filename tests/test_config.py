@@ -75,3 +75,14 @@ def test_out_of_range_values_are_named(cls: type, name: str, value: float) -> No
 def test_latents() -> None:
     assert SaeConfig().latents(512) == 16384
     assert SaeConfig(num_latents=100).latents(512) == 100
+
+
+@pytest.mark.parametrize("value", [2.5, 2.0, "2", None, True])
+def test_counts_are_whole_numbers(value: object) -> None:
+    for build in (
+        lambda: SaeConfig(k=value),  # type: ignore[arg-type]
+        lambda: TrainingConfig(batch_size=value),  # type: ignore[arg-type]
+        lambda: CurationConfig(top_k_selection=value),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            build()

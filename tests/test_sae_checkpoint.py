@@ -175,3 +175,17 @@ def test_saving_where_a_file_is_in_the_way_is_a_clear_error(tmp_path: Path) -> N
     (tmp_path / "taken").write_text("")
     with pytest.raises(StoreError, match="taken"):
         SparseAutoencoder(D, SaeConfig(expansion_factor=2, k=3)).save(tmp_path / "taken")
+
+
+def test_whole_number_weights_and_fractional_sizes_are_refused(tmp_path: Path) -> None:
+    sae = SparseAutoencoder(4, SaeConfig(num_latents=8, k=2))
+    sae.save(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"k": 2.5}))
+    with pytest.raises(StoreError, match=r"k must be a whole number, got 2\.5"):
+        SparseAutoencoder.load(tmp_path)
+    (tmp_path / "cfg.json").write_text("\ufeff" + json.dumps(config))  # as some editors save it
+    assert torch.equal(SparseAutoencoder.load(tmp_path).W_dec, sae.W_dec)
+    save_file({k: v.to(torch.int32) for k, v in sae.state_dict().items()}, tmp_path / "sae.safetensors")
+    with pytest.raises(StoreError, match=r"encoder\.weight holds torch\.int32"):
+        SparseAutoencoder.load(tmp_path)

@@ -86,7 +86,7 @@ def _home(directory: Path, hookpoint: str | None) -> Path:
 
 def _read_config(path: Path) -> tuple[SaeConfig, int]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -123,6 +123,8 @@ def _read_weights(path: Path, num_latents: int, d_in: int) -> dict[str, Tensor]:
     for name, shape in expected.items():
         if name not in tensors:
             raise StoreError(f"{path} has no tensor {name!r}; it has {', '.join(sorted(tensors))}")
+        if not tensors[name].is_floating_point():
+            raise StoreError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point numbers")
         if tuple(tensors[name].shape) != shape:
             raise StoreError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {CONFIG_NAME} asks for {shape}"
