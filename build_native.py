@@ -246,7 +246,9 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
     skipped: dict[str, str] = {}
     nvcc: str | None = None
     nvcc_flags: tuple[str, ...] = ()
-    if mode != "cpu":
+    if mode == "cpu":
+        skipped["cuda"] = "FINESCOPE_BUILD=cpu"
+    else:
         try:
             target, nvcc, nvcc_flags = _cuda_target(root)
             targets.append(target)
