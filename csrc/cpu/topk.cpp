@@ -18,6 +18,8 @@ constexpr int64_t kBlockBytes = int64_t{448} << 10;
 constexpr int64_t kBlockRows = 320;
 // Their candidates before they are sifted.
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
+// As many rows, and only their screen is worth splitting.
+constexpr int64_t kFewRows = 8;
 // Rows that workers share when w is split.
 constexpr int64_t kSharedRows = 1024;
 // Rows from which on a bfloat16 copy of w, made for one call, saves more than it costs.
@@ -62,9 +64,11 @@ class Search {
       prepare(n);
       split_panels(n);
     }
-    rescore(plan_, workers_, &s_);
+    // Waking other threads takes longer than what is left to do for a few rows.
+    const Workers& hands = n > kFewRows ? workers_ : alone_;
+    rescore(plan_, hands, &s_);
     if (stats_) stats_->candidates += s_.exact.size();
-    select(p_, workers_, out_, &s_, &again_);
+    select(p_, hands, out_, &s_, &again_);
     return n;
   }
 
@@ -150,7 +154,7 @@ class Search {
     });
     const int64_t blocks = std::min<int64_t>(n, 4 * workers_.threads);
     s_.parts.resize(static_cast<size_t>(blocks));
-    for_each(workers_, blocks, [&](int64_t block, int) {
+    for_each(n > kFewRows ? workers_ : alone_, blocks, [&](int64_t block, int) {
       Superblock::Part& part = s_.parts[block];
       part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
       std::vector<float> score;
@@ -174,6 +178,7 @@ class Search {
   const ScreenPlan& plan_;
   const TopkProblem& p_;
   const Workers& workers_;
+  const Workers alone_{1, workers_.run};
   const TopkOutput& out_;
   TopkStats* stats_;
   int64_t buckets_;
