@@ -149,6 +149,48 @@ void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* o
   for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
 }
 
+template <int N, bool kSquares>
+FINESCOPE_INLINE void stream_block(const double* a, const float* const* rows, int64_t d, double* out, double* squared) {
+  VecF64 acc[N][kDotVecs], own[N][kDotVecs];
+  for (int i = 0; i < N; ++i) {
+    for (int v = 0; v < kDotVecs; ++v) acc[i][v] = own[i][v] = VecF64{};
+  }
+  // Each row ends before the hardware has learnt that it is read in order, so the next rows are asked for here.
+  const int64_t ahead = N > 1 ? (rows[1] - rows[0]) * N : d;
+  for (int64_t at = 0; at < d; at += kDotLanes) {
+    for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + at + ahead);
+    for (int v = 0; v < kDotVecs; ++v) {
+      const VecF64 av = load_f64(a + at + v * kF64Lanes);
+      for (int i = 0; i < N; ++i) {
+        const float* p = rows[i] + at + v * kF64Lanes;
+        acc[i][v] = add_product(acc[i][v], av, p);
+        if (kSquares) own[i][v] = add_product(own[i][v], load_f64(p), p);
+      }
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    out[i] = reduce(acc[i]);
+    if (kSquares) squared[i] = reduce(own[i]);
+  }
+}
+
+template <bool kSquares>
+FINESCOPE_INLINE void stream(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
+                             double* squared) {
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) stream_block<kBlock, kSquares>(a, rows + i, d, out + i, squared + i);
+  for (; i < n; ++i) stream_block<1, kSquares>(a, rows + i, d, out + i, squared + i);
+}
+
+void stream_dots(const double* a, const float* const* rows, int64_t n, int64_t d, double* out, double* squared) {
+  if (squared != nullptr) {
+    stream<true>(a, rows, n, d, out, squared);
+  } else {
+    stream<false>(a, rows, n, d, out, out);
+  }
+}
+
 FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
 #if defined(__AVX512F__)
   return bits_as<VecF32>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(sum)));

@@ -86,6 +86,9 @@ struct TopkKernels {
   void (*dots_f32)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out);
   void (*dots_f64)(const double* a, const double* const* rows, int64_t n, int64_t d, double* out);
 
+  // dots_f32 for rows that follow one another in memory and are read once; and, unless it is null, squared[i] = the
+  // fixed-order dot of rows[i] with itself.
+  void (*stream_dots)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out, double* squared);
   // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part in more
   // than d + 1 roundings.
   void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);

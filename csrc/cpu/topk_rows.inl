@@ -303,6 +303,7 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           row_to_f64,
           dots<float>,
           dots<double>,
+          stream_dots,
           quick_dots,
           multiply,
           rotate,

@@ -177,14 +177,16 @@ struct Scanner {
     for (int64_t f = low; f < high; f += kAtOnce) {
       const int64_t m = std::min(kAtOnce, high - f);
       for (int64_t j = 0; j < m; ++j) w_rows[j] = reinterpret_cast<const float*>(row_of(p.w, f + j));
-      for (int64_t i = 0; i < n; ++i) kernels.dots_f32(x.data() + i * stride, w_rows, m, stride, dot + i * kAtOnce);
-      for (int64_t j = 0; j < m; ++j) {
-        if (p.metric == Metric::cosine) {
-          kernels.to_f64(w_rows[j], DType::f32, p.d, s.wide.data());
-          kernels.dots_f32(s.wide.data(), w_rows + j, 1, stride, squared + j);
+      for (int64_t i = 0; i < n; ++i) {
+        // The first row of x brings the rows of w into cache, and their norms with it.
+        double* norms = i == 0 && p.metric == Metric::cosine ? squared : nullptr;
+        if (i == 0) {
+          kernels.stream_dots(x.data(), w_rows, m, stride, dot, norms);
+        } else {
+          kernels.dots_f32(x.data() + i * stride, w_rows, m, stride, dot + i * kAtOnce);
         }
-        consider(begin, n, f + j, std::sqrt(squared[j]), dot + j, kAtOnce, best, s);
       }
+      for (int64_t j = 0; j < m; ++j) consider(begin, n, f + j, std::sqrt(squared[j]), dot + j, kAtOnce, best, s);
     }
   }
 
