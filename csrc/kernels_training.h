@@ -60,12 +60,16 @@ struct WeightGradArgs {
   DType dtype;           // of everything: f32 or f64
   const int64_t* start;  // [F + 1]
   const void* pairs;     // Pair<dtype>[B * K]
-  Matrix x;              // [B, D]
-  const void* grad;      // [R * B, D] contiguous
-  void* encoder;         // [F, D]
-  void* bias;            // [F]
-  void* decoder;         // [F, D]
-  int64_t D;
+  // Strips of `width` columns, one after the other, each contiguous: x [strips, B, width] and grad
+  // [strips, rows, width] with rows = R * B. A strip of both stays in a near cache while all latents are
+  // summed.
+  const void* x;
+  const void* grad;
+  int64_t B, rows, width;
+  void* encoder;  // [F, D]
+  void* bias;     // [F]
+  void* decoder;  // [F, D]
+  int64_t F, D;
 };
 
 // The kernels work on rows (elements, for Adam without unit_norm; latents, for gradients) begin..end.

@@ -143,15 +143,51 @@ struct SortedPairs {
   }
 };
 
+// Columns per strip: as many as keep one strip of x and of all gradients in a second-level cache. Where
+// latents have few pairs there is little to find there again, and starting on a latent anew for every strip
+// costs more.
 template <class T>
-void run_weight_grads(const Tensor& first, const Tensor& second, const int64_t* indices, int64_t k, int64_t R,
-                      int64_t K, int64_t F, WeightGradArgs args) {
-  const SortedPairs<T> sorted(data<T>(first), data<T>(second), indices, first.size(0), K, F, k, R);
+int64_t strip_width(int64_t rows, int64_t D, int64_t pairs_per_latent) {
+  constexpr int64_t kCache = 768 << 10, kWidest = 512;
+  const int64_t narrowest = pairs_per_latent < 8 ? 512 : 64;
+  int64_t bytes = kWidest;
+  while (bytes > narrowest && rows * bytes > kCache) bytes /= 2;
+  return std::min<int64_t>(bytes / static_cast<int64_t>(sizeof(T)), std::max<int64_t>(D, 1));
+}
+
+// [rows, D] as strips [strips, rows, width].
+template <class T>
+std::unique_ptr<T[]> strips_of(const T* from, int64_t stride, int64_t rows, int64_t D, int64_t width) {
+  const int64_t strips = (D + width - 1) / width;
+  std::unique_ptr<T[]> out(new T[static_cast<size_t>(strips * rows * width)]);
+  parallel(rows, grain(D), [&](int64_t begin, int64_t end) {
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t columns = std::min(width, D - s * width);
+      T* strip = out.get() + s * rows * width;
+      for (int64_t r = begin; r < end; ++r) {
+        std::copy_n(from + r * stride + s * width, columns, strip + r * width);
+      }
+    }
+  });
+  return out;
+}
+
+template <class T>
+void run_weight_grads(const Tensor& first, const Tensor& second, const int64_t* indices, const Matrix& x,
+                      const Tensor& grad, int64_t k, WeightGradArgs args) {
+  const int64_t B = first.size(0), K = first.size(1), F = args.F, D = args.D, R = grad.size(0);
+  const SortedPairs<T> sorted(data<T>(first), data<T>(second), indices, B, K, F, k, R);
   args.start = sorted.start.data();
   args.pairs = sorted.pairs.get();
+  args.B = B;
+  args.rows = R * B;
+  args.width = strip_width<T>(B + R * B, D, B * K / std::max<int64_t>(F, 1));
+  const auto x_strips = strips_of<T>(static_cast<const T*>(x.data), x.stride, B, D, args.width);
+  const auto grad_strips = strips_of<T>(data<T>(grad), D, R * B, D, args.width);
+  args.x = x_strips.get();
+  args.grad = grad_strips.get();
   const auto kernel = training_kernels().weight_grads;
-  over_latents(args.start, F, grain(2 * args.D),
-               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  over_latents(args.start, F, grain(2 * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> weight_grads(const Tensor& grad_values, const Tensor& values,
@@ -183,20 +219,15 @@ std::tuple<Tensor, Tensor, Tensor> weight_grads(const Tensor& grad_values, const
   prefer_huge_pages(encoder);
   prefer_huge_pages(decoder);
   const Tensor first = packed(grad_values), second = packed(values), gradient = packed(grad);
-  const WeightGradArgs args{dtype,
-                            nullptr,
-                            nullptr,
-                            rows.matrix,
-                            gradient.const_data_ptr(),
-                            encoder.mutable_data_ptr(),
-                            bias.mutable_data_ptr(),
-                            decoder.mutable_data_ptr(),
-                            D};
-  if (dtype == DType::f64) {
-    run_weight_grads<double>(first, second, data<int64_t>(index), k, R, K, F, args);
-  } else {
-    run_weight_grads<float>(first, second, data<int64_t>(index), k, R, K, F, args);
-  }
+  WeightGradArgs args{};
+  args.dtype = dtype;
+  args.encoder = encoder.mutable_data_ptr();
+  args.bias = bias.mutable_data_ptr();
+  args.decoder = decoder.mutable_data_ptr();
+  args.F = F;
+  args.D = D;
+  const auto run = dtype == DType::f64 ? run_weight_grads<double> : run_weight_grads<float>;
+  run(first, second, data<int64_t>(index), rows.matrix, gradient, k, args);
   return {encoder, bias, decoder};
 }
 

@@ -187,54 +187,58 @@ void decode_with_residuals(const DecodeResidualArgs& a, int64_t begin, int64_t e
 
 // R registers of the two sums of one latent; x and grad rows differ, the list of pairs does not.
 template <class T, int R>
-FINESCOPE_INLINE void grad_block(const Pair<T>* pairs, int64_t n, int64_t left, const T* x, int64_t stride,
-                                 const T* grad, int64_t D, int64_t d, T* encoder, T* decoder) {
+FINESCOPE_INLINE void grad_block(const Pair<T>* pairs, int64_t n, const T* x, const T* grad, int64_t width,
+                                 T* encoder, T* decoder) {
   using L = Lanes<T>;
   typename L::Vec first[R], second[R];
   for (int r = 0; r < R; ++r) first[r] = second[r] = typename L::Vec{};
   for (int64_t i = 0; i < n; ++i) {
-    const Pair<T>& soon = pairs[i + kAhead < left ? i + kAhead : left - 1];
-    prefetch(x + soon.row * stride + d, R * L::n * int64_t{sizeof(T)});
-    prefetch(grad + soon.grad_row * D + d, R * L::n * int64_t{sizeof(T)});
-    const T* a = x + pairs[i].row * stride + d;
-    const T* b = grad + pairs[i].grad_row * D + d;
+    const T *a = x + pairs[i].row * width, *b = grad + pairs[i].grad_row * width;
     for (int r = 0; r < R; ++r) first[r] += pairs[i].first * L::load(a + r * L::n);
     for (int r = 0; r < R; ++r) second[r] += pairs[i].second * L::load(b + r * L::n);
   }
-  for (int r = 0; r < R; ++r) L::store(first[r], encoder + d + r * L::n);
-  for (int r = 0; r < R; ++r) L::store(second[r], decoder + d + r * L::n);
+  for (int r = 0; r < R; ++r) L::store(first[r], encoder + r * L::n);
+  for (int r = 0; r < R; ++r) L::store(second[r], decoder + r * L::n);
 }
 
 template <class T>
 void weight_grads_of(const WeightGradArgs& a, int64_t begin, int64_t end) {
   using L = Lanes<T>;
-  // Both sums of a block, and the operands, have to fit into the register file.
-  constexpr int kRegisters = FINESCOPE_VECTOR_BYTES == 64 ? 8 : 4;
   const Pair<T>* pairs = static_cast<const Pair<T>*>(a.pairs);
-  const T *x = static_cast<const T*>(a.x.data), *grad = static_cast<const T*>(a.grad);
-  const int64_t stride = a.x.stride, D = a.D;
-  for (int64_t f = begin; f < end; ++f) {
-    const Pair<T>* mine = pairs + a.start[f];
-    const int64_t n = a.start[f + 1] - a.start[f], left = a.start[end] - a.start[f];
-    T *encoder = static_cast<T*>(a.encoder) + f * D, *decoder = static_cast<T*>(a.decoder) + f * D;
-    int64_t d = 0;
-    for (; d + kRegisters * L::n <= D; d += kRegisters * L::n) {
-      grad_block<T, kRegisters>(mine, n, left, x, stride, grad, D, d, encoder, decoder);
-    }
-    for (; d + L::n <= D; d += L::n) {
-      grad_block<T, 1>(mine, n, left, x, stride, grad, D, d, encoder, decoder);
-    }
-    for (; d < D; ++d) {
-      T first = 0, second = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        first += mine[i].first * x[mine[i].row * stride + d];
-        second += mine[i].second * grad[mine[i].grad_row * D + d];
+  const int64_t D = a.D, width = a.width;
+  for (int64_t from = 0; from < D; from += width) {
+    const T* x = static_cast<const T*>(a.x) + from * a.B;
+    const T* grad = static_cast<const T*>(a.grad) + from * a.rows;
+    const int64_t columns = D - from < width ? D - from : width;
+    for (int64_t f = begin; f < end; ++f) {
+      const Pair<T>* mine = pairs + a.start[f];
+      const int64_t n = a.start[f + 1] - a.start[f];
+      T* encoder = static_cast<T*>(a.encoder) + f * D + from;
+      T* decoder = static_cast<T*>(a.decoder) + f * D + from;
+      int64_t d = 0;
+      for (; d + 4 * L::n <= columns; d += 4 * L::n) {
+        grad_block<T, 4>(mine, n, x + d, grad + d, width, encoder + d, decoder + d);
       }
-      encoder[d] = first;
-      decoder[d] = second;
+      for (; d + 2 * L::n <= columns; d += 2 * L::n) {
+        grad_block<T, 2>(mine, n, x + d, grad + d, width, encoder + d, decoder + d);
+      }
+      for (; d + L::n <= columns; d += L::n) {
+        grad_block<T, 1>(mine, n, x + d, grad + d, width, encoder + d, decoder + d);
+      }
+      for (; d < columns; ++d) {
+        T first = 0, second = 0;
+        for (int64_t i = 0; i < n; ++i) {
+          first += mine[i].first * x[mine[i].row * width + d];
+          second += mine[i].second * grad[mine[i].grad_row * width + d];
+        }
+        encoder[d] = first;
+        decoder[d] = second;
+      }
     }
+  }
+  for (int64_t f = begin; f < end; ++f) {
     T total = 0;
-    for (int64_t i = 0; i < n; ++i) total += mine[i].first;
+    for (int64_t i = a.start[f]; i < a.start[f + 1]; ++i) total += pairs[i].first;
     static_cast<T*>(a.bias)[f] = total;
   }
 }
