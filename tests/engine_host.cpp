@@ -1,4 +1,5 @@
-// The kernels of the top-k engine without torch: their bounds, looked at directly, and their memory, under sanitizers.
+// The kernels of the top-k engine without torch: their bounds, looked at directly, and their memory, under
+// sanitizers.
 //
 // Prints a line for each failure and exits with 1 if there was one.
 #include <cmath>
@@ -38,7 +39,8 @@ std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
       if (kind == "outliers" && j % 50 == 3) row[j] *= 300.0f;
       if (kind == "mean") row[j] += 20.0f;
       if (kind == "sparse" && engine() % 10) row[j] = 0.0f;
-      // Half a step of the int8 grid away from it, every element in the same direction: errors as large as they get.
+      // Half a step of the int8 grid away from it, every element in the same direction: errors as large as
+      // they get.
       if (kind == "corners") row[j] = j == 0 ? 127.0f : (engine() % 2 ? 1.0f : -1.0f) * 0.4999f;
       if (kind == "tiny") row[j] *= 1e-38f;
       if (kind == "onehot") row[j] = j == i % d ? 1.0f : 0.0f;
@@ -51,7 +53,19 @@ std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
 TopkProblem problem(const std::vector<float>& x, int64_t B, const std::vector<float>& w, int64_t N, int64_t d,
                     int64_t k, Metric metric, const double* bias) {
   const double floor = metric == Metric::encode ? 0.0 : -std::numeric_limits<double>::infinity();
-  return {{x.data(), d, DType::f32}, {w.data(), d, DType::f32}, B, N, d, k, metric, bias, floor, nullptr, 0, nullptr, 0};
+  return {{x.data(), d, DType::f32},
+          {w.data(), d, DType::f32},
+          B,
+          N,
+          d,
+          k,
+          metric,
+          bias,
+          floor,
+          nullptr,
+          0,
+          nullptr,
+          0};
 }
 
 long double norm(const float* a, int64_t d) {
@@ -94,11 +108,12 @@ void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metr
       }
       if (metric == Metric::encode) exact += bias[id];
       const long double bound = static_cast<long double>(rows.norm[i]) * packed.err[panel] +
-                                static_cast<long double>(rows.err[i]) * packed.norm[panel] + plan.slack[panel];
+                                static_cast<long double>(rows.err[i]) * packed.norm[panel] +
+                                plan.slack[panel];
       const long double wrong = fabsl(exact - screening.score(i)[c]);
       if (!(wrong <= bound)) {
-        std::printf("%s d=%d metric %d screen %d: off by %Lg, bound %Lg\n", kind, int(d), int(metric), int(screen),
-                    wrong, bound);
+        std::printf("%s d=%d metric %d screen %d: off by %Lg, bound %Lg\n", kind, int(d), int(metric),
+                    int(screen), wrong, bound);
         ++failures;
         return;
       }
@@ -117,9 +132,10 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
   topk(p, nullptr, ScreenChoice::none, workers, {wanted.data(), false, wanted_id.data()}, nullptr);
   for (ScreenChoice choice : {ScreenChoice::f32, ScreenChoice::bf16, ScreenChoice::int8}) {
     topk(p, nullptr, choice, workers, {score.data(), false, id.data()}, nullptr);
-    if (std::memcmp(score.data(), wanted.data(), cells * 4) || std::memcmp(id.data(), wanted_id.data(), cells * 8)) {
-      std::printf("%s B=%d d=%d metric %d choice %d threads %d: other bytes than the scan\n", kind, int(B), int(d),
-                  int(metric), int(choice), threads);
+    if (std::memcmp(score.data(), wanted.data(), cells * 4) ||
+        std::memcmp(id.data(), wanted_id.data(), cells * 8)) {
+      std::printf("%s B=%d d=%d metric %d choice %d threads %d: other bytes than the scan\n", kind, int(B),
+                  int(d), int(metric), int(choice), threads);
       ++failures;
     }
   }

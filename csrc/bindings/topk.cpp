@@ -31,14 +31,16 @@ ScreenChoice screen_choice(const std::string& name, const char* op) {
 
 namespace {
 
-std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       int64_t k, const std::string& screen) {
+std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight,
+                                       const std::optional<Tensor>& bias, int64_t k,
+                                       const std::string& screen) {
   return run_encode(x, weight, bias, k, screen_choice(screen, "topk_encode"), nullptr, nullptr);
 }
 
 std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corpus, int64_t k,
                                        const std::string& metric, const std::string& screen,
-                                       const std::optional<double>& min_score, const std::optional<Tensor>& exclude,
+                                       const std::optional<double>& min_score,
+                                       const std::optional<Tensor>& exclude,
                                        const std::optional<Tensor>& mask, int64_t id_offset) {
   const SearchOptions options{metric, min_score, exclude, mask, id_offset};
   return run_search(queries, corpus, k, options, screen_choice(screen, "cosine_topk"), nullptr, nullptr);
@@ -59,7 +61,8 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const int64_t n = matrix.size(0), d = matrix.size(1);
   const Metric kind = metric_of(metric, op);
   const ScreenKind best = best_screen(choice, d);
-  const PackRequest request{rows.matrix, n, d, kind, best, best == ScreenKind::int8 && kind == Metric::encode};
+  const PackRequest request{rows.matrix, n,    d,
+                            kind,        best, best == ScreenKind::int8 && kind == Metric::encode};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
   Tensor packed = empty_like_options(matrix, {possible ? packed_bytes(request) : 0}, ScalarType::Byte);
   if (possible) pack(request, torch_workers(), static_cast<char*>(packed.mutable_data_ptr()));
@@ -84,13 +87,14 @@ struct Opened {
 };
 
 std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& weight,
-                                              const std::optional<Tensor>& bias, const Tensor& packed, int64_t k) {
+                                              const std::optional<Tensor>& bias, const Tensor& packed,
+                                              int64_t k) {
   const Opened opened(packed, weight, Metric::encode, "topk_encode_packed");
   return run_encode(x, weight, bias, k, ScreenChoice::automatic, opened.get, nullptr);
 }
 
-std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus, const Tensor& packed,
-                                              int64_t k, const std::string& metric,
+std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus,
+                                              const Tensor& packed, int64_t k, const std::string& metric,
                                               const std::optional<double>& min_score,
                                               const std::optional<Tensor>& exclude,
                                               const std::optional<Tensor>& mask, int64_t id_offset) {
@@ -101,8 +105,9 @@ std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tenso
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                      int64_t k, ScreenChoice choice, const Packed* packed, TopkStats* stats) {
+std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& bias, int64_t k, ScreenChoice choice,
+                                      const Packed* packed, TopkStats* stats) {
   const char* op = "topk_encode";
   const Rows rows(x, op, "x"), w(weight, op, "weight");
   const int64_t B = x.size(0), F = weight.size(0), D = weight.size(1);
@@ -112,14 +117,16 @@ std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight, con
   bool f64 = rows.matrix.dtype == DType::f64 || w.matrix.dtype == DType::f64;
   std::optional<Tensor> added;
   if (bias.has_value()) {
-    check(bias->dim() == 1 && bias->size(0) == F, op, ": bias ", shape_text(*bias), " must have shape [", F, "]");
+    check(bias->dim() == 1 && bias->size(0) == F, op, ": bias ", shape_text(*bias), " must have shape [", F,
+          "]");
     f64 = f64 || float_dtype(*bias, op, "bias") == DType::f64;
     added = as(*bias, ScalarType::Double);
   }
   Tensor values = empty_like_options(x, {B, k}, f64 ? ScalarType::Double : ScalarType::Float);
   Tensor indices = empty_like_options(x, {B, k}, ScalarType::Long);
-  const TopkProblem problem{rows.matrix, w.matrix, B,       F, D,       k, Metric::encode, added ? data<double>(*added) : nullptr,
-                            0.0,         nullptr,  0,       nullptr,    0};
+  const TopkProblem problem{
+      rows.matrix, w.matrix, B, F,       D, k, Metric::encode, added ? data<double>(*added) : nullptr,
+      0.0,         nullptr,  0, nullptr, 0};
   topk(problem, packed, choice, torch_workers(),
        {values.mutable_data_ptr(), f64, static_cast<int64_t*>(indices.mutable_data_ptr())}, stats);
   return {values, indices};
@@ -131,7 +138,8 @@ namespace {
 template <class T>
 void drop_below(T* score, int64_t* id, int64_t n, double minimum) {
   for (int64_t i = 0; i < n; ++i) {
-    if (!(static_cast<double>(score[i]) >= minimum)) score[i] = -std::numeric_limits<T>::infinity(), id[i] = -1;
+    if (!(static_cast<double>(score[i]) >= minimum))
+      score[i] = -std::numeric_limits<T>::infinity(), id[i] = -1;
   }
 }
 
@@ -143,17 +151,19 @@ std::tuple<Tensor, Tensor> run_search(const Tensor& queries, const Tensor& corpu
   const char* op = "cosine_topk";
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
   const int64_t Q = queries.size(0), N = corpus.size(0), D = corpus.size(1);
-  check(queries.size(1) == D, op, ": corpus ", shape_text(corpus), " must have shape [N, ", queries.size(1), "]");
+  check(queries.size(1) == D, op, ": corpus ", shape_text(corpus), " must have shape [N, ", queries.size(1),
+        "]");
   check(k >= 0, op, ": k must be at least 0, got ", k);
-  check(options.metric == "cosine" || options.metric == "ip", op, ": metric must be one of 'cosine', 'ip', got '",
-        options.metric, "'");
+  check(options.metric == "cosine" || options.metric == "ip", op,
+        ": metric must be one of 'cosine', 'ip', got '", options.metric, "'");
   std::optional<Tensor> excluded, allowed;
   std::vector<int64_t> exclude;
   int64_t E = 0;
   if (options.exclude.has_value()) {
     const Tensor& t = *options.exclude;
     check(t.dim() == 2 && t.size(0) == Q, op, ": exclude ", shape_text(t), " must have shape [", Q, ", E]");
-    check(t.scalar_type() == ScalarType::Long, op, ": exclude must be int64, not ", dtype_name(t.scalar_type()));
+    check(t.scalar_type() == ScalarType::Long, op, ": exclude must be int64, not ",
+          dtype_name(t.scalar_type()));
     excluded = contiguous(t);
     E = t.size(1);
     const int64_t* ids = data<int64_t>(*excluded);
@@ -201,7 +211,8 @@ std::tuple<Tensor, Tensor> run_search(const Tensor& queries, const Tensor& corpu
   return {scores, ids};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
+{
   m.impl("topk_encode", TORCH_BOX(&topk_encode));
   m.impl("cosine_topk", TORCH_BOX(&cosine_topk));
   m.impl("pack_rows", TORCH_BOX(&pack_rows));

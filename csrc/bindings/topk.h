@@ -1,4 +1,5 @@
-// The top-k operations with a packed operand, shared by the dispatcher's entries and the classes of the module.
+// The top-k operations with a packed operand, shared by the dispatcher's entries and the classes of the
+// module.
 #pragma once
 
 #include <optional>
@@ -15,8 +16,9 @@ Workers torch_workers();
 
 ScreenChoice screen_choice(const std::string& name, const char* op);
 
-std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                      int64_t k, ScreenChoice choice, const Packed* packed, TopkStats* stats);
+std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& bias, int64_t k, ScreenChoice choice,
+                                      const Packed* packed, TopkStats* stats);
 
 struct SearchOptions {
   const std::string& metric;

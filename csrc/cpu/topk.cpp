@@ -9,8 +9,8 @@
 namespace finescope {
 namespace {
 
-// Rows in flight together, and the number of their candidates after which no more rows are added: it bounds memory,
-// of which a candidate takes 32 bytes.
+// Rows in flight together, and the number of their candidates after which no more rows are added: it bounds
+// memory, of which a candidate takes 32 bytes.
 constexpr int64_t kSuperblockRows = 8192;
 constexpr int64_t kCandidates = int64_t{3} << 18;
 // Low-precision rows of x that stay in the second-level cache while w streams past.
@@ -28,7 +28,8 @@ constexpr int64_t kHalfRows = 512;
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
 // Adds the candidates of row `row` of a part.
-void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t buckets, Superblock::Part& part) {
+void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t buckets,
+             Superblock::Part& part) {
   for (int64_t i = 0; i < n; ++i) {
     const int32_t id = plan.packed.row[column[i]];
     part.id.push_back(id);
@@ -39,7 +40,12 @@ void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t b
 class Search {
  public:
   Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out, TopkStats* stats)
-      : plan_(plan), p_(plan.problem), workers_(workers), out_(out), stats_(stats), buckets_(bucket_count(p_)) {}
+      : plan_(plan),
+        p_(plan.problem),
+        workers_(workers),
+        out_(out),
+        stats_(stats),
+        buckets_(bucket_count(p_)) {}
 
   void run() {
     for (int64_t first = 0; first < p_.B;) {
@@ -89,7 +95,8 @@ class Search {
     s_.norm64[row] = rows.norm64[i];
   }
 
-  // Many rows of x: every worker has its own. Returns how many were screened before there were candidates enough.
+  // Many rows of x: every worker has its own. Returns how many were screened before there were candidates
+  // enough.
   int64_t split_rows(int64_t n) {
     const int64_t fit = std::min(kBlockBytes / (plan_.packed.units * 4), kBufferBytes / (plan_.capacity * 8));
     const int64_t tall = std::clamp<int64_t>(fit, 14, kBlockRows);
@@ -125,21 +132,23 @@ class Search {
     return s_.parts.back().end;
   }
 
-  void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column, int64_t n,
-                         float tau, Refiner& refiner, Superblock::Part& part) {
+  void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column,
+                         int64_t n, float tau, Refiner& refiner, Superblock::Part& part) {
     if (tau == kClosed) {
       n = 0;
     } else {
       n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
-      n = refiner.refine(plan_, refiner.load(p_, s_.first + row), rows.norm64[i], p_.metric == Metric::cosine ? 1.0f : rows.size[i], column, n);
+      n = refiner.refine(plan_, refiner.load(p_, s_.first + row), rows.norm64[i],
+                         p_.metric == Metric::cosine ? 1.0f : rows.size[i], column, n);
     }
     finish_row(rows, i, row, tau);
     s_.count[row] = static_cast<int32_t>(n);
     add_row(plan_, column, n, buckets_, part);
   }
 
-  // Few rows of x: workers share them and take panels of w in turn; what one finds raises the thresholds of all.
+  // Few rows of x: workers share them and take panels of w in turn; what one finds raises the thresholds of
+  // all.
   void split_panels(int64_t n) {
     PackedRows& rows = shared_rows_;
     rows.pack(plan_, s_.first, n);
@@ -246,7 +255,10 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
   Block memory;
   if (packed == nullptr) {
     const ScreenKind kind = best_screen(choice, p.d);
-    const PackRequest request{p.w, p.N, p.d, p.metric, kind, kind == ScreenKind::int8 && p.B >= kHalfRows};
+    // A search has fewer candidates for each row of w, which is larger: there the copy would cost more than
+    // it saves.
+    const bool half = p.metric == Metric::encode && kind == ScreenKind::int8 && p.B >= kHalfRows;
+    const PackRequest request{p.w, p.N, p.d, p.metric, kind, half};
     if (!can_pack(request) || (choice == ScreenChoice::automatic && p.B < kPackRows)) {
       return scan_all(p, workers, out, stats);
     }

@@ -1,14 +1,14 @@
 // Exact top-k by inner product on the CPU: the engine behind topk_encode and cosine_topk.
 //
-//   pack     once per matrix w: rows to low precision, in panels, with their measured errors       (topk_pack.cpp)
-//   screen   x against the panels: candidates that may be among the k best, and a threshold        (topk_screen.cpp)
-//   rescore  candidates gathered by row of w, in float64 and the fixed order                       (topk_rescore.cpp)
-//   select   the k best exact scores; the threshold is checked against them                        (topk_rescore.cpp)
-//   scan     every score exactly: for few rows, for what no screen can separate, and for float64   (topk_scan.cpp)
+//   pack     once per matrix w: rows to low precision, in panels, with their measured errors (topk_pack.cpp)
+//   screen   x against the panels: candidates that may be among the k best, and a threshold (topk_screen.cpp)
+//   rescore  candidates gathered by row of w, in float64 and the fixed order (topk_rescore.cpp) select   the
+//   k best exact scores; the threshold is checked against them                        (topk_rescore.cpp) scan
+//   every score exactly: for few rows, for what no screen can separate, and for float64   (topk_scan.cpp)
 //
-// The threshold of a screen is a guess that later events confirm or refute: everything with an exact score of at
-// least `tau` was kept, so if the k-th best exact score among the candidates reaches tau, nothing is missing. A row
-// for which it does not is scanned.
+// The threshold of a screen is a guess that later events confirm or refute: everything with an exact score of
+// at least `tau` was kept, so if the k-th best exact score among the candidates reaches tau, nothing is
+// missing. A row for which it does not is scanned.
 #pragma once
 
 #include <cstddef>
@@ -47,8 +47,8 @@ class Block {
   size_t size_ = 0;
 };
 
-// A matrix w [n, d] packed for one kind of screen: views into one piece of memory that describes itself, so that it
-// can be kept by a tensor, written to a file and mapped from there.
+// A matrix w [n, d] packed for one kind of screen: views into one piece of memory that describes itself, so
+// that it can be kept by a tensor, written to a file and mapped from there.
 struct Packed {
   ScreenKind kind;
   Metric metric;  // cosine: rows were divided by their norms
@@ -80,8 +80,8 @@ struct TopkProblem {
   int64_t id_offset;
 };
 
-// [B, k] scores, float64 if f64 else float32, and ids. encode: a row that has fewer positive scores is filled with
-// zeros at the lowest other latents. Search: with -inf and -1.
+// [B, k] scores, float64 if f64 else float32, and ids. encode: a row that has fewer positive scores is filled
+// with zeros at the lowest other latents. Search: with -inf and -1.
 struct TopkOutput {
   void* score;
   bool f64;
@@ -114,7 +114,8 @@ Packed pack(const PackRequest& request, const Workers& workers, char* memory);
 // The packed matrix in `bytes` of memory; false if that holds none, or one of other sizes.
 bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out);
 
-// `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and metric.
+// `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and
+// metric.
 void topk(const TopkProblem& problem, const Packed* packed, ScreenChoice choice, const Workers& workers,
           const TopkOutput& out, TopkStats* stats);
 

@@ -4,8 +4,8 @@ namespace finescope {
 namespace FINESCOPE_ISA {
 namespace {
 
-// Four products of an unsigned and a signed byte are added to each lane. w is the unsigned side (its elements are
-// stored with 128 added), x the signed one; starting at -128 * sum(x) takes the 128s out again.
+// Four products of an unsigned and a signed byte are added to each lane. w is the unsigned side (its elements
+// are stored with 128 added), x the signed one; starting at -128 * sum(x) takes the 128s out again.
 struct Int8 {
   using Acc = __m512i;
   static constexpr bool kInteger = true;

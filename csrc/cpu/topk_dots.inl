@@ -9,7 +9,9 @@ namespace {
 typedef int32_t VecI32 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES)));
 typedef int8_t VecI8 __attribute__((vector_size(FINESCOPE_VECTOR_BYTES / 4)));
 
-FINESCOPE_INLINE VecF32 splat(float x) { return VecF32{} + x; }
+FINESCOPE_INLINE VecF32 splat(float x) {
+  return VecF32{} + x;
+}
 
 FINESCOPE_INLINE float total(VecF32 v) {
 #if defined(__AVX512F__)
@@ -26,7 +28,8 @@ FINESCOPE_INLINE int32_t total(VecI32 v) {
   return sum;
 }
 
-// --- loading rows ------------------------------------------------------------------------------------------------
+// --- loading rows
+// ------------------------------------------------------------------------------------------------
 
 template <class T>
 uint32_t widen_f32(const T* row, int64_t d, float* out) {
@@ -94,7 +97,8 @@ void row_to_f64(const void* row, DType dtype, int64_t d, double* out) {
   visit(dtype, row, [&](const auto* p) { widen_f64(p, d, out); });
 }
 
-// --- the fixed-order dot -----------------------------------------------------------------------------------------
+// --- the fixed-order dot
+// -----------------------------------------------------------------------------------------
 
 constexpr int kDotLanes = 16;
 constexpr int kDotVecs = kDotLanes / kF64Lanes;
@@ -110,7 +114,9 @@ FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
   return sum + a * v;
 #endif
 }
-FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) { return sum + a * load_f64(b); }
+FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) {
+  return sum + a * load_f64(b);
+}
 
 // The order of the reduction is that of the definition, 8, 4, 2, 1, on whole registers as long as they last.
 FINESCOPE_INLINE double reduce(VecF64* acc) {
@@ -149,13 +155,27 @@ void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* o
   for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
 }
 
+double squared_norm(const float* row, int64_t d) {
+  VecF64 acc[kDotVecs];
+  for (int v = 0; v < kDotVecs; ++v) acc[v] = VecF64{};
+  for (int64_t at = 0; at < d; at += kDotLanes) {
+    for (int v = 0; v < kDotVecs; ++v) {
+      const float* p = row + at + v * kF64Lanes;
+      acc[v] = add_product(acc[v], load_f64(p), p);
+    }
+  }
+  return reduce(acc);
+}
+
 template <int N, bool kSquares>
-FINESCOPE_INLINE void stream_block(const double* a, const float* const* rows, int64_t d, double* out, double* squared) {
+FINESCOPE_INLINE void stream_block(const double* a, const float* const* rows, int64_t d, double* out,
+                                   double* squared) {
   VecF64 acc[N][kDotVecs], own[N][kDotVecs];
   for (int i = 0; i < N; ++i) {
     for (int v = 0; v < kDotVecs; ++v) acc[i][v] = own[i][v] = VecF64{};
   }
-  // Each row ends before the hardware has learnt that it is read in order, so the next rows are asked for here.
+  // Each row ends before the hardware has learnt that it is read in order, so the next rows are asked for
+  // here.
   const int64_t ahead = N > 1 ? (rows[1] - rows[0]) * N : d;
   for (int64_t at = 0; at < d; at += kDotLanes) {
     for (int i = 0; i < N; ++i) __builtin_prefetch(rows[i] + at + ahead);
@@ -183,7 +203,8 @@ FINESCOPE_INLINE void stream(const double* a, const float* const* rows, int64_t 
   for (; i < n; ++i) stream_block<1, kSquares>(a, rows + i, d, out + i, squared + i);
 }
 
-void stream_dots(const double* a, const float* const* rows, int64_t n, int64_t d, double* out, double* squared) {
+void stream_dots(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
+                 double* squared) {
   if (squared != nullptr) {
     stream<true>(a, rows, n, d, out, squared);
   } else {
@@ -212,7 +233,8 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
   for (; at + 16 <= d; at += 16) {
     for (int v = 0; v < kVecs; ++v) {
       const VecF32 xv = load_f32(x + at + v * kF32Lanes);
-      for (int i = 0; i < N; ++i) acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
+      for (int i = 0; i < N; ++i)
+        acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
     }
   }
   for (int i = 0; i < N; ++i) {
@@ -230,7 +252,8 @@ void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, f
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {
-      for (int64_t at = 0; at < d; at += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(rows[next] + at);
+      for (int64_t at = 0; at < d; at += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(rows[next] + at);
     }
     quick_block<kBlock>(x, rows + i, d, out + i);
   }

@@ -10,12 +10,16 @@
 
 namespace finescope {
 
-// Rows whose largest magnitude lies in this range are screened; then products of two of them, and sums of these, are
-// ordinary float32 numbers.
+// Rows whose largest magnitude lies in this range are screened; then products of two of them, and sums of
+// these, are ordinary float32 numbers.
 inline constexpr float kTameLow = 0x1p-30f, kTameHigh = 0x1p30f;
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+inline int64_t element_size(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
 inline const char* row_of(const Matrix& m, int64_t i) {
   return static_cast<const char*>(m.data) + i * m.stride * element_size(m.dtype);
 }
@@ -65,9 +69,12 @@ struct Hit {
   int64_t id;
 };
 // The order of results: score descending, then id ascending.
-inline bool better(const Hit& a, const Hit& b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
+inline bool better(const Hit& a, const Hit& b) {
+  return a.score > b.score || (a.score == b.score && a.id < b.id);
+}
 
-// Rows first..first+n of a matrix as float32 with zeros up to a multiple of 16: in place if they are that already.
+// Rows first..first+n of a matrix as float32 with zeros up to a multiple of 16: in place if they are that
+// already.
 class F32Rows {
  public:
   void assign(const Matrix& m, int64_t d, int64_t first, int64_t n, const Workers& workers);
@@ -100,15 +107,16 @@ void write_row(const TopkProblem& p, const TopkOutput& out, int64_t b, Hit* hits
 void write_bad_row(const TopkProblem& p, const TopkOutput& out, int64_t b);
 
 // Scores rows[0..n) of x against all of w exactly. False if (encode only) w is not finite.
-bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers, const TopkOutput& out);
+bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
+          const TopkOutput& out);
 
 // Rows of x in flight together: their candidates, what is known about each row, and their exact scores.
 struct Superblock {
-  struct Part {  // a run of rows that one task screened
-    int64_t row, end;                  // rows
-    int64_t slot;                      // place of the first candidate among all
-    std::vector<int32_t> id;           // rows of w, by row of x
-    std::vector<int64_t> bucket;       // counts, then places, by range of w
+  struct Part {                   // a run of rows that one task screened
+    int64_t row, end;             // rows
+    int64_t slot;                 // place of the first candidate among all
+    std::vector<int32_t> id;      // rows of w, by row of x
+    std::vector<int64_t> bucket;  // counts, then places, by range of w
     bool screened = true;
 
     void start(int64_t first_row, int64_t end_row, int64_t buckets) {
@@ -118,21 +126,23 @@ struct Superblock {
       bucket.assign(static_cast<size_t>(buckets), 0);
     }
   };
-  int64_t first = 0;                   // row of x
+  int64_t first = 0;  // row of x
   std::vector<Part> parts;
-  std::vector<int64_t> begin;          // [rows + 1] place of each row's first candidate
-  std::vector<int32_t> count;          // [rows]
-  std::vector<float> tau;              // [rows] threshold; kClosed: scan the row
-  std::vector<uint8_t> raised;         // [rows] tau is a guess to be confirmed
-  std::vector<uint8_t> bad;            // [rows] a NaN or an infinity in x
-  std::vector<double> norm64;          // [rows] cosine only
-  Array<int32_t> pairs;                // memory of the rescoring
-  Array<double> exact;                 // by place
+  std::vector<int64_t> begin;   // [rows + 1] place of each row's first candidate
+  std::vector<int32_t> count;   // [rows]
+  std::vector<float> tau;       // [rows] threshold; kClosed: scan the row
+  std::vector<uint8_t> raised;  // [rows] tau is a guess to be confirmed
+  std::vector<uint8_t> bad;     // [rows] a NaN or an infinity in x
+  std::vector<double> norm64;   // [rows] cosine only
+  Array<int32_t> pairs;         // memory of the rescoring
+  Array<double> exact;          // by place
 };
 
 // Buckets of rows of w that pairs are gathered into.
 int64_t bucket_count(const TopkProblem& p);
-inline int64_t bucket_of(const TopkProblem& p, int64_t buckets, int64_t id) { return id * buckets / p.N; }
+inline int64_t bucket_of(const TopkProblem& p, int64_t buckets, int64_t id) {
+  return id * buckets / p.N;
+}
 
 // Writes the rows that are certain; adds the others to `again`.
 void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* s,

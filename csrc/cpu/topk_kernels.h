@@ -1,16 +1,16 @@
 // What an instruction set provides to the top-k engine: screens, and primitives on single rows.
 //
-// A screen multiplies low-precision copies x̂ and ŵ of the rows x and w and keeps what may still be among the k best:
-// every pair whose exact score is at least `tau` of its row. That is certain, because
+// A screen multiplies low-precision copies x̂ and ŵ of the rows x and w and keeps what may still be among the
+// k best: every pair whose exact score is at least `tau` of its row. That is certain, because
 //
 //   |<x, w> - <x̂, ŵ>|  <=  |x - x̂| |w|  +  |x̂| |w - ŵ|  +  rounding of the arithmetic done on the way,
 //
-// and all of these norms were measured when packing, rounded up. The screen decides what is computed exactly, never
-// what is returned.
+// and all of these norms were measured when packing, rounded up. The screen decides what is computed exactly,
+// never what is returned.
 //
 // Both operands are packed in units of 32 bits: four int8, two bfloat16 or one float32 elements of a row.
-//   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two registers
-//   groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
+//   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two
+//   registers groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,8 @@ inline constexpr int kScreenKinds = 3;
 inline constexpr int kMaxTileRows = 14;
 // Elements that a kernel may read or write past the end of an array with one entry per row or per candidate.
 inline constexpr int kSlack = 32;
-// Finite stand-ins for an open and a closed threshold; infinities would make NaNs in the arithmetic of bounds.
+// Finite stand-ins for an open and a closed threshold; infinities would make NaNs in the arithmetic of
+// bounds.
 inline constexpr float kOpen = -1e37f;
 inline constexpr float kClosed = 1e37f;
 
@@ -86,22 +87,25 @@ struct TopkKernels {
   void (*dots_f32)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out);
   void (*dots_f64)(const double* a, const double* const* rows, int64_t n, int64_t d, double* out);
 
-  // dots_f32 for rows that follow one another in memory and are read once; and, unless it is null, squared[i] = the
-  // fixed-order dot of rows[i] with itself.
-  void (*stream_dots)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out, double* squared);
-  // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part in more
-  // than d + 1 roundings.
+  // The fixed-order dot of a row with itself.
+  double (*squared_norm)(const float* row, int64_t d);
+  // dots_f32 for rows that follow one another in memory and are read once; and, unless it is null, squared[i]
+  // = the fixed-order dot of rows[i] with itself.
+  void (*stream_dots)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
+                      double* squared);
+  // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part
+  // in more than d + 1 roundings.
   void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);
 
   // row *= factor, in place.
   void (*multiply)(float* row, int64_t d, float factor);
-  // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64. Each sign is 0 or
-  // the sign bit.
+  // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64. Each sign
+  // is 0 or the sign bit.
   void (*rotate)(float* row, const uint32_t* signs, int64_t d);
   float (*max_magnitude)(const float* row, int64_t d);
   // Low-precision elements of row / scale, `units` of 4 bytes. int8: `offset` is added to each.
-  Quantized (*quantize[kScreenKinds])(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units,
-                                      uint32_t* out);
+  Quantized (*quantize[kScreenKinds])(const float* row, int64_t d, float inv_scale, int32_t offset,
+                                      int64_t units, uint32_t* out);
   // panel[u * nr + c] = rows[c * stride + u]: nr rows of units become a panel.
   void (*interleave)(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr, uint32_t* panel);
 

@@ -14,8 +14,8 @@
 namespace finescope {
 namespace {
 
-// Large blocks that calls have given back, for the next call to use: fresh memory has to be cleared by the system page
-// by page, which takes as long as packing into it.
+// Large blocks that calls have given back, for the next call to use: fresh memory has to be cleared by the
+// system page by page, which takes as long as packing into it.
 class Spare {
  public:
   char* take(size_t size) {

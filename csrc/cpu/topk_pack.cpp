@@ -9,7 +9,9 @@
 
 namespace finescope {
 
-bool screen_available(ScreenKind kind) { return topk_kernels().screen[static_cast<int>(kind)] != nullptr; }
+bool screen_available(ScreenKind kind) {
+  return topk_kernels().screen[static_cast<int>(kind)] != nullptr;
+}
 
 RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
     : kind(kind), metric(metric), d(d), rotated(kind == ScreenKind::int8 && d >= 64) {
@@ -17,8 +19,8 @@ RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
   const int64_t per_unit = kind == ScreenKind::int8 ? 4 : kind == ScreenKind::bf16 ? 2 : 1;
   units = (depth + per_unit - 1) / per_unit;
   padded = round_up(depth, 64);
-  // Roundings before an element is quantized, in units of 2^-24 of the norm of its row: of the division by the norm,
-  // of each stage of the transform, and of the reflection across its blocks.
+  // Roundings before an element is quantized, in units of 2^-24 of the norm of its row: of the division by
+  // the norm, of each stage of the transform, and of the reflection across its blocks.
   int64_t block = 64, stages = 6;
   while (rotated && depth % (2 * block) == 0) block *= 2, ++stages;
   relative = static_cast<float>(rotated ? stages + 4 * (depth / block) + 16 : 4) * 0x1p-24f;
@@ -32,7 +34,8 @@ RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
   }
 }
 
-RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* row, DType dtype, float* out) const {
+RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* row, DType dtype,
+                                        float* out) const {
   Loaded result{};
   const uint32_t bits = kernels.to_f32(row, dtype, d, out);
   std::fill(out + round_up(d, 16), out + padded, 0.0f);
@@ -46,19 +49,13 @@ RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* 
   }
   if (metric == Metric::cosine) {
     // Worked out in float64: the square of a float32 number neither over- nor underflows there.
-    std::vector<double>& wide = scratch();
-    wide.resize(static_cast<size_t>(padded));
-    kernels.to_f64(row, dtype, d, wide.data());
-    const float* rows[1] = {out};
-    double squared;
-    kernels.dots_f32(wide.data(), rows, 1, d, &squared);
-    result.norm = std::sqrt(squared);
+    result.norm = std::sqrt(kernels.squared_norm(out, round_up(d, 16)));
     if (result.norm > 0) {
       const double inverse = 1.0 / result.norm;
       if (largest >= kTameLow && largest <= kTameHigh) {
         kernels.multiply(out, round_up(d, 16), static_cast<float>(inverse));
       } else {
-        for (int64_t i = 0; i < d; ++i) out[i] = static_cast<float>(wide[i] * inverse);
+        for (int64_t i = 0; i < d; ++i) out[i] = static_cast<float>(static_cast<double>(out[i]) * inverse);
       }
     }
   } else if (largest > kTameHigh) {
@@ -73,15 +70,9 @@ RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* 
   return result;
 }
 
-std::vector<double>& RowQuantizer::scratch() {
-  static thread_local std::vector<double> wide;
-  return wide;
-}
-
-RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float* row, float scale, float inv_scale,
-                                         float lost, int32_t offset, uint32_t* out) const {
-  const Quantized q =
-      kernels.quantize[static_cast<int>(kind)](row, depth, inv_scale, offset, units, out);
+RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float* row, float scale,
+                                         float inv_scale, float lost, int32_t offset, uint32_t* out) const {
+  const Quantized q = kernels.quantize[static_cast<int>(kind)](row, depth, inv_scale, offset, units, out);
   constexpr float kUp = 1.0f + 0x1p-20f;
   const float whole = (q.norm + q.err) * scale;
   Row result;
@@ -92,8 +83,8 @@ RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float
   return result;
 }
 
-// Rounding of the screen's arithmetic relative to |x̂||ŵ|: of the accumulators, and 2^-20 for turning a sum into a
-// score and comparing it.
+// Rounding of the screen's arithmetic relative to |x̂||ŵ|: of the accumulators, and 2^-20 for turning a sum
+// into a score and comparing it.
 float RowQuantizer::arithmetic() const {
   const double u = 0x1p-24, terms = static_cast<double>(depth) + 2;
   const double roundings = kind == ScreenKind::int8 ? 0 : kind == ScreenKind::bf16 ? 2 * terms : terms;
@@ -132,7 +123,9 @@ struct Layout {
   }
 };
 
-bool has_half(const PackRequest& r) { return r.half && r.w.dtype == DType::f32; }
+bool has_half(const PackRequest& r) {
+  return r.half && r.w.dtype == DType::f32;
+}
 
 struct Writer {
   const Matrix& w;
@@ -150,8 +143,8 @@ struct Writer {
   std::atomic<float> half_err{0.0f};
 
   // Rows first..first+n, whose panels start at first / nr.
-  void pack(int64_t first, int64_t n, std::vector<float>& rows, std::vector<uint32_t>& units) {
-    rows.resize(static_cast<size_t>(n * q.padded));
+  void pack(int64_t first, int64_t n, Array<float>& rows, std::vector<uint32_t>& units) {
+    rows.resize(n * q.padded);
     units.resize(static_cast<size_t>(q.padded * nr));
     std::vector<float> key(static_cast<size_t>(n)), lost(static_cast<size_t>(n));
     std::vector<uint8_t> usable(static_cast<size_t>(n));
@@ -185,16 +178,17 @@ struct Writer {
     kernels.to_f32(row_of(w, i), w.dtype, q.d, row);
     if (!usable) std::fill(row, row + q.d, 0.0f);
     uint32_t* copy = units.data() + round_up(q.d, 16);
-    const Quantized h = kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
+    const Quantized h =
+        kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
     std::memcpy(half + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
     float known = half_err.load(std::memory_order_relaxed);
     while (known < h.err && !half_err.compare_exchange_weak(known, h.err, std::memory_order_relaxed)) {
     }
   }
 
-  void pack_panel(int64_t p, int64_t first, const int32_t* order, int64_t n, const std::vector<float>& rows,
-                  const std::vector<float>& key, const std::vector<float>& lost, const std::vector<uint8_t>& usable,
-                  std::vector<uint32_t>& units) {
+  void pack_panel(int64_t p, int64_t first, const int32_t* order, int64_t n, Array<float>& rows,
+                  const std::vector<float>& key, const std::vector<float>& lost,
+                  const std::vector<uint8_t>& usable, std::vector<uint32_t>& units) {
     float step = 1.0f, inv_step = 1.0f, size = 0.0f, error = 0.0f;
     if (q.kind == ScreenKind::int8) {
       float largest = 0.0f;
@@ -206,8 +200,8 @@ struct Writer {
     for (int64_t c = 0; c < nr; ++c) {
       uint32_t* row_units = units.data() + c * q.padded;
       if (c < n) {
-        const RowQuantizer::Row r =
-            q.quantize(kernels, rows.data() + order[c] * q.padded, step, inv_step, lost[order[c]], offset, row_units);
+        const RowQuantizer::Row r = q.quantize(kernels, rows.data() + order[c] * q.padded, step, inv_step,
+                                               lost[order[c]], offset, row_units);
         size = std::max(size, r.size);
         error = std::max(error, r.err);
         usable_columns |= uint32_t{usable[order[c]]} << c;
@@ -216,7 +210,8 @@ struct Writer {
       }
       row[p * nr + c] = c < n ? static_cast<int32_t>(first + order[c]) : -1;
     }
-    kernels.interleave(units.data(), q.padded, q.units, nr, reinterpret_cast<uint32_t*>(data + p * panel_bytes));
+    kernels.interleave(units.data(), q.padded, q.units, nr,
+                       reinterpret_cast<uint32_t*>(data + p * panel_bytes));
     scale[p] = step;
     inv_scale[p] = inv_step;
     norm[p] = size;
@@ -237,8 +232,8 @@ ScreenKind best_screen(ScreenChoice choice, int64_t d) {
   if (choice == ScreenChoice::int8) kind = ScreenKind::int8;
   if (choice == ScreenChoice::bf16) kind = ScreenKind::bf16;
   if (choice == ScreenChoice::automatic) {
-    // The wider the rows, the more candidates the error of int8 lets through; from about here on bfloat16 at half the
-    // speed is faster.
+    // The wider the rows, the more candidates the error of int8 lets through; from about here on bfloat16 at
+    // half the speed is faster.
     kind = d <= 3072 || !screen_available(ScreenKind::bf16) ? ScreenKind::int8 : ScreenKind::bf16;
   }
   return screen_available(kind) ? kind : ScreenKind::f32;
@@ -274,9 +269,9 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
 
   // A block of rows is read once and stays in cache until its panels are written.
   constexpr int64_t kBlockBytes = int64_t{2} << 20;
-  const int64_t tall =
-      std::min<int64_t>(4096, std::max<int64_t>(4 * kernels.nr, kBlockBytes / (q.padded * 4) / kernels.nr * kernels.nr));
-  std::vector<std::vector<float>> rows(static_cast<size_t>(workers.threads));
+  const int64_t tall = std::min<int64_t>(
+      4096, std::max<int64_t>(4 * kernels.nr, kBlockBytes / (q.padded * 4) / kernels.nr * kernels.nr));
+  std::vector<Array<float>> rows(static_cast<size_t>(workers.threads));
   std::vector<std::vector<uint32_t>> units(static_cast<size_t>(workers.threads));
   for_each(workers, (r.n + tall - 1) / tall, [&](int64_t task, int worker) {
     const int64_t first = task * tall;
@@ -311,7 +306,8 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
   Header h;
   if (bytes < static_cast<int64_t>(sizeof(h))) return false;
   std::memcpy(&h, memory, sizeof(h));
-  if (h.magic != Header::kMagic || h.n != n || h.d != d || h.metric != static_cast<int32_t>(metric)) return false;
+  if (h.magic != Header::kMagic || h.n != n || h.d != d || h.metric != static_cast<int32_t>(metric))
+    return false;
   if (h.kind < 0 || h.kind >= kScreenKinds || (h.nr != 8 && h.nr != 16 && h.nr != 32)) return false;
   const RowQuantizer q(static_cast<ScreenKind>(h.kind), metric, d);
   const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.half != 0);

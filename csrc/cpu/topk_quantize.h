@@ -1,5 +1,5 @@
-// A row on its way to low precision: normalised, rotated, quantized, its errors measured and rounded up. The same for
-// rows of w and of x, so that both sides are transformed alike.
+// A row on its way to low precision: normalised, rotated, quantized, its errors measured and rounded up. The
+// same for rows of w and of x, so that both sides are transformed alike.
 #pragma once
 
 #include <vector>
@@ -32,13 +32,10 @@ struct RowQuantizer {
     float size;  // >= |x|
     int32_t sum;
   };
-  Row quantize(const TopkKernels& kernels, const float* row, float scale, float inv_scale, float lost, int32_t offset,
-               uint32_t* out) const;
+  Row quantize(const TopkKernels& kernels, const float* row, float scale, float inv_scale, float lost,
+               int32_t offset, uint32_t* out) const;
 
   float arithmetic() const;
-
- private:
-  static std::vector<double>& scratch();
 };
 
 }  // namespace finescope

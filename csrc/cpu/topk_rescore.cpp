@@ -1,8 +1,9 @@
 // Exact scores of candidates, and the choice of the best.
 //
-// Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore gathered
-// by row of w, which is then read and widened once for all of them. Before, while a block of rows of x is in cache, its
-// candidates are sifted with a bfloat16 copy of w, whose bound is so tight that hardly more than k of them remain.
+// Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore
+// gathered by row of w, which is then read and widened once for all of them. Before, while a block of rows of
+// x is in cache, its candidates are sifted with a bfloat16 copy of w, whose bound is so tight that hardly
+// more than k of them remain.
 #include <algorithm>
 #include <cmath>
 #include <mutex>
@@ -33,7 +34,9 @@ void prefetch_row(const Matrix& w, int64_t id, int64_t d) {
 
 }  // namespace
 
-int64_t bucket_count(const TopkProblem& p) { return std::min<int64_t>(2048, p.N); }
+int64_t bucket_count(const TopkProblem& p) {
+  return std::min<int64_t>(2048, p.N);
+}
 
 namespace {
 
@@ -41,7 +44,12 @@ namespace {
 class Gathered {
  public:
   Gathered(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* s)
-      : p_(p), packed_(packed), workers_(workers), s_(*s), buckets_(bucket_count(p)), stride_(round_up(p.d, 16)) {
+      : p_(p),
+        packed_(packed),
+        workers_(workers),
+        s_(*s),
+        buckets_(bucket_count(p)),
+        stride_(round_up(p.d, 16)) {
     gather();
     x_.assign(p.x, p.d, s_.first, static_cast<int64_t>(s_.count.size()), workers);
     scratch_.resize(static_cast<size_t>(workers.threads));
@@ -108,7 +116,8 @@ class Gathered {
       if (n == 0) return;
       Scratch& t = scratch_[worker];
       // The smallest ids of this bucket and of the next.
-      const int64_t low = (b * p_.N + buckets_ - 1) / buckets_, high = ((b + 1) * p_.N + buckets_ - 1) / buckets_;
+      const int64_t low = (b * p_.N + buckets_ - 1) / buckets_,
+                    high = ((b + 1) * p_.N + buckets_ - 1) / buckets_;
       order_bucket(reinterpret_cast<Pair*>(s_.pairs.data()) + begin_[b], n, low, high, t.sorted, t.place);
       const size_t stride = static_cast<size_t>(stride_), count = static_cast<size_t>(n);
       if (t.wide.size() < stride) t.wide.resize(stride);
@@ -144,7 +153,8 @@ const float* Refiner::load(const TopkProblem& p, int64_t b) {
   return x_.data();
 }
 
-int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column, int64_t n) {
+int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column,
+                        int64_t n) {
   const TopkProblem& p = plan.problem;
   const int64_t wanted = plan.wanted;
   // One exact score more costs about as much as looking at two candidates here.
@@ -171,8 +181,8 @@ int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, f
   const float size = w.max_norm + (half ? w.half_err : 0.0f);
   const float error =
       (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) + plan.max_slack) * 1.001f;
-  // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by another
-  // error is below all of them.
+  // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by
+  // another error is below all of them.
   const float at = plan.kernels.about_kth(score_.data(), n, wanted, wanted);
   return plan.kernels.keep(score_.data(), column, n, at - 2.0f * error - (std::fabs(at) + error) * 0x1p-20f);
 }
@@ -205,7 +215,8 @@ void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out,
         reached += hit.score >= s.tau[row];
         row_hits.push_back(hit);
       }
-      // Everything with an exact score of tau or more is among the hits. k of them reach it: nothing is missing.
+      // Everything with an exact score of tau or more is among the hits. k of them reach it: nothing is
+      // missing.
       if (s.tau[row] == kClosed || (s.raised[row] && reached < p.k)) {
         std::lock_guard<std::mutex> guard(lock);
         again->push_back(b);

@@ -1,12 +1,14 @@
-// Primitives of the top-k engine on single rows, in terms of vec.h; included once by the baseline, AVX2 and AVX-512
-// sources. Only dots_* must give the same bytes everywhere: the others feed screens, whose errors are measured.
+// Primitives of the top-k engine on single rows, in terms of vec.h; included once by the baseline, AVX2 and
+// AVX-512 sources. Only dots_* must give the same bytes everywhere: the others feed screens, whose errors are
+// measured.
 #include "cpu/topk_dots.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {
 namespace {
 
-// --- rotation ----------------------------------------------------------------------------------------------------
+// --- rotation
+// ----------------------------------------------------------------------------------------------------
 
 void multiply(float* row, int64_t d, float factor) {
   int64_t i = 0;
@@ -46,7 +48,8 @@ FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
   return other + bits_as<VecF32>(bits_as<VecI32>(v) ^ sign);
 }
 
-// Signs, then a Hadamard transform of every block of the largest power of two, then a reflection across the blocks.
+// Signs, then a Hadamard transform of every block of the largest power of two, then a reflection across the
+// blocks.
 void rotate(float* row, const uint32_t* signs, int64_t d) {
   int64_t block = 64;
   while (d % (2 * block) == 0) block *= 2;
@@ -94,7 +97,8 @@ void rotate(float* row, const uint32_t* signs, int64_t d) {
   }
 }
 
-// --- low precision -----------------------------------------------------------------------------------------------
+// --- low precision
+// -----------------------------------------------------------------------------------------------
 
 // A root of a sum of squares that was added up in float32 lanes, rounded up.
 FINESCOPE_INLINE float root_up(float sum, int64_t d) {
@@ -104,7 +108,8 @@ FINESCOPE_INLINE float root_up(float sum, int64_t d) {
 // The multiply by 1 / scale rounds twice where a division by scale would be exact.
 constexpr float kReciprocal = 0x1p-22f;
 
-Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units, uint32_t* out) {
+Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units,
+                        uint32_t* out) {
   constexpr float kMagic = 0x1.8p23f;  // adding it rounds to an integer
   int8_t* bytes = reinterpret_cast<int8_t*>(out);
   VecF32 err = {}, norm = {};
@@ -187,7 +192,8 @@ FINESCOPE_INLINE void transpose16(const uint32_t* in, int64_t stride, uint32_t* 
   }
   // r[4g + c] holds, in each 128-bit part q, column 4q + c of rows 4g..4g+3.
   for (int c = 0; c < 4; ++c) {
-    const __m512i low01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0x88), high01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0xdd);
+    const __m512i low01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0x88),
+                  high01 = _mm512_shuffle_i32x4(r[c], r[c + 4], 0xdd);
     const __m512i low23 = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0x88);
     const __m512i high23 = _mm512_shuffle_i32x4(r[c + 8], r[c + 12], 0xdd);
     _mm512_storeu_si512(out + (c)*out_stride, _mm512_shuffle_i32x4(low01, low23, 0x88));
@@ -211,13 +217,15 @@ void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr,
   }
 }
 
-// --- selection ---------------------------------------------------------------------------------------------------
+// --- selection
+// ---------------------------------------------------------------------------------------------------
 
 FINESCOPE_INLINE int64_t count_from(const float* score, int64_t n, float lowest) {
   int64_t i = 0, count = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16) {
-    count += __builtin_popcount(_mm512_cmp_ps_mask(_mm512_loadu_ps(score + i), _mm512_set1_ps(lowest), _CMP_GE_OQ));
+    count += __builtin_popcount(
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(score + i), _mm512_set1_ps(lowest), _CMP_GE_OQ));
   }
 #else
   VecI32 below = {};
@@ -233,10 +241,12 @@ FINESCOPE_INLINE int32_t to_key(float x) {
   const int32_t b = bits_as<int32_t>(x);
   return b < 0 ? b ^ 0x7fffffff : b;
 }
-FINESCOPE_INLINE float from_key(int32_t key) { return bits_as<float>(key < 0 ? key ^ 0x7fffffff : key); }
+FINESCOPE_INLINE float from_key(int32_t key) {
+  return bits_as<float>(key < 0 ? key ^ 0x7fffffff : key);
+}
 
-// Bisection: a dozen passes over a buffer in the first-level cache, each a compare and an add per register. Halving
-// the value converges fastest on ordinary data, halving the key on any; so they take turns.
+// Bisection: a dozen passes over a buffer in the first-level cache, each a compare and an add per register.
+// Halving the value converges fastest on ordinary data, halving the key on any; so they take turns.
 float about_kth(const float* score, int64_t n, int64_t k, int64_t most) {
   VecF32 lowest = splat(score[0]), highest = lowest;
   int64_t at = 0;
@@ -303,6 +313,7 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           row_to_f64,
           dots<float>,
           dots<double>,
+          squared_norm,
           stream_dots,
           quick_dots,
           multiply,

@@ -1,5 +1,6 @@
-// The exact scan: every score in float64. As fast as memory for a row or two, where packing would cost more than it
-// saves; and the answer for rows that no screen can separate (ties, magnitudes beyond its range) and for float64.
+// The exact scan: every score in float64. As fast as memory for a row or two, where packing would cost more
+// than it saves; and the answer for rows that no screen can separate (ties, magnitudes beyond its range) and
+// for float64.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -120,10 +121,12 @@ struct Scanner {
   static void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, double* out) {
     k.to_f64(row, dtype, d, out);
   }
-  static void dots(const TopkKernels& k, const double* a, const float* const* r, int64_t n, int64_t d, double* out) {
+  static void dots(const TopkKernels& k, const double* a, const float* const* r, int64_t n, int64_t d,
+                   double* out) {
     k.dots_f32(a, r, n, d, out);
   }
-  static void dots(const TopkKernels& k, const double* a, const double* const* r, int64_t n, int64_t d, double* out) {
+  static void dots(const TopkKernels& k, const double* a, const double* const* r, int64_t n, int64_t d,
+                   double* out) {
     k.dots_f64(a, r, n, d, out);
   }
 
@@ -150,7 +153,8 @@ struct Scanner {
       if (p.metric == Metric::cosine) s.norm[i] = norm_of(row, s);
     }
     if constexpr (sizeof(T) == 4) {
-      if (n <= kFewRows && p.w.dtype == DType::f32 && p.d % 16 == 0) return run_few(begin, n, low, high, best, s);
+      if (n <= kFewRows && p.w.dtype == DType::f32 && p.d % 16 == 0)
+        return run_few(begin, n, low, high, best, s);
     }
     const T* w_row = s.w.data();
     for (int64_t f = low; f < high; ++f) {
@@ -186,15 +190,16 @@ struct Scanner {
           kernels.dots_f32(x.data() + i * stride, w_rows, m, stride, dot + i * kAtOnce);
         }
       }
-      for (int64_t j = 0; j < m; ++j) consider(begin, n, f + j, std::sqrt(squared[j]), dot + j, kAtOnce, best, s);
+      for (int64_t j = 0; j < m; ++j)
+        consider(begin, n, f + j, std::sqrt(squared[j]), dot + j, kAtOnce, best, s);
     }
   }
 
   // The dots of row f of w with n rows of x.
-  void consider(int64_t begin, int64_t n, int64_t f, double w_norm, const double* dot, int64_t step, Best* best,
-                Scratch& s) {
-    // A row of w with a NaN or an infinity makes every dot of it one; finite float32 rows never do. float64 rows can
-    // be too large, which their norm shows.
+  void consider(int64_t begin, int64_t n, int64_t f, double w_norm, const double* dot, int64_t step,
+                Best* best, Scratch& s) {
+    // A row of w with a NaN or an infinity makes every dot of it one; finite float32 rows never do. float64
+    // rows can be too large, which their norm shows.
     if (!std::isfinite(dot[0]) || !std::isfinite(w_norm)) {
       if (sizeof(T) == 4 || !std::isfinite(w_norm)) {
         finite = false;
@@ -217,15 +222,18 @@ struct Scanner {
 };
 
 template <class T>
-bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers, const TopkOutput& out) {
+bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
+             const TopkOutput& out) {
   if (n == 0) return true;
   Scanner<T> scanner{p, rows};
-  // A few rows of x stay in the first-level cache while w streams past. Where that makes too few tasks for the
-  // workers, w is split as well.
-  const int64_t tall = std::clamp<int64_t>((int64_t{16} << 10) / ((scanner.stride + 1) * int64_t{sizeof(T)}), 4, 32);
+  // A few rows of x stay in the first-level cache while w streams past. Where that makes too few tasks for
+  // the workers, w is split as well.
+  const int64_t tall =
+      std::clamp<int64_t>((int64_t{16} << 10) / ((scanner.stride + 1) * int64_t{sizeof(T)}), 4, 32);
   const int64_t blocks = (n + tall - 1) / tall;
   int64_t parts = 1;
-  if (workers.threads > 1 && blocks < 4 * workers.threads) parts = (4 * workers.threads + blocks - 1) / blocks;
+  if (workers.threads > 1 && blocks < 4 * workers.threads)
+    parts = (4 * workers.threads + blocks - 1) / blocks;
   parts = std::max<int64_t>(1, std::min(parts, p.N * p.d / (1 << 15)));
   std::vector<typename Scanner<T>::Scratch> scratch(static_cast<size_t>(workers.threads));
   // Blocks of rows at a time, so that their hits are bounded: 2k + 64 for each row and part.
@@ -234,11 +242,13 @@ bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers
   for (int64_t first = 0; first < blocks; first += batch) {
     const int64_t count = std::min(batch, blocks - first);
     std::vector<Best> best(static_cast<size_t>(count * parts * tall), Best(p.k, p.floor));
-    const auto place = [&](int64_t block, int64_t part) { return best.data() + (block * parts + part) * tall; };
+    const auto place = [&](int64_t block, int64_t part) {
+      return best.data() + (block * parts + part) * tall;
+    };
     for_each(workers, count * parts, [&](int64_t task, int worker) {
       const int64_t block = task % count, part = task / count, begin = (first + block) * tall;
-      scanner.run(begin, std::min(tall, n - begin), p.N * part / parts, p.N * (part + 1) / parts, place(block, part),
-                  scratch[worker]);
+      scanner.run(begin, std::min(tall, n - begin), p.N * part / parts, p.N * (part + 1) / parts,
+                  place(block, part), scratch[worker]);
     });
     if (p.metric == Metric::encode && !scanner.finite) return false;
     for_each(workers, count, [&](int64_t block, int) {
@@ -248,7 +258,8 @@ bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers
           const std::vector<Hit>& more = place(block, part)[i].hits();
           merged.insert(merged.end(), more.begin(), more.end());
         }
-        write_row(p, out, rows[(first + block) * tall + i], merged.data(), static_cast<int64_t>(merged.size()));
+        write_row(p, out, rows[(first + block) * tall + i], merged.data(),
+                  static_cast<int64_t>(merged.size()));
       }
     });
   }
@@ -257,7 +268,8 @@ bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers
 
 }  // namespace
 
-bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers, const TopkOutput& out) {
+bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
+          const TopkOutput& out) {
   const bool f64 = p.x.dtype == DType::f64 || p.w.dtype == DType::f64;
   return f64 ? scan_as<double>(p, rows, n, workers, out) : scan_as<float>(p, rows, n, workers, out);
 }

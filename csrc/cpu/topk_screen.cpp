@@ -6,7 +6,11 @@
 namespace finescope {
 
 ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
-    : problem(p), packed(w), kernels(topk_kernels()), quantizer(w.kind, w.metric, w.d), valid(w.valid, w.valid + w.panels) {
+    : problem(p),
+      packed(w),
+      kernels(topk_kernels()),
+      quantizer(w.kind, w.metric, w.d),
+      valid(w.valid, w.valid + w.panels) {
   const size_t panel_count = static_cast<size_t>(w.panels);
   slack.assign(panel_count, 0.0f);
   usable = w.tame;
@@ -38,7 +42,8 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
     if (!(std::fabs(open) < 0x1p60f)) open = open < 0 ? kOpen : kClosed;
   }
   wanted = p.k + p.E;
-  // The wider the rows, the wider a bound is beside the spread of the scores, and the more candidates pass it.
+  // The wider the rows, the wider a bound is beside the spread of the scores, and the more candidates pass
+  // it.
   capacity = round_up((8 + w.depth / 64) * wanted + 1024, 16);
   panels = {w.data, w.panel_bytes, w.units,      w.scale,      w.inv_scale,
             w.norm, w.err,         slack.data(), valid.data(), p.bias ? bias.data() : nullptr};
@@ -132,12 +137,12 @@ void Screening::run(int64_t begin_panel, int64_t end_panel) {
   plan_->kernels.screen[static_cast<int>(plan_->packed.kind)](rows, plan_->panels, begin_panel, end_panel);
 }
 
-int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
-                         int64_t n, int64_t most, float* tau) {
+int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
+                         int32_t* column, int64_t n, int64_t most, float* tau) {
   if (n < plan.wanted) return n;
   const float bound = largest_bound(plan, rows, row);
-  // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of them
-  // keeps the guess below the exact score it stands for.
+  // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of
+  // them keeps the guess below the exact score it stands for.
   const float margin = bound * std::min(1.0f, 2.5f / std::sqrt(static_cast<float>(plan.packed.depth)));
   const float guess = plan.kernels.about_kth(score, n, plan.wanted, most) - margin;
   if (guess > *tau) *tau = guess;
@@ -148,8 +153,9 @@ void Screening::full(void* self, int32_t row) {
   Screening& s = *static_cast<Screening*>(self);
   float tau = s.tau_[row];
   if (s.shared_ != nullptr) tau = std::max(tau, s.shared_[row].load(std::memory_order_relaxed));
-  int64_t n = tau == kClosed ? 0 : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row],
-                                            s.plan_->wanted + s.plan_->wanted / 8, &tau);
+  int64_t n = tau == kClosed ? 0
+                             : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row],
+                                     s.plan_->wanted + s.plan_->wanted / 8, &tau);
   const int64_t most = s.capacity_ - 2 * kSlack;
   if (n > most * 3 / 4) {
     // No threshold separates this row: it is given up here and scanned later.
@@ -165,8 +171,8 @@ void Screening::full(void* self, int32_t row) {
   }
 }
 
-int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score, int32_t* column,
-                     int64_t n, float tau) {
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
+                     int32_t* column, int64_t n, float tau) {
   const float norm = rows.norm[row], err = rows.err[row];
   const ScreenPanels& w = plan.panels;
   int64_t kept = 0;

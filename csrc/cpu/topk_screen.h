@@ -42,8 +42,8 @@ struct PackedRows {
   int64_t rows() const { return static_cast<int64_t>(state.size()); }
 };
 
-// The candidates of packed rows in some range of panels. `shared`, if given, holds the highest threshold that any
-// worker has found for each row.
+// The candidates of packed rows in some range of panels. `shared`, if given, holds the highest threshold that
+// any worker has found for each row.
 class Screening {
  public:
   void begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared);
@@ -54,10 +54,10 @@ class Screening {
   float* score(int64_t row) { return score_ + row * capacity_; }
   int32_t* column(int64_t row) { return column_ + row * capacity_; }
 
-  // Raises the threshold of a row to where `wanted`, or up to `most`, of n candidates are above it, if there are so
-  // many, and drops those that cannot reach it. Returns how many are left.
-  static int64_t raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score, int32_t* column,
-                       int64_t n, int64_t most, float* tau);
+  // Raises the threshold of a row to where `wanted`, or up to `most`, of n candidates are above it, if there
+  // are so many, and drops those that cannot reach it. Returns how many are left.
+  static int64_t raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
+                       int32_t* column, int64_t n, int64_t most, float* tau);
 
  private:
   static void full(void* self, int32_t row);
@@ -75,13 +75,14 @@ class Screening {
 
 // The largest error of a row's screened scores, over all panels.
 inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64_t row) {
-  const float bound = rows.err[row] * plan.packed.max_norm + rows.norm[row] * plan.packed.max_err + plan.max_slack;
+  const float bound =
+      rows.err[row] * plan.packed.max_norm + rows.norm[row] * plan.packed.max_err + plan.max_slack;
   return bound * (1.0f + 0x1p-20f);
 }
 
 // Drops the candidates whose own bound does not reach tau.
-int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score, int32_t* column,
-                     int64_t n, float tau);
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
+                     int32_t* column, int64_t n, float tau);
 
 // The second stage: candidates of one row in float32, against a bfloat16 copy of w if there is one.
 class Refiner {
@@ -89,7 +90,8 @@ class Refiner {
   // Row b of x as float32.
   const float* load(const TopkProblem& p, int64_t b);
   // Drops candidates that certainly are not among the `wanted` best; returns how many are left.
-  int64_t refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column, int64_t n);
+  int64_t refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column,
+                 int64_t n);
 
  private:
   std::vector<const void*> rows_;

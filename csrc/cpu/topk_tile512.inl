@@ -1,10 +1,13 @@
-// The screen with 512-bit registers; included by the files of the levels that have a kind of multiply-accumulate.
+// The screen with 512-bit registers; included by the files of the levels that have a kind of
+// multiply-accumulate.
 //
-// A tile is 14 rows by 2 registers of columns: 28 accumulators, two registers for the panel and one for the broadcast
-// make 31 of 32. They stay in registers only as a local array whose indices are all constants (every loop over it is
-// unrolled), in a function that does nothing else; otherwise they live on the stack, at a third of the speed.
+// A tile is 14 rows by 2 registers of columns: 28 accumulators, two registers for the panel and one for the
+// broadcast make 31 of 32. They stay in registers only as a local array whose indices are all constants
+// (every loop over it is unrolled), in a function that does nothing else; otherwise they live on the stack,
+// at a third of the speed.
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own intrinsics start from a deliberately undefined register and warn about it where they are inlined.
+// GCC 12's own intrinsics start from a deliberately undefined register and warn about it where they are
+// inlined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -18,7 +21,8 @@ namespace {
 
 constexpr int kColumns = 32;
 
-// Rounding of a threshold and of a score, relative: sixteen units in the last place, where fewer than eight occur.
+// Rounding of a threshold and of a score, relative: sixteen units in the last place, where fewer than eight
+// occur.
 constexpr float kRound = 0x1p-20f;
 
 // The threshold that the score of each of 16 rows must reach, rounded down.
@@ -33,18 +37,19 @@ inline __m512 lowest_score(const ScreenRows& rows, const ScreenPanels& w, int32_
 
 // The same for integer accumulators: no score is converted to be compared.
 inline __m512i lowest_sum(const ScreenRows& rows, const ScreenPanels& w, int32_t first, int64_t p) {
-  const __m512 inverse = _mm512_mul_ps(_mm512_loadu_ps(rows.inv_scale + first), _mm512_set1_ps(w.inv_scale[p]));
+  const __m512 inverse =
+      _mm512_mul_ps(_mm512_loadu_ps(rows.inv_scale + first), _mm512_set1_ps(w.inv_scale[p]));
   __m512 t = _mm512_mul_ps(lowest_score(rows, w, first, p), inverse);
   t = _mm512_fnmadd_ps(_mm512_abs_ps(t), _mm512_set1_ps(kRound), _mm512_sub_ps(t, _mm512_set1_ps(2.0f)));
   t = _mm512_max_ps(_mm512_min_ps(t, _mm512_set1_ps(0x1p30f)), _mm512_set1_ps(-0x1p30f));
   return _mm512_cvttps_epi32(t);
 }
 
-// sums[i] = the products of row i of the group with the columns of a panel. A function of its own, so that nothing
-// else competes for registers in its loop.
+// sums[i] = the products of row i of the group with the columns of a panel. A function of its own, so that
+// nothing else competes for registers in its loop.
 template <class Kind, int MR>
-__attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units, const int32_t* start,
-                                             typename Kind::Acc (*sums)[2]) {
+__attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units,
+                                             const int32_t* start, typename Kind::Acc (*sums)[2]) {
   typename Kind::Acc acc[MR][2];
 #pragma GCC unroll 14
   for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = Kind::start(start[i]);
@@ -102,7 +107,8 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
     }
     mask[i] = _mm512_kunpackw(m1, m0);
   }
-  const __m512i hit = _mm512_and_si512(_mm512_load_si512(mask), _mm512_set1_epi32(static_cast<int>(w.valid[p])));
+  const __m512i hit =
+      _mm512_and_si512(_mm512_load_si512(mask), _mm512_set1_epi32(static_cast<int>(w.valid[p])));
   _mm512_store_si512(mask, hit);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(p * kColumns)));
@@ -111,15 +117,16 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
     const int32_t row = first + i;
     const __m512 factor = _mm512_set1_ps(rows.scale[row] * w.scale[p]);
     int64_t at = row * rows.capacity + rows.count[row];
-    const auto append = [&](typename Kind::Acc sum, __m512 bias, uint32_t m, int offset) __attribute__((always_inline)) {
+    const auto append = [&](typename Kind::Acc sum, __m512 bias, uint32_t m,
+                            int offset) __attribute__((always_inline)) {
       const __mmask16 lanes = static_cast<__mmask16>(m);
       _mm512_storeu_ps(rows.score + at, _mm512_maskz_compress_ps(lanes, score(sum, factor, bias)));
       _mm512_storeu_si512(rows.column + at, _mm512_maskz_compress_epi32(
                                                 lanes, _mm512_add_epi32(column, _mm512_set1_epi32(offset))));
       at += __builtin_popcount(m);
     };
-    // Compressed in registers and stored whole: compressing to memory is microcoded on some processors. Mostly it is
-    // a single column, and then half of that is enough.
+    // Compressed in registers and stored whole: compressing to memory is microcoded on some processors.
+    // Mostly it is a single column, and then half of that is enough.
     if (mask[i] & 0xffffu) append(sums[i][0], bias0, mask[i] & 0xffffu, 0);
     if (mask[i] >> 16) append(sums[i][1], bias1, mask[i] >> 16, 16);
     const int32_t count = static_cast<int32_t>(at - row * rows.capacity);
@@ -133,9 +140,10 @@ using Tile = void (*)(const ScreenRows&, const ScreenPanels&, int32_t, const cha
 template <class Kind, bool kBias>
 inline void screen_panels(const ScreenRows& rows, const ScreenPanels& w, int64_t begin, int64_t end) {
   static const Tile tiles[kMaxTileRows] = {
-      tile<Kind, 1, kBias>,  tile<Kind, 2, kBias>,  tile<Kind, 3, kBias>,  tile<Kind, 4, kBias>,  tile<Kind, 5, kBias>,
-      tile<Kind, 6, kBias>,  tile<Kind, 7, kBias>,  tile<Kind, 8, kBias>,  tile<Kind, 9, kBias>,  tile<Kind, 10, kBias>,
-      tile<Kind, 11, kBias>, tile<Kind, 12, kBias>, tile<Kind, 13, kBias>, tile<Kind, 14, kBias>};
+      tile<Kind, 1, kBias>,  tile<Kind, 2, kBias>,  tile<Kind, 3, kBias>,  tile<Kind, 4, kBias>,
+      tile<Kind, 5, kBias>,  tile<Kind, 6, kBias>,  tile<Kind, 7, kBias>,  tile<Kind, 8, kBias>,
+      tile<Kind, 9, kBias>,  tile<Kind, 10, kBias>, tile<Kind, 11, kBias>, tile<Kind, 12, kBias>,
+      tile<Kind, 13, kBias>, tile<Kind, 14, kBias>};
   for (int64_t p = begin; p < end; ++p) {
     if (w.valid[p] == 0) continue;
     for (int32_t g = 0; g < rows.groups; ++g) {
