@@ -115,7 +115,7 @@ def test_lengths_of_rows_depend_on_the_window_alone_and_waste_little() -> None:
         assert bucket_length(length, 512, exact=True) == length
     assert bucket_length(512, 512, exact=False) == 512
     tap = ActivationTap(make_model("llama"), "layers.1", tokenizer=make_tokenizer(), batch_tokens=512)
-    list(tap.run(make_rows(300)))
+    list(tap.run(make_rows(1200)))
     assert 0.0 < tap.padding_waste < 0.1, "only small batches are filled up"
 
 

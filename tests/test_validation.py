@@ -195,7 +195,7 @@ DATA = [
     _case("pair_scores", (X, W, IDX + 6), IndexError, "ids holds 6 at [0, 0], which is outside -1..5"),
     _case("pair_scores", (X, W, IDX - 2), IndexError, "ids holds -2 at [0, 0], which is outside -1..5"),
     _case(
-        "sparse_cosine_topk", (*Q, *C, 3, 1), IndexError, "c_indices holds 3 at [1], which is outside 0..2"
+        "sparse_cosine_topk", (*Q, *C, 3, 1), IndexError, "c_indices holds 3 in row 1, which is outside 0..2"
     ),
     _case(
         "sparse_cosine_topk", (Q[0] + 1, *Q[1:], *C, 5, 1), ValueError, "q_indptr must rise from 0 to nnz=1"

@@ -9,7 +9,8 @@
 #include <cstring>
 
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own intrinsics start from a deliberately undefined register and warn about it where they are inlined.
+// GCC 12's own intrinsics start from a deliberately undefined register and warn about it where they are
+// inlined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -116,7 +117,8 @@ FINESCOPE_INLINE VecF32 load_f32(const float* p) {
   return load_raw<float, VecF32>(p);
 }
 FINESCOPE_INLINE VecF32 load_f32(const bf16* p) {
-  // By intrinsic where there is one: GCC 12 takes the conversion of a vector of uint16 apart and together again.
+  // By intrinsic where there is one: GCC 12 takes the conversion of a vector of uint16 apart and together
+  // again.
 #if defined(__AVX512F__)
   return bits_as<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<bf16, __m256i>(p)), 16));
 #elif defined(__AVX2__)
@@ -199,7 +201,9 @@ FINESCOPE_INLINE VecF64 widen_f64(HalfF32 v) {
   return __builtin_convertvector(v, VecF64);
 #endif
 }
-FINESCOPE_INLINE VecF64 load_f64(const float* p) { return widen_f64(load_raw<float, HalfF32>(p)); }
+FINESCOPE_INLINE VecF64 load_f64(const float* p) {
+  return widen_f64(load_raw<float, HalfF32>(p));
+}
 FINESCOPE_INLINE VecF64 load_f64(const bf16* p) {
 #if defined(__AVX512F__)
   const __m256i u = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<bf16, __m128i>(p)), 16);

@@ -41,7 +41,13 @@ class _Rows:
         square = torch.zeros(self.count, dtype=torch.float64)
         for first, last in self._blocks():
             row, latent, value = self.entries(slice(first, last))
-            checks.positions_in_range(latent, num_latents, f"{name}_indices")
+            wrong = ((latent < 0) | (latent >= num_latents)).nonzero()
+            if wrong.numel():
+                at = int(wrong[0])
+                raise IndexError(
+                    f"{name}_indices holds {int(latent[at])} in row {first + int(row[at])}, "
+                    f"which is outside 0..{num_latents - 1}"
+                )
             # A one-dimensional index_add_ adds one entry after the other: ascending latents.
             square[first:last].index_add_(0, row, value * value)
         self.norms = sqrt(square)
