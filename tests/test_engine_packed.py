@@ -20,6 +20,7 @@ from finescope import Index, ops
 from finescope.config import SaeConfig
 from finescope.ops import PackedMatrix, native
 from finescope.ops.packed import PackedCache
+from finescope.ops.registry import DEFAULTS
 from finescope.sae import SparseAutoencoder
 
 CPU = native.module("cpu")
@@ -151,3 +152,23 @@ def test_index() -> None:
             index.add(corpus[2500:])
         for _ in range(3):
             assert_same_bytes(index.search(queries, 7, exclude=torch.arange(9)[:, None]), wanted)
+
+
+def test_weights_written_behind_torchs_back_are_packed_anew() -> None:
+    # Neither .data nor NumPy raises the version that torch counts; a stale screen would give wrong results.
+    x, weight = torch.randn(40, 64), torch.randn(512, 64)
+    cache = PackedCache()
+    for _ in range(2):
+        packed = cache.get(weight, "encode")
+    assert packed is not None
+    version = weight._version
+    weight.data.copy_(torch.randn(512, 64))
+    assert weight._version == version
+    assert cache.get(weight, "encode") is None
+    packed = cache.get(weight, "encode")
+    assert packed is not None
+    ours = torch.ops.finescope.topk_encode_packed(x, weight, None, packed, 5)
+    for left, right in zip(ours, DEFAULTS["topk_encode"](x, weight, None, 5), strict=True):
+        assert torch.equal(left, right)
+    weight.numpy()[:] = 1.0
+    assert cache.get(weight, "encode") is None

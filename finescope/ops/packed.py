@@ -202,12 +202,14 @@ class PackedCache:
     """The packed copy of a matrix that may change, such as the weights of a model.
 
     A matrix is packed when it is seen unchanged for the second time, so that one that changes at every step
-    is never packed in vain. Changes are noticed by the version that torch counts; those made through
-    ``.data``, which torch does not count either, are not.
+    is never packed in vain. Changes are noticed by the version that torch counts, and by a sample of the
+    elements: that catches new weights written through ``.data`` or by NumPy, which torch does not count, and
+    another matrix at the address of a freed one. A change of a few elements by those ways is not noticed.
     """
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
+        self._sample: Tensor | None = None
         self._packed: Tensor | None = None
 
     def get(self, matrix: Tensor, metric: str) -> Tensor | None:
@@ -215,8 +217,9 @@ class PackedCache:
         if matrix.device.type != "cpu" or torch.compiler.is_compiling() or matrix.is_inference():
             return None  # an inference tensor does not say when it changes
         key = (matrix.data_ptr(), matrix._version, tuple(matrix.shape), matrix.stride(), matrix.dtype, metric)
-        if key != self._key:
-            self._key, self._packed = key, None
+        sample = _sample(matrix.detach())
+        if key != self._key or self._sample is None or not torch.equal(sample, self._sample):
+            self._key, self._sample, self._packed = key, sample, None
             return None
         if self._packed is None:
             self._packed = call("pack_rows", matrix.detach(), metric, "auto")
@@ -226,7 +229,17 @@ class PackedCache:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._key, self._packed = None, None
+        self._key, self._sample, self._packed = None, None, None
 
     def __deepcopy__(self, memo: Any) -> PackedCache:
         return PackedCache()
+
+
+def _sample(matrix: Tensor) -> Tensor:
+    """The bits of up to 4096 elements, each of another row and spread over the columns."""
+    n, width = matrix.shape
+    if not matrix.numel():
+        return torch.empty(0, dtype=torch.uint8)
+    rows = torch.arange(0, n, -(-n // 4096))
+    # Bits, because a NaN does not equal itself.
+    return matrix[rows, (rows * 7919) % width].view(torch.uint8)
