@@ -67,6 +67,8 @@ _AVX512 = (
     "-mprefer-vector-width=512",
 )
 _VNNI = (*_AVX512, "-mavx512vnni")
+# GCC hoists loads until it has no registers left for accumulators; cores that reorder need no schedule.
+_NEON = ("-DFINESCOPE_NEON=1", "-fno-schedule-insns")
 # Worst to best; each level contains the one before it. csrc/cpu/isa.cpp climbs the same ladder at run time.
 ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86": {
@@ -76,7 +78,8 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx512_vnni": _VNNI,
         "avx512_bf16": (*_VNNI, "-mavx512bf16"),
     },
-    "arm": {"scalar": (), "neon": ()},
+    # The registers of NEON belong to the baseline; its levels say by a macro that they use its intrinsics.
+    "arm": {"scalar": (), "neon": _NEON, "neon_dot": (*_NEON, "-march=armv8.2-a+dotprod")},
     "other": {"scalar": ()},
 }
 ALL_ISAS = tuple(dict.fromkeys(name for isas in ISA_FLAGS.values() for name in isas))

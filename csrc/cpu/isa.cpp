@@ -6,12 +6,15 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace finescope {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon"};
+constexpr const char* kNames[kIsaCount] = {"scalar",      "avx2", "avx512",  "avx512_vnni",
+                                           "avx512_bf16", "neon", "neon_dot"};
 
 #if defined(__x86_64__)
 
@@ -62,14 +65,17 @@ bool cpu_has(Isa isa) {
       return vnni;
     case Isa::avx512_bf16:
       return vnni && has(leaf7_1.a, 5);
-    case Isa::neon:
+    default:
       return false;
   }
-  return false;
 }
 
 #elif defined(__aarch64__)
 bool cpu_has(Isa isa) {
+  // NEON is part of the architecture; what came later, the system tells. Bits of AT_HWCAP: ASIMDDP, and what
+  // else the compiler may use in files for ARMv8.2 (CRC32, ATOMICS, ASIMDRDM).
+  constexpr unsigned long kDotProducts = 1ul << 20 | 1ul << 12 | 1ul << 8 | 1ul << 7;
+  if (isa == Isa::neon_dot) return (getauxval(AT_HWCAP) & kDotProducts) == kDotProducts;
   return isa == Isa::scalar || isa == Isa::neon;
 }
 #else
@@ -134,6 +140,9 @@ std::vector<Isa> compiled_isas() {
 #endif
 #ifdef FINESCOPE_HAVE_NEON
       Isa::neon,
+#endif
+#ifdef FINESCOPE_HAVE_NEON_DOT
+      Isa::neon_dot,
 #endif
   };
 }

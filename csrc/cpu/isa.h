@@ -6,9 +6,9 @@
 
 namespace finescope {
 
-// Worst to best on each platform; every level contains the ones before it.
-enum class Isa : int { scalar, avx2, avx512, avx512_vnni, avx512_bf16, neon };
-inline constexpr int kIsaCount = 6;
+// Worst to best on each platform; every level contains the ones before it, but neon only scalar.
+enum class Isa : int { scalar, avx2, avx512, avx512_vnni, avx512_bf16, neon, neon_dot };
+inline constexpr int kIsaCount = 7;
 
 const char* isa_name(Isa isa);
 
@@ -34,12 +34,30 @@ struct Variants {
 
   const Kernels& active() const {
     int level = static_cast<int>(active_isa());
-    if (at[level]) return *at[level];
-    // neon stands after the x86 levels but contains only scalar.
-    level = active_isa() == Isa::neon ? 0 : level;
-    while (!at[level]) --level;
+    while (!at[level]) level = level == static_cast<int>(Isa::neon) ? 0 : level - 1;
     return *at[level];
   }
 };
+
+// Entries of such a table: null for a level that is not compiled.
+#ifdef FINESCOPE_HAVE_AVX2
+#define FINESCOPE_IF_AVX2(entry) entry
+#else
+#define FINESCOPE_IF_AVX2(entry) nullptr
+#endif
+#ifdef FINESCOPE_HAVE_AVX512
+#define FINESCOPE_IF_AVX512(entry) entry
+#else
+#define FINESCOPE_IF_AVX512(entry) nullptr
+#endif
+#ifdef FINESCOPE_HAVE_NEON
+#define FINESCOPE_IF_NEON(entry) entry
+#else
+#define FINESCOPE_IF_NEON(entry) nullptr
+#endif
+// The whole table, in the common case: each family of registers has its own variant, made from one source.
+#define FINESCOPE_VARIANTS(name)                                                                       \
+  &scalar::name, FINESCOPE_IF_AVX2(&avx2::name), FINESCOPE_IF_AVX512(&avx512::name), nullptr, nullptr, \
+      FINESCOPE_IF_NEON(&neon::name), nullptr
 
 }  // namespace finescope

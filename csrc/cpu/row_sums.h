@@ -65,12 +65,19 @@ FINESCOPE_INLINE VecF64 add_product(VecF64 x, VecF64 y, VecF64 acc) {
 #elif defined(__FMA__)
   if (Exact)
     return bits_as<VecF64>(_mm256_fmadd_pd(bits_as<__m256d>(x), bits_as<__m256d>(y), bits_as<__m256d>(acc)));
+#elif defined(FINESCOPE_NEON)
+  if (Exact)
+    return bits_as<VecF64>(
+        vfmaq_f64(bits_as<float64x2_t>(acc), bits_as<float64x2_t>(x), bits_as<float64x2_t>(y)));
 #endif
   return acc + x * y;
 }
 
 constexpr int kDotLanes = 16;
 constexpr int kDotVecs = kDotLanes / kF64Lanes;
+// Rows whose dots are made at once. With registers of 16 bytes each takes eight accumulators: two rows hide
+// the latency of the adds, and four would not fit.
+constexpr int kDotRows = kF64Lanes > 2 ? 4 : 2;
 
 // The fixed-order reduction of 16 partial sums.
 FINESCOPE_INLINE double reduce(double* s) {

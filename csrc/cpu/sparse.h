@@ -18,5 +18,8 @@ extern const SparseKernels sparse;
 namespace avx512 {
 extern const SparseKernels sparse;
 }
+namespace neon {
+extern const SparseKernels sparse;
+}
 
 }  // namespace finescope

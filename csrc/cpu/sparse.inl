@@ -80,7 +80,7 @@ void scatter(const ScatterRowsArgs& a, int64_t begin, int64_t end) {
 
 template <class X, class W>
 void sampled(const SampledDotArgs& a, int64_t begin, int64_t end) {
-  constexpr int kGroup = 4;
+  constexpr int kGroup = kDotRows;
   const X* rows = static_cast<const X*>(a.rows.data);
   const W* weight = static_cast<const W*>(a.weight.data);
   const int64_t last = end * a.K - 1;

@@ -3,19 +3,7 @@
 namespace finescope {
 
 const SparseKernels& sparse_kernels() {
-  static const Variants<SparseKernels> variants = {{
-      &scalar::sparse,
-#ifdef FINESCOPE_HAVE_AVX2
-      &avx2::sparse,
-#else
-      nullptr,
-#endif
-#ifdef FINESCOPE_HAVE_AVX512
-      &avx512::sparse,
-#else
-      nullptr,
-#endif
-  }};
+  static const Variants<SparseKernels> variants = {{FINESCOPE_VARIANTS(sparse)}};
   return variants.active();
 }
 

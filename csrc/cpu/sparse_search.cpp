@@ -111,19 +111,7 @@ int64_t longest(const Csr& rows) {
 }  // namespace
 
 SparseScreen sparse_screen() {
-  static const Variants<SparseScreen> variants = {{
-      &scalar::sparse_screen,
-#ifdef FINESCOPE_HAVE_AVX2
-      &avx2::sparse_screen,
-#else
-      nullptr,
-#endif
-#ifdef FINESCOPE_HAVE_AVX512
-      &avx512::sparse_screen,
-#else
-      nullptr,
-#endif
-  }};
+  static const Variants<SparseScreen> variants = {{FINESCOPE_VARIANTS(sparse_screen)}};
   return variants.active();
 }
 

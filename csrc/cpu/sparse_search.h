@@ -22,6 +22,9 @@ extern const SparseScreen sparse_screen;
 namespace avx512 {
 extern const SparseScreen sparse_screen;
 }
+namespace neon {
+extern const SparseScreen sparse_screen;
+}
 
 SparseScreen sparse_screen();
 

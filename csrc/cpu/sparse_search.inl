@@ -13,6 +13,9 @@ FINESCOPE_INLINE VecF32 fma(VecF32 a, VecF32 b, VecF32 c) {
   return bits_as<VecF32>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(c)));
 #elif defined(__FMA__)
   return bits_as<VecF32>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(c)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF32>(
+      vfmaq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif

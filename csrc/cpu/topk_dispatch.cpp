@@ -3,15 +3,17 @@
 namespace finescope {
 namespace {
 
-// The levels above avx512 add a screen each and share the rest.
-TopkKernels with_int8(TopkKernels kernels) {
+// The levels above avx512, and above neon, add a screen each and share the rest.
+[[maybe_unused]] TopkKernels with_int8(TopkKernels kernels) {
 #ifdef FINESCOPE_HAVE_AVX512_VNNI
   kernels.screen[static_cast<int>(ScreenKind::int8)] = avx512_vnni::topk_screen_int8;
+#elif defined(FINESCOPE_HAVE_NEON_DOT)
+  kernels.screen[static_cast<int>(ScreenKind::int8)] = neon_dot::topk_screen_int8;
 #endif
   return kernels;
 }
 
-TopkKernels with_bf16(TopkKernels kernels) {
+[[maybe_unused]] TopkKernels with_bf16(TopkKernels kernels) {
 #ifdef FINESCOPE_HAVE_AVX512_BF16
   kernels.screen[static_cast<int>(ScreenKind::bf16)] = avx512_bf16::topk_screen_bf16;
 #endif
@@ -23,19 +25,17 @@ TopkKernels with_bf16(TopkKernels kernels) {
 const TopkKernels& topk_kernels() {
 #ifdef FINESCOPE_HAVE_AVX512
   static const TopkKernels vnni = with_int8(avx512::topk), bf16 = with_bf16(vnni);
+#elif defined(FINESCOPE_HAVE_NEON)
+  static const TopkKernels dot = with_int8(neon::topk);
 #endif
   static const Variants<TopkKernels> variants = {{
       &scalar::topk,
-#ifdef FINESCOPE_HAVE_AVX2
-      &avx2::topk,
-#else
-      nullptr,
-#endif
-#ifdef FINESCOPE_HAVE_AVX512
-      &avx512::topk,
-      &vnni,
-      &bf16,
-#endif
+      FINESCOPE_IF_AVX2(&avx2::topk),
+      FINESCOPE_IF_AVX512(&avx512::topk),
+      FINESCOPE_IF_AVX512(&vnni),
+      FINESCOPE_IF_AVX512(&bf16),
+      FINESCOPE_IF_NEON(&neon::topk),
+      FINESCOPE_IF_NEON(&dot),
   }};
   return variants.active();
 }

@@ -102,6 +102,12 @@ void row_to_f64(const void* row, DType dtype, int64_t d, double* out) {
 
 constexpr int kDotLanes = 16;
 constexpr int kDotVecs = kDotLanes / kF64Lanes;
+// As many rows at once as there are registers for, so that the latency of the adds is hidden.
+#if defined(FINESCOPE_NEON)
+constexpr int kRowsAtOnce = 2;
+#else
+constexpr int kRowsAtOnce = FINESCOPE_VECTOR_BYTES / 16;
+#endif
 
 // Two float32 factors have an exact float64 product, so fusing changes no bit. float64 factors do not.
 FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
@@ -110,6 +116,9 @@ FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const float* b) {
   return bits_as<VecF64>(_mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(v), bits_as<__m512d>(sum)));
 #elif defined(__FMA__)
   return bits_as<VecF64>(_mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(v), bits_as<__m256d>(sum)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF64>(
+      vfmaq_f64(bits_as<float64x2_t>(sum), bits_as<float64x2_t>(a), bits_as<float64x2_t>(v)));
 #else
   return sum + a * v;
 #endif
@@ -118,11 +127,17 @@ FINESCOPE_INLINE VecF64 add_product(VecF64 sum, VecF64 a, const double* b) {
   return sum + a * load_f64(b);
 }
 
+// Accumulators stay in registers only where the bounds of every loop over them are constants, here too: GCC
+// would store them on the stack in each step of the sum.
+template <int half>
+FINESCOPE_INLINE void fold(VecF64* acc) {
+  for (int v = 0; v < half; ++v) acc[v] += acc[v + half];
+  if constexpr (half > 1) fold<half / 2>(acc);
+}
+
 // The order of the reduction is that of the definition, 8, 4, 2, 1, on whole registers as long as they last.
 FINESCOPE_INLINE double reduce(VecF64* acc) {
-  for (int half = kDotVecs / 2; half >= 1; half /= 2) {
-    for (int v = 0; v < half; ++v) acc[v] += acc[v + half];
-  }
+  if constexpr (kDotVecs > 1) fold<kDotVecs / 2>(acc);
   double s[kF64Lanes];
   std::memcpy(s, acc, sizeof(s));
   for (int half = kF64Lanes / 2; half >= 1; half /= 2) {
@@ -146,10 +161,9 @@ FINESCOPE_INLINE void dot_block(const double* a, const T* const* rows, int64_t d
   for (int i = 0; i < N; ++i) out[i] = reduce(acc[i]);
 }
 
-// As many rows at once as there are registers for, so that the latency of the adds is hidden.
 template <class T>
 void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* out) {
-  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  constexpr int kBlock = kRowsAtOnce;
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) dot_block<kBlock>(a, rows + i, d, out + i);
   for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
@@ -197,7 +211,8 @@ FINESCOPE_INLINE void stream_block(const double* a, const float* const* rows, in
 template <bool kSquares>
 FINESCOPE_INLINE void stream(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
                              double* squared) {
-  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  // Two sums for each row take twice the registers.
+  constexpr int kBlock = kSquares && kF64Lanes == 2 ? 1 : kRowsAtOnce;
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) stream_block<kBlock, kSquares>(a, rows + i, d, out + i, squared + i);
   for (; i < n; ++i) stream_block<1, kSquares>(a, rows + i, d, out + i, squared + i);
@@ -217,6 +232,9 @@ FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
   return bits_as<VecF32>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(sum)));
 #elif defined(__FMA__)
   return bits_as<VecF32>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(sum)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF32>(
+      vfmaq_f32(bits_as<float32x4_t>(sum), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
 #else
   return sum + a * b;
 #endif
@@ -237,6 +255,7 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
         acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
     }
   }
+#pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
     VecF32 sum = acc[i][0];
     for (int v = 1; v < kVecs; ++v) sum += acc[i][v];
@@ -248,7 +267,7 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
 // The rows are met in no order, so only software can fetch them ahead.
 template <class T>
 void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, float* out) {
-  constexpr int kBlock = FINESCOPE_VECTOR_BYTES / 16;
+  constexpr int kBlock = kRowsAtOnce;
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {

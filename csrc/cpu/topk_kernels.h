@@ -127,6 +127,12 @@ extern const TopkKernels topk;
 namespace avx512 {
 extern const TopkKernels topk;
 }
+namespace neon {
+extern const TopkKernels topk;
+}
+namespace neon_dot {
+void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}
 namespace avx512_vnni {
 void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
 }

@@ -123,8 +123,14 @@ Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t of
     norm += whole * whole;
     const VecI32 integer = bits_as<VecI32>(shifted) - bits_as<int32_t>(kMagic);
     sum += integer;
+#if defined(FINESCOPE_NEON)
+    const int16x4_t halves = vmovn_s32(bits_as<int32x4_t>(integer + offset));
+    const int8x8_t narrow = vmovn_s16(vcombine_s16(halves, halves));
+    std::memcpy(bytes + i, &narrow, 4);
+#else
     const VecI8 narrow = __builtin_convertvector(integer + offset, VecI8);
     std::memcpy(bytes + i, &narrow, sizeof(narrow));
+#endif
   }
   float err2 = total(err), norm2 = total(norm);
   int32_t added = total(sum);
@@ -204,12 +210,32 @@ FINESCOPE_INLINE void transpose16(const uint32_t* in, int64_t stride, uint32_t* 
 }
 #endif
 
+#if defined(FINESCOPE_NEON)
+// out[j] = column j of 4 rows of 4.
+FINESCOPE_INLINE void transpose4(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
+  const uint32x4_t a = vld1q_u32(in), b = vld1q_u32(in + stride);
+  const uint32x4_t c = vld1q_u32(in + 2 * stride), d = vld1q_u32(in + 3 * stride);
+  const uint64x2_t even01 = vreinterpretq_u64_u32(vtrn1q_u32(a, b)),
+                   odd01 = vreinterpretq_u64_u32(vtrn2q_u32(a, b)),
+                   even23 = vreinterpretq_u64_u32(vtrn1q_u32(c, d)),
+                   odd23 = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
+  vst1q_u32(out, vreinterpretq_u32_u64(vtrn1q_u64(even01, even23)));
+  vst1q_u32(out + out_stride, vreinterpretq_u32_u64(vtrn1q_u64(odd01, odd23)));
+  vst1q_u32(out + 2 * out_stride, vreinterpretq_u32_u64(vtrn2q_u64(even01, even23)));
+  vst1q_u32(out + 3 * out_stride, vreinterpretq_u32_u64(vtrn2q_u64(odd01, odd23)));
+}
+#endif
+
 // panel[u * nr + c] = rows[c * stride + u]
 void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr, uint32_t* panel) {
   int64_t u = 0;
 #if defined(__AVX512F__)
   for (; u + 16 <= units; u += 16) {
     for (int64_t c = 0; c < nr; c += 16) transpose16(rows + c * stride + u, stride, panel + u * nr + c, nr);
+  }
+#elif defined(FINESCOPE_NEON)
+  for (; u + 4 <= units; u += 4) {
+    for (int64_t c = 0; c < nr; c += 4) transpose4(rows + c * stride + u, stride, panel + u * nr + c, nr);
   }
 #endif
   for (; u < units; ++u) {

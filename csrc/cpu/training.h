@@ -18,5 +18,8 @@ extern const TrainingKernels training;
 namespace avx512 {
 extern const TrainingKernels training;
 }
+namespace neon {
+extern const TrainingKernels training;
+}
 
 }  // namespace finescope

@@ -13,6 +13,8 @@ FINESCOPE_INLINE VecF32 root(VecF32 v) {
   return bits_as<VecF32>(_mm512_maskz_sqrt_ps(0xffff, bits_as<__m512>(v)));
 #elif defined(__AVX2__)
   return bits_as<VecF32>(_mm256_sqrt_ps(bits_as<__m256>(v)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF32>(vsqrtq_f32(bits_as<float32x4_t>(v)));
 #else
   for (int i = 0; i < kF32Lanes; ++i) v[i] = std::sqrt(v[i]);
   return v;
@@ -23,6 +25,8 @@ FINESCOPE_INLINE VecF64 root(VecF64 v) {
   return bits_as<VecF64>(_mm512_maskz_sqrt_pd(0xff, bits_as<__m512d>(v)));
 #elif defined(__AVX2__)
   return bits_as<VecF64>(_mm256_sqrt_pd(bits_as<__m256d>(v)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF64>(vsqrtq_f64(bits_as<float64x2_t>(v)));
 #else
   for (int i = 0; i < kF64Lanes; ++i) v[i] = std::sqrt(v[i]);
   return v;
@@ -130,7 +134,7 @@ FINESCOPE_INLINE void subtract(const T* from, const T* what, int64_t n, T* out) 
 template <class T>
 void dots_of_rows(const T* x, const T* weight, int64_t stride, const int64_t* indices, int64_t n, int64_t D,
                   T* out) {
-  constexpr int kGroup = 4;
+  constexpr int kGroup = kDotRows;
   const T* w[kGroup];
   double dot[kGroup];
   int64_t j = 0;

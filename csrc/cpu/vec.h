@@ -16,6 +16,8 @@
 #endif
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(FINESCOPE_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -123,6 +125,8 @@ FINESCOPE_INLINE VecF32 load_f32(const bf16* p) {
   return bits_as<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<bf16, __m256i>(p)), 16));
 #elif defined(__AVX2__)
   return bits_as<VecF32>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<bf16, __m128i>(p)), 16));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF32>(vshll_n_u16(load_raw<bf16, uint16x4_t>(p), 16));
 #else
   return bits_as<VecF32>(__builtin_convertvector((load_raw<bf16, HalfU16>(p)), VecU32) << 16);
 #endif
@@ -132,6 +136,8 @@ FINESCOPE_INLINE VecF32 load_f32(const f16* p) {
   return bits_as<VecF32>(_mm512_maskz_cvtph_ps(0xffff, load_raw<f16, __m256i>(p)));
 #elif defined(__F16C__)
   return bits_as<VecF32>(_mm256_cvtph_ps(load_raw<f16, __m128i>(p)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF32>(vcvt_f32_f16(load_raw<f16, float16x4_t>(p)));
 #else
   VecF32 v;
   for (int i = 0; i < kF32Lanes; ++i) v[i] = to_f32(p[i]);
@@ -150,12 +156,14 @@ FINESCOPE_INLINE void store_f32(VecF32 v, bf16* p) {
   std::memcpy(p, &h, sizeof(h));
 }
 FINESCOPE_INLINE void store_f32(VecF32 v, f16* p) {
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(FINESCOPE_NEON)
   const VecU32 nan = bits_as<VecU32>(v != v);
   const VecU32 clean = (bits_as<VecU32>(v) & ~nan) | (nan & 0x7fc00000u);
 #if defined(__AVX512F__)
   const __m256i h =
       _mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(clean), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FINESCOPE_NEON)
+  const float16x4_t h = vcvt_f16_f32(bits_as<float32x4_t>(clean));
 #else
   const __m128i h = _mm256_cvtps_ph(bits_as<__m256>(clean), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #endif
@@ -197,6 +205,8 @@ FINESCOPE_INLINE VecF64 widen_f64(HalfF32 v) {
   return bits_as<VecF64>(_mm512_cvtps_pd(bits_as<__m256>(v)));
 #elif defined(__AVX__)
   return bits_as<VecF64>(_mm256_cvtps_pd(bits_as<__m128>(v)));
+#elif defined(FINESCOPE_NEON)
+  return bits_as<VecF64>(vcvt_f64_f32(bits_as<float32x2_t>(v)));
 #else
   return __builtin_convertvector(v, VecF64);
 #endif
@@ -208,6 +218,11 @@ FINESCOPE_INLINE VecF64 load_f64(const bf16* p) {
 #if defined(__AVX512F__)
   const __m256i u = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<bf16, __m128i>(p)), 16);
   return widen_f64(bits_as<HalfF32>(u));
+#elif defined(FINESCOPE_NEON)
+  // Two elements; the other two of the register are copies.
+  const uint32x2_t pair = vdup_n_u32(load_raw<bf16, uint32_t>(p));
+  const uint32x4_t u = vshll_n_u16(vreinterpret_u16_u32(pair), 16);
+  return widen_f64(bits_as<HalfF32>(vget_low_u32(u)));
 #else
   const HalfU32 u = __builtin_convertvector((load_raw<bf16, QuarterU16>(p)), HalfU32) << 16;
   return widen_f64(bits_as<HalfF32>(u));
@@ -219,6 +234,9 @@ FINESCOPE_INLINE VecF64 load_f64(const f16* p) {
   v = bits_as<HalfF32>(_mm256_cvtph_ps(load_raw<f16, __m128i>(p)));
 #elif defined(__F16C__)
   v = bits_as<HalfF32>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif defined(FINESCOPE_NEON)
+  const uint32x2_t pair = vdup_n_u32(load_raw<f16, uint32_t>(p));
+  v = bits_as<HalfF32>(vget_low_f32(vcvt_f32_f16(vreinterpret_f16_u32(pair))));
 #else
   for (int i = 0; i < kF64Lanes; ++i) v[i] = to_f32(p[i]);
 #endif
