@@ -80,6 +80,7 @@ def builds(text: str) -> dict[str, dict[str, str]]:
         ("topk_avx512_vnni.cpp", "avx512_vnni"),
         ("topk_avx512_bf16.cpp", "avx512_bf16"),
         ("topk_neon.cpp", "neon"),
+        ("topk_neon_dot.cpp", "neon_dot"),
         ("avx2.cpp", "avx2"),
         ("sparse_dispatch.cpp", None),
         ("isa.cpp", None),
@@ -119,8 +120,9 @@ def test_flags_per_file(plan: object) -> None:
             assert tuple(flags[:-1]) == build_native.ISA_FLAGS[build_native.architecture()][isa]
 
 
-def test_levels_contain_the_ones_before(plan: object) -> None:
-    levels = list(build_native.ISA_FLAGS["x86"].values())
+@pytest.mark.parametrize("arch", ["x86", "arm"])
+def test_levels_contain_the_ones_before(arch: str) -> None:
+    levels = list(build_native.ISA_FLAGS[arch].values())
     for lower, higher in itertools.pairwise(levels):
         assert set(lower) < set(higher)
 
