@@ -13,6 +13,14 @@ namespace {
   return kernels;
 }
 
+#ifdef FINESCOPE_HAVE_AVX2
+TopkKernels with_int8_of_avx2(TopkKernels kernels) {
+  kernels.screen[static_cast<int>(ScreenKind::int8)] = avx2::topk_screen_int8;
+  kernels.int8 = avx2::topk_int8_form;
+  return kernels;
+}
+#endif
+
 [[maybe_unused]] TopkKernels with_bf16(TopkKernels kernels) {
 #ifdef FINESCOPE_HAVE_AVX512_BF16
   kernels.screen[static_cast<int>(ScreenKind::bf16)] = avx512_bf16::topk_screen_bf16;
@@ -23,6 +31,9 @@ namespace {
 }  // namespace
 
 const TopkKernels& topk_kernels() {
+#ifdef FINESCOPE_HAVE_AVX2
+  static const TopkKernels avx2 = with_int8_of_avx2(avx2::topk);
+#endif
 #ifdef FINESCOPE_HAVE_AVX512
   static const TopkKernels vnni = with_int8(avx512::topk), bf16 = with_bf16(vnni);
 #elif defined(FINESCOPE_HAVE_NEON)
@@ -30,7 +41,7 @@ const TopkKernels& topk_kernels() {
 #endif
   static const Variants<TopkKernels> variants = {{
       &scalar::topk,
-      FINESCOPE_IF_AVX2(&avx2::topk),
+      FINESCOPE_IF_AVX2(&avx2),
       FINESCOPE_IF_AVX512(&avx512::topk),
       FINESCOPE_IF_AVX512(&vnni),
       FINESCOPE_IF_AVX512(&bf16),

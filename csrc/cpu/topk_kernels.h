@@ -74,10 +74,22 @@ struct Quantized {
   int32_t sum;  // of the integer elements
 };
 
+// How the int8 screen of an instruction set wants its elements. Those of w are stored with `offset` added,
+// which the screen takes out again: it starts from -offset times the sum of the elements of x. `chunk` 0:
+// from ScreenRows::start. Otherwise from a unit that precedes every `chunk` units of a row of x and holds two
+// int16, one for the first two elements of each of these units and one for the others.
+struct Int8Form {
+  // The smallest step at which the elements of a row fit; it ends in zeros up to a multiple of 64.
+  float (*step)(const float* row, int64_t d);
+  int32_t offset;
+  int32_t chunk;
+};
+
 struct TopkKernels {
   int nr;
   int mr;
   Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
+  Int8Form int8;
 
   // The row as float32 (exact for 16-bit rows), zeros up to a multiple of 16; returns the bits of the largest
   // magnitude, so a value of 0x7f800000 or more says that there is an infinity or a NaN.
@@ -102,7 +114,6 @@ struct TopkKernels {
   // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64. Each sign
   // is 0 or the sign bit.
   void (*rotate)(float* row, const uint32_t* signs, int64_t d);
-  float (*max_magnitude)(const float* row, int64_t d);
   // Low-precision elements of row / scale, `units` of 4 bytes. int8: `offset` is added to each.
   Quantized (*quantize[kScreenKinds])(const float* row, int64_t d, float inv_scale, int32_t offset,
                                       int64_t units, uint32_t* out);
@@ -123,7 +134,9 @@ extern const TopkKernels topk;
 }
 namespace avx2 {
 extern const TopkKernels topk;
-}
+extern const Int8Form topk_int8_form;
+void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}  // namespace avx2
 namespace avx512 {
 extern const TopkKernels topk;
 }

@@ -156,7 +156,7 @@ struct Writer {
       if (!loaded.tame) tame = false;
       usable[i] = loaded.finite;
       lost[i] = loaded.lost;
-      key[i] = kernels.max_magnitude(row, q.padded);
+      if (q.kind == ScreenKind::int8) key[i] = kernels.int8.step(row, q.padded);
       order[i] = static_cast<int32_t>(i);
       if (q.metric == Metric::cosine) norm64[first + i] = loaded.norm;
       if (half != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
@@ -193,9 +193,9 @@ struct Writer {
     if (q.kind == ScreenKind::int8) {
       float largest = 0.0f;
       for (int64_t c = 0; c < n; ++c) largest = std::max(largest, key[order[c]]);
-      if (largest > 0) step = largest / 127.0f, inv_step = 1.0f / step;
+      if (largest > 0) step = largest, inv_step = 1.0f / step;
     }
-    const int32_t offset = q.kind == ScreenKind::int8 ? 128 : 0;
+    const int32_t offset = q.kind == ScreenKind::int8 ? kernels.int8.offset : 0;
     uint32_t usable_columns = 0;
     for (int64_t c = 0; c < nr; ++c) {
       uint32_t* row_units = units.data() + c * q.padded;

@@ -32,6 +32,10 @@ float max_magnitude(const float* row, int64_t d) {
   return bits_as<float>(result);
 }
 
+float step_int8(const float* row, int64_t d) {
+  return max_magnitude(row, d) / 127.0f;
+}
+
 template <int H>
 FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
   VecI32 partner, sign;
@@ -335,6 +339,7 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
   return {nr,
           mr,
           {screen_f32, nullptr, nullptr},
+          {step_int8, 128, 0},
           row_to_f32,
           row_to_f64,
           dots<float>,
@@ -344,7 +349,6 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           quick_dots,
           multiply,
           rotate,
-          max_magnitude,
           {quantize_f32, quantize_bf16, quantize_int8},
           interleave,
           about_kth,

@@ -49,6 +49,23 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
             w.norm, w.err,         slack.data(), valid.data(), p.bias ? bias.data() : nullptr};
 }
 
+namespace {
+
+// The unit that int16 accumulators of a chunk of bytes start from, modulo 2^16.
+uint32_t chunk_start(const uint32_t* units, int64_t n, int32_t offset) {
+  int32_t first = 0, second = 0;
+  for (int64_t u = 0; u < n; ++u) {
+    int8_t e[4];
+    std::memcpy(e, units + u, 4);
+    first += e[0] + e[1];
+    second += e[2] + e[3];
+  }
+  return static_cast<uint16_t>(-offset * first) |
+         static_cast<uint32_t>(static_cast<uint16_t>(-offset * second)) << 16;
+}
+
+}  // namespace
+
 void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   const RowQuantizer& q = plan.quantizer;
   const Matrix& x = plan.problem.x;
@@ -61,7 +78,10 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   norm64.assign(entries, 0.0);
   size.assign(entries, 0.0f);
   state.assign(static_cast<size_t>(n), kScreen);
-  data.resize(static_cast<size_t>(n * q.units));
+  const Int8Form& form = plan.kernels.int8;
+  const int64_t chunk = q.kind == ScreenKind::int8 ? form.chunk : 0;
+  const int64_t length = q.units + (chunk > 0 ? (q.units + chunk - 1) / chunk : 0);
+  data.resize(static_cast<size_t>(n * length));
   group_offset.resize(static_cast<size_t>(groups));
   group_row.resize(static_cast<size_t>(groups + 1));
   std::vector<float> row(static_cast<size_t>(q.padded));
@@ -69,24 +89,31 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t begin = n * g / groups, end = n * (g + 1) / groups, height = end - begin;
     group_row[g] = static_cast<int32_t>(begin);
-    group_offset[g] = begin * q.units * 4;
-    uint32_t* group = data.data() + begin * q.units;
+    group_offset[g] = begin * length * 4;
+    uint32_t* group = data.data() + begin * length;
     for (int64_t i = begin; i < end; ++i) {
       const RowQuantizer::Loaded loaded = q.load(plan.kernels, row_of(x, first + i), x.dtype, row.data());
       norm64[i] = loaded.norm;
       state[i] = !loaded.finite ? kBad : loaded.tame ? kScreen : kScan;
       if (q.kind == ScreenKind::int8) {
-        const float largest = plan.kernels.max_magnitude(row.data(), q.padded);
-        if (largest > 0) scale[i] = largest / 127.0f, inv_scale[i] = 1.0f / scale[i];
+        const float step = form.step(row.data(), q.padded);
+        if (step > 0) scale[i] = step, inv_scale[i] = 1.0f / step;
       }
       const RowQuantizer::Row r =
           q.quantize(plan.kernels, row.data(), scale[i], inv_scale[i], loaded.lost, 0, units.data());
       norm[i] = r.norm;
       err[i] = r.err;
       size[i] = r.size;
-      if (q.kind == ScreenKind::int8) start[i] = -128 * r.sum;
+      if (q.kind == ScreenKind::int8) start[i] = -form.offset * r.sum;
       if (state[i] == kScreen) tau[i] = plan.open;
-      for (int64_t u = 0; u < q.units; ++u) group[u * height + (i - begin)] = units[u];
+      uint32_t* out = group + (i - begin);
+      for (int64_t u = 0; u < q.units; ++u, out += height) {
+        if (chunk > 0 && u % chunk == 0) {
+          *out = chunk_start(units.data() + u, std::min(chunk, q.units - u), form.offset);
+          out += height;
+        }
+        *out = units[u];
+      }
     }
   }
   group_row[groups] = static_cast<int32_t>(n);

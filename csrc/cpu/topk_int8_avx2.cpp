@@ -1,0 +1,167 @@
+// The int8 screen of AVX2, which has no instruction that adds products of bytes to 32 bits.
+//
+// vpmaddubsw adds two products of an unsigned and a signed byte to 16 bits, and saturates there; vpaddw adds
+// 16 bits and wraps around. One of each is half the work of adding to 32 bits at every step, and four times
+// the speed of float32. The sums are exact all the same:
+//
+//   - Elements of x̂ and ŵ are at most 90 in size, those of ŵ stored with 90 added. So a sum of two products
+//   is
+//     at most 2 * 180 * 90 = 32400 < 2^15: vpmaddubsw never saturates.
+//   - A 16-bit lane adds every second pair of a chunk of 64 elements, starting from -90 times the sum of
+//   these
+//     elements of x̂; what it holds is the sum of their products x̂ŵ, modulo 2^16. By Cauchy and Schwarz that
+//     is at most |x̂||ŵ| over these 32 elements, and steps are so wide that neither norm exceeds the root of
+//     32767. So it lies between -32767 and 32767, and is what the lane holds.
+//   - Chunks are added in 32 bits: 2^15 elements, of products up to 8100, are below 2^28.
+#include <immintrin.h>
+
+#include "cpu/topk_kernels.h"
+
+namespace finescope {
+namespace FINESCOPE_ISA {
+namespace {
+
+constexpr int kTileRows = 6;
+constexpr int kColumns = 16;
+constexpr int kChunkUnits = 16;
+constexpr float kSteps = 90.0f;
+// The root of 32767 is 181.01; rounding 32 elements to whole numbers adds up to sqrt(32) / 2 = 2.83 to a
+// norm.
+constexpr float kLaneNorm = 178.0f;
+constexpr float kRound = 0x1p-20f;  // relative rounding of thresholds and scores, generously
+
+inline __m256 magnitude(__m256 v) {
+  return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+}
+
+inline float greatest(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+// The row ends in zeros up to a multiple of 64.
+float step(const float* row, int64_t d) {
+  __m256 largest = _mm256_setzero_ps(), norm = largest;
+  for (int64_t i = 0; i < d; i += 4 * kChunkUnits) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int j = 0; j < 4 * kChunkUnits; j += 8) {
+      const __m256 v = _mm256_loadu_ps(row + i + j);
+      largest = _mm256_max_ps(largest, magnitude(v));
+      sum = _mm256_fmadd_ps(v, v, sum);
+    }
+    // Elements 0, 1, 4, 5 of a register fall to one lane, the others to the next.
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(sum, 0xb1));
+    norm = _mm256_max_ps(norm, _mm256_add_ps(sum, _mm256_permute2f128_ps(sum, sum, 1)));
+  }
+  const float by_size = greatest(largest) / kSteps, by_norm = __builtin_sqrtf(greatest(norm)) / kLaneNorm;
+  return by_size > by_norm ? by_size : by_norm;
+}
+
+// One piece, because compilers move the multiplies away from the adds, where registers for the products in
+// between are not left: they would then keep half of the accumulators on the stack.
+inline void add_products(__m256i& acc, __m256i w, __m256i x) {
+  __m256i products;
+  __asm__("vpmaddubsw %[x], %[w], %[products]\n\tvpaddw %[products], %[acc], %[acc]"
+          : [acc] "+x"(acc), [products] "=&x"(products)
+          : [w] "x"(w), [x] "x"(x));
+}
+
+// sums[i] = the products of row i of the group with the columns of a panel. A function of its own, so that
+// nothing else competes for registers in its loop: 12 accumulators, two registers of the panel, a broadcast
+// and a product are all 16.
+template <int MR>
+__attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units,
+                                             __m256i (*sums)[2]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int i = 0; i < MR; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+  for (; units > 0; units -= kChunkUnits) {
+    __m256i acc[MR][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      int32_t start;
+      __builtin_memcpy(&start, x + 4 * i, 4);
+      acc[i][0] = acc[i][1] = _mm256_set1_epi32(start);
+    }
+    x += 4 * MR;
+    const char* end = panel + 64 * (units < kChunkUnits ? units : kChunkUnits);
+    for (; panel != end; panel += 64) {
+      const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
+      const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
+#pragma GCC unroll 6
+      for (int i = 0; i < MR; ++i) {
+        int32_t unit;
+        __builtin_memcpy(&unit, x + 4 * i, 4);
+        const __m256i xi = _mm256_set1_epi32(unit);
+        add_products(acc[i][0], w0, xi);
+        add_products(acc[i][1], w1, xi);
+      }
+      x += 4 * MR;
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(acc[i][0], ones));
+      sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(acc[i][1], ones));
+    }
+  }
+}
+
+template <int MR>
+void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const char* x, int64_t p) {
+  alignas(32) __m256i sums[MR][2];
+  multiply_tile<MR>(x, w.packed + p * w.panel_bytes, w.units, sums);
+
+  // The threshold of each of 8 rows, rounded down, and what makes a score of a sum.
+  alignas(32) float lowest[8], factor[8];
+  const __m256 tau = _mm256_loadu_ps(rows.tau + first);
+  __m256 bound = _mm256_mul_ps(_mm256_loadu_ps(rows.norm + first), _mm256_set1_ps(w.err[p]));
+  bound = _mm256_fmadd_ps(_mm256_loadu_ps(rows.err + first), _mm256_set1_ps(w.norm[p]), bound);
+  bound = _mm256_add_ps(bound, _mm256_set1_ps(w.slack[p]));
+  const __m256 size = _mm256_add_ps(magnitude(tau), bound);
+  _mm256_store_ps(lowest, _mm256_fnmadd_ps(size, _mm256_set1_ps(kRound), _mm256_sub_ps(tau, bound)));
+  _mm256_store_ps(factor, _mm256_mul_ps(_mm256_loadu_ps(rows.scale + first), _mm256_set1_ps(w.scale[p])));
+  const __m256 bias0 = w.bias ? _mm256_loadu_ps(w.bias + p * kColumns) : _mm256_setzero_ps();
+  const __m256 bias1 = w.bias ? _mm256_loadu_ps(w.bias + p * kColumns + 8) : _mm256_setzero_ps();
+
+  for (int i = 0; i < MR; ++i) {
+    const __m256 f = _mm256_set1_ps(factor[i]), least = _mm256_set1_ps(lowest[i]);
+    const __m256 s0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][0]), f, bias0);
+    const __m256 s1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][1]), f, bias1);
+    const __m256 over0 = _mm256_cmp_ps(s0, least, _CMP_GE_OQ), over1 = _mm256_cmp_ps(s1, least, _CMP_GE_OQ);
+    if (_mm256_movemask_ps(_mm256_or_ps(over0, over1)) == 0) continue;
+    uint32_t mask =
+        static_cast<uint32_t>(_mm256_movemask_ps(over0) | _mm256_movemask_ps(over1) << 8) & w.valid[p];
+    const int32_t row = first + i;
+    alignas(32) float scores[kColumns];
+    _mm256_store_ps(scores, s0);
+    _mm256_store_ps(scores + 8, s1);
+    int32_t count = rows.count[row];
+    for (; mask != 0; mask &= mask - 1) {
+      const int c = __builtin_ctz(mask);
+      rows.score[row * rows.capacity + count] = scores[c];
+      rows.column[row * rows.capacity + count] = static_cast<int32_t>(p * kColumns) + c;
+      ++count;
+    }
+    rows.count[row] = count;
+    if (count > rows.limit[row]) rows.full(rows.self, row);
+  }
+}
+
+}  // namespace
+
+const Int8Form topk_int8_form = {step, static_cast<int32_t>(kSteps), kChunkUnits};
+
+void topk_screen_int8(const ScreenRows& rows, const ScreenPanels& w, int64_t begin, int64_t end) {
+  using Tile = void (*)(const ScreenRows&, const ScreenPanels&, int32_t, const char*, int64_t);
+  static const Tile tiles[kTileRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+  for (int64_t p = begin; p < end; ++p) {
+    if (w.valid[p] == 0) continue;
+    for (int32_t g = 0; g < rows.groups; ++g) {
+      const int32_t first = rows.group_row[g], n = rows.group_row[g + 1] - first;
+      tiles[n - 1](rows, w, first, rows.packed + rows.group_offset[g], p);
+    }
+  }
+}
+
+}  // namespace FINESCOPE_ISA
+}  // namespace finescope
