@@ -14,9 +14,8 @@ namespace {
 }
 
 #ifdef FINESCOPE_HAVE_AVX2
-TopkKernels with_int8_of_avx2(TopkKernels kernels) {
-  kernels.screen[static_cast<int>(ScreenKind::int8)] = avx2::topk_screen_int8;
-  kernels.int8 = avx2::topk_int8_form;
+TopkKernels with_whole_numbers(TopkKernels kernels) {
+  avx2::add_whole_screens(&kernels);
   return kernels;
 }
 #endif
@@ -32,7 +31,7 @@ TopkKernels with_int8_of_avx2(TopkKernels kernels) {
 
 const TopkKernels& topk_kernels() {
 #ifdef FINESCOPE_HAVE_AVX2
-  static const TopkKernels avx2 = with_int8_of_avx2(avx2::topk);
+  static const TopkKernels avx2 = with_whole_numbers(avx2::topk);
 #endif
 #ifdef FINESCOPE_HAVE_AVX512
   static const TopkKernels vnni = with_int8(avx512::topk), bf16 = with_bf16(vnni);

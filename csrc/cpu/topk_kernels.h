@@ -8,7 +8,8 @@
 // and all of these norms were measured when packing, rounded up. The screen decides what is computed exactly,
 // never what is returned.
 //
-// Both operands are packed in units of 32 bits: four int8, two bfloat16 or one float32 elements of a row.
+// Both operands are packed in units of 32 bits: four int8, two int16 or bfloat16, or one float32 elements of
+// a row.
 //   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two
 //   registers groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
 #pragma once
@@ -20,8 +21,11 @@
 
 namespace finescope {
 
-enum class ScreenKind : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
-inline constexpr int kScreenKinds = 3;
+enum class ScreenKind : int32_t { f32 = 0, bf16 = 1, int8 = 2, int16 = 3 };
+inline constexpr int kScreenKinds = 4;
+inline bool in_whole_numbers(ScreenKind kind) {
+  return kind == ScreenKind::int8 || kind == ScreenKind::int16;
+}
 inline constexpr int kMaxTileRows = 14;
 // Elements that a kernel may read or write past the end of an array with one entry per row or per candidate.
 inline constexpr int kSlack = 32;
@@ -74,11 +78,11 @@ struct Quantized {
   int32_t sum;  // of the integer elements
 };
 
-// How the int8 screen of an instruction set wants its elements. Those of w are stored with `offset` added,
-// which the screen takes out again: it starts from -offset times the sum of the elements of x. `chunk` 0:
-// from ScreenRows::start. Otherwise from a unit that precedes every `chunk` units of a row of x and holds two
+// How a screen in whole numbers wants its elements. Those of w are stored with `offset` added, which the
+// screen takes out again: it starts from -offset times the sum of the elements of x. `chunk` 0: from
+// ScreenRows::start. Otherwise from a unit that precedes every `chunk` units of a row of x and holds two
 // int16, one for the first two elements of each of these units and one for the others.
-struct Int8Form {
+struct WholeNumbers {
   // The smallest step at which the elements of a row fit; it ends in zeros up to a multiple of 64.
   float (*step)(const float* row, int64_t d);
   int32_t offset;
@@ -89,7 +93,7 @@ struct TopkKernels {
   int nr;
   int mr;
   Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
-  Int8Form int8;
+  WholeNumbers whole[kScreenKinds];
 
   // The row as float32 (exact for 16-bit rows), zeros up to a multiple of 16; returns the bits of the largest
   // magnitude, so a value of 0x7f800000 or more says that there is an infinity or a NaN.
@@ -134,8 +138,7 @@ extern const TopkKernels topk;
 }
 namespace avx2 {
 extern const TopkKernels topk;
-extern const Int8Form topk_int8_form;
-void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+void add_whole_screens(TopkKernels* kernels);
 }  // namespace avx2
 namespace avx512 {
 extern const TopkKernels topk;

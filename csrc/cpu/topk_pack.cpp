@@ -16,7 +16,7 @@ bool screen_available(ScreenKind kind) {
 RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
     : kind(kind), metric(metric), d(d), rotated(kind == ScreenKind::int8 && d >= 64) {
   depth = rotated ? round_up(d, 64) : d;
-  const int64_t per_unit = kind == ScreenKind::int8 ? 4 : kind == ScreenKind::bf16 ? 2 : 1;
+  const int64_t per_unit = kind == ScreenKind::int8 ? 4 : kind == ScreenKind::f32 ? 1 : 2;
   units = (depth + per_unit - 1) / per_unit;
   padded = round_up(depth, 64);
   // Roundings before an element is quantized, in units of 2^-24 of the norm of its row: of the division by
@@ -87,7 +87,7 @@ RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float
 // into a score and comparing it.
 float RowQuantizer::arithmetic() const {
   const double u = 0x1p-24, terms = static_cast<double>(depth) + 2;
-  const double roundings = kind == ScreenKind::int8 ? 0 : kind == ScreenKind::bf16 ? 2 * terms : terms;
+  const double roundings = in_whole_numbers(kind) ? 0 : kind == ScreenKind::bf16 ? 2 * terms : terms;
   return static_cast<float>(1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20);
 }
 
@@ -149,6 +149,8 @@ struct Writer {
     std::vector<float> key(static_cast<size_t>(n)), lost(static_cast<size_t>(n));
     std::vector<uint8_t> usable(static_cast<size_t>(n));
     std::vector<int32_t> order(static_cast<size_t>(n));
+    const bool whole = in_whole_numbers(q.kind);
+    const WholeNumbers& form = kernels.whole[static_cast<int>(q.kind)];
     for (int64_t i = 0; i < n; ++i) {
       float* row = rows.data() + i * q.padded;
       const RowQuantizer::Loaded loaded = q.load(kernels, row_of(w, first + i), w.dtype, row);
@@ -156,13 +158,13 @@ struct Writer {
       if (!loaded.tame) tame = false;
       usable[i] = loaded.finite;
       lost[i] = loaded.lost;
-      if (q.kind == ScreenKind::int8) key[i] = kernels.int8.step(row, q.padded);
+      if (whole) key[i] = form.step(row, q.padded);
       order[i] = static_cast<int32_t>(i);
       if (q.metric == Metric::cosine) norm64[first + i] = loaded.norm;
       if (half != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
     }
     // The columns of a panel share a scale and bounds; rows of one size make both tight.
-    if (q.kind == ScreenKind::int8) {
+    if (whole) {
       std::sort(order.begin(), order.end(),
                 [&](int32_t a, int32_t b) { return key[a] > key[b] || (key[a] == key[b] && a < b); });
     }
@@ -190,12 +192,12 @@ struct Writer {
                   const std::vector<float>& key, const std::vector<float>& lost,
                   const std::vector<uint8_t>& usable, std::vector<uint32_t>& units) {
     float step = 1.0f, inv_step = 1.0f, size = 0.0f, error = 0.0f;
-    if (q.kind == ScreenKind::int8) {
+    if (in_whole_numbers(q.kind)) {
       float largest = 0.0f;
       for (int64_t c = 0; c < n; ++c) largest = std::max(largest, key[order[c]]);
       if (largest > 0) step = largest, inv_step = 1.0f / step;
     }
-    const int32_t offset = q.kind == ScreenKind::int8 ? kernels.int8.offset : 0;
+    const int32_t offset = kernels.whole[static_cast<int>(q.kind)].offset;
     uint32_t usable_columns = 0;
     for (int64_t c = 0; c < nr; ++c) {
       uint32_t* row_units = units.data() + c * q.padded;
@@ -228,13 +230,17 @@ T* at(char* memory, int64_t offset) {
 }  // namespace
 
 ScreenKind best_screen(ScreenChoice choice, int64_t d) {
+  const bool words = screen_available(ScreenKind::int16);
+  const ScreenKind sixteen = words                                ? ScreenKind::int16
+                             : screen_available(ScreenKind::bf16) ? ScreenKind::bf16
+                                                                  : ScreenKind::f32;
   ScreenKind kind = ScreenKind::f32;
   if (choice == ScreenChoice::int8) kind = ScreenKind::int8;
-  if (choice == ScreenChoice::bf16) kind = ScreenKind::bf16;
+  if (choice == ScreenChoice::bf16) kind = sixteen;
   if (choice == ScreenChoice::automatic) {
-    // The wider the rows, the more candidates the error of int8 lets through; from about here on bfloat16 at
-    // half the speed is faster.
-    kind = d <= 3072 || !screen_available(ScreenKind::bf16) ? ScreenKind::int8 : ScreenKind::bf16;
+    // The wider the rows, the more candidates the error of int8 lets through; from about here on 16 bits at
+    // half the speed are faster. Where there is int16, the steps of int8 are wider.
+    kind = d <= (words ? 896 : 3072) || sixteen == ScreenKind::f32 ? ScreenKind::int8 : sixteen;
   }
   return screen_available(kind) ? kind : ScreenKind::f32;
 }

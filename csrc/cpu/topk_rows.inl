@@ -338,8 +338,8 @@ int64_t keep(float* score, int32_t* column, int64_t n, float lowest) {
 constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
   return {nr,
           mr,
-          {screen_f32, nullptr, nullptr},
-          {step_int8, 128, 0},
+          {screen_f32, nullptr, nullptr, nullptr},
+          {{}, {}, {step_int8, 128, 0}, {}},
           row_to_f32,
           row_to_f64,
           dots<float>,
@@ -349,7 +349,7 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           quick_dots,
           multiply,
           rotate,
-          {quantize_f32, quantize_bf16, quantize_int8},
+          {quantize_f32, quantize_bf16, quantize_int8, nullptr},
           interleave,
           about_kth,
           keep};

@@ -78,8 +78,8 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   norm64.assign(entries, 0.0);
   size.assign(entries, 0.0f);
   state.assign(static_cast<size_t>(n), kScreen);
-  const Int8Form& form = plan.kernels.int8;
-  const int64_t chunk = q.kind == ScreenKind::int8 ? form.chunk : 0;
+  const WholeNumbers& form = plan.kernels.whole[static_cast<int>(q.kind)];
+  const int64_t chunk = form.chunk;
   const int64_t length = q.units + (chunk > 0 ? (q.units + chunk - 1) / chunk : 0);
   data.resize(static_cast<size_t>(n * length));
   group_offset.resize(static_cast<size_t>(groups));
@@ -95,7 +95,7 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
       const RowQuantizer::Loaded loaded = q.load(plan.kernels, row_of(x, first + i), x.dtype, row.data());
       norm64[i] = loaded.norm;
       state[i] = !loaded.finite ? kBad : loaded.tame ? kScreen : kScan;
-      if (q.kind == ScreenKind::int8) {
+      if (in_whole_numbers(q.kind)) {
         const float step = form.step(row.data(), q.padded);
         if (step > 0) scale[i] = step, inv_scale[i] = 1.0f / step;
       }
@@ -104,7 +104,7 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
       norm[i] = r.norm;
       err[i] = r.err;
       size[i] = r.size;
-      if (q.kind == ScreenKind::int8) start[i] = -form.offset * r.sum;
+      if (form.offset != 0) start[i] = -form.offset * r.sum;
       if (state[i] == kScreen) tau[i] = plan.open;
       uint32_t* out = group + (i - begin);
       for (int64_t u = 0; u < q.units; ++u, out += height) {

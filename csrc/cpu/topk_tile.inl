@@ -21,14 +21,17 @@ FINESCOPE_INLINE uint32_t mask_of(VecI32 v) {
 #endif
 }
 
+// sums[i] = the products of row i of the group with the columns of a panel. Accumulators stay in registers
+// only as a local array whose indices are all constants, in a function that does nothing else.
 template <int MR>
-void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const char* packed_rows, int64_t p) {
+__attribute__((noinline)) void multiply_tile(const float* x, const float* panel, int64_t units,
+                                             VecF32 (*sums)[2]) {
   VecF32 acc[MR][2];
+#pragma GCC unroll 6
   for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = VecF32{};
-  const float* x = reinterpret_cast<const float*>(packed_rows);
-  const float* panel = reinterpret_cast<const float*>(w.packed + p * w.panel_bytes);
-  for (int64_t u = w.units; u > 0; --u) {
+  for (; units > 0; --units) {
     const VecF32 w0 = load_f32(panel), w1 = load_f32(panel + kF32Lanes);
+#pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
       const VecF32 xi = splat(x[i]);
       acc[i][0] = add_product_f32(acc[i][0], w0, xi);
@@ -37,6 +40,18 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
     panel += kColumns;
     x += MR;
   }
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i) {
+    sums[i][0] = acc[i][0];
+    sums[i][1] = acc[i][1];
+  }
+}
+
+template <int MR>
+void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const char* packed_rows, int64_t p) {
+  VecF32 sums[MR][2];
+  multiply_tile<MR>(reinterpret_cast<const float*>(packed_rows),
+                    reinterpret_cast<const float*>(w.packed + p * w.panel_bytes), w.units, sums);
   const VecF32 bias0 = w.bias ? load_f32(w.bias + p * kColumns) : VecF32{};
   const VecF32 bias1 = w.bias ? load_f32(w.bias + p * kColumns + kF32Lanes) : VecF32{};
   for (int i = 0; i < MR; ++i) {
@@ -44,7 +59,7 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
     const float tau = rows.tau[row];
     const float bound = rows.err[row] * w.norm[p] + rows.norm[row] * w.err[p] + w.slack[p];
     const float lowest = tau - bound - (__builtin_fabsf(tau) + bound) * kRound;
-    const VecF32 s0 = acc[i][0] + bias0, s1 = acc[i][1] + bias1;
+    const VecF32 s0 = sums[i][0] + bias0, s1 = sums[i][1] + bias1;
     const VecI32 over0 = s0 >= splat(lowest), over1 = s1 >= splat(lowest);
     uint32_t mask = (mask_of(over0) | mask_of(over1) << kF32Lanes) & w.valid[p];
     if (mask == 0) continue;
