@@ -37,6 +37,17 @@ void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t b
   }
 }
 
+// Rows of x without NaN and infinity. False if (encode only) w is not finite.
+bool direct_or_scan(const TopkProblem& p, const std::vector<int64_t>& rows, const Workers& workers,
+                    const TopkOutput& out, TopkStats* stats) {
+  std::vector<int64_t> again;
+  direct(p, rows.data(), static_cast<int64_t>(rows.size()), workers, out, &again);
+  if (again.empty()) return true;
+  std::sort(again.begin(), again.end());
+  if (stats) stats->scanned += static_cast<int64_t>(again.size());
+  return scan(p, again.data(), static_cast<int64_t>(again.size()), workers, out);
+}
+
 class Search {
  public:
   Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out, TopkStats* stats)
@@ -53,10 +64,7 @@ class Search {
       const int64_t rest = p_.B - first, superblocks = (rest + kSuperblockRows - 1) / kSuperblockRows;
       first += superblock(first, (rest + superblocks - 1) / superblocks);
     }
-    if (again_.empty()) return;
-    std::sort(again_.begin(), again_.end());
-    if (stats_) stats_->scanned += static_cast<int64_t>(again_.size());
-    scan(p_, again_.data(), static_cast<int64_t>(again_.size()), workers_, out_);
+    direct_or_scan(p_, again_, workers_, out_, stats_);
   }
 
  private:
@@ -223,6 +231,11 @@ std::vector<int64_t> good_rows(const TopkProblem& p, const Workers& workers, con
   return rows;
 }
 
+void direct_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out, TopkStats* stats) {
+  if (direct_or_scan(p, good_rows(p, workers, out), workers, out, stats)) return;
+  for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
+}
+
 void scan_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out, TopkStats* stats) {
   const std::vector<int64_t> rows = good_rows(p, workers, out);
   if (stats) stats->scanned += static_cast<int64_t>(rows.size());
@@ -235,8 +248,8 @@ bool worth_screening(const TopkProblem& p) {
   return p.x.dtype != DType::f64 && p.w.dtype != DType::f64 && 8 * (p.k + p.E) + 1024 <= p.N;
 }
 
-// Packing reads all of w; fewer rows of x than this do not pay for it.
-constexpr int64_t kPackRows = 6;
+// As fast as memory without a screen.
+constexpr int64_t kScanRows = 2;
 
 }  // namespace
 
@@ -259,8 +272,10 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     // it saves.
     const bool half = p.metric == Metric::encode && kind == ScreenKind::int8 && p.B >= kHalfRows;
     const PackRequest request{p.w, p.N, p.d, p.metric, kind, half};
-    if (!can_pack(request) || (choice == ScreenChoice::automatic && p.B < kPackRows)) {
-      return scan_all(p, workers, out, stats);
+    const bool few = p.B < topk_kernels().pack_rows;
+    if (few && choice == ScreenChoice::automatic && p.B < kScanRows) return scan_all(p, workers, out, stats);
+    if (!can_pack(request) || (few && (choice == ScreenChoice::automatic || kind == ScreenKind::f32))) {
+      return direct_all(p, workers, out, stats);
     }
     memory = Block(packed_bytes(request));
     own = pack(request, workers, memory.get());
@@ -275,7 +290,7 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     return topk(p, nullptr, ScreenChoice::automatic, workers, out, stats);
   }
   const ScreenPlan plan(p, *packed);
-  if (!plan.usable) return scan_all(p, workers, out, stats);
+  if (!plan.usable) return direct_all(p, workers, out, stats);
   Search(plan, workers, out, stats).run();
 }
 

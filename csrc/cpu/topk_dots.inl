@@ -285,6 +285,100 @@ void quick_dots(const float* x, const void* const* rows, DType dtype, int64_t n,
   quick_dots_of(x, reinterpret_cast<const float* const*>(rows), n, d, out);
 }
 
+// --- all pairs of a few rows
+// ---------------------------------------------------------------------------------
+
+// The sums of four registers.
+FINESCOPE_INLINE void totals(VecF32 a, VecF32 b, VecF32 c, VecF32 e, float* out) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const auto fold = [](VecF32 v) {
+    const __m512d wide = bits_as<__m512d>(v);
+    return _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
+                         _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
+  };
+  const __m256 p = fold(a), q = fold(b), r = fold(c), s = fold(e);
+#else
+  const __m256 p = bits_as<__m256>(a), q = bits_as<__m256>(b), r = bits_as<__m256>(c), s = bits_as<__m256>(e);
+#endif
+  const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(p, q), _mm256_hadd_ps(r, s));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#else
+  out[0] = total(a);
+  out[1] = total(b);
+  out[2] = total(c);
+  out[3] = total(e);
+#endif
+}
+
+constexpr int kFewX = 4, kFewW = 3;  // 12 accumulators of 16 registers
+
+template <int MX>
+__attribute__((noinline)) void few_dots(const float* const* x, const float* const* rows, int64_t d,
+                                        float* out, int64_t out_stride) {
+  VecF32 acc[kFewW][kFewX];
+#pragma GCC unroll 3
+  for (int j = 0; j < kFewW; ++j) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kFewX; ++i) acc[j][i] = VecF32{};
+  }
+  const float *w0 = rows[0], *w1 = rows[1], *w2 = rows[2];
+  for (int64_t at = 0; at < d; at += kF32Lanes) {
+    const VecF32 v0 = load_f32(w0 + at), v1 = load_f32(w1 + at), v2 = load_f32(w2 + at);
+#pragma GCC unroll 4
+    for (int i = 0; i < MX; ++i) {
+      const VecF32 xi = load_f32(x[i] + at);
+      acc[0][i] = add_product_f32(acc[0][i], v0, xi);
+      acc[1][i] = add_product_f32(acc[1][i], v1, xi);
+      acc[2][i] = add_product_f32(acc[2][i], v2, xi);
+    }
+  }
+#pragma GCC unroll 3
+  for (int j = 0; j < kFewW; ++j) {
+    float sums[kFewX];
+    totals(acc[j][0], acc[j][1], acc[j][2], acc[j][3], sums);
+    for (int i = 0; i < MX; ++i) out[i * out_stride + j] = sums[i];
+  }
+}
+
+void block_dots(const float* const* x, int64_t nx, const float* const* rows, int64_t n, int64_t d, float* out,
+                int64_t out_stride) {
+  using Few = void (*)(const float* const*, const float* const*, int64_t, float*, int64_t);
+  static const Few few[kFewX] = {few_dots<1>, few_dots<2>, few_dots<3>, few_dots<4>};
+  const int64_t groups = (nx + kFewX - 1) / kFewX;
+  for (int64_t j = 0; j < n; j += kFewW) {
+    const float* three[kFewW];
+    for (int64_t t = 0; t < kFewW; ++t) three[t] = rows[j + t < n ? j + t : n - 1];
+    // While the dots of these rows with many x are worked out, memory would be idle.
+    const int64_t ahead = j + 2 * kFewW <= n ? kFewW : 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t t = 0; ahead > 0 && t < kFewW; ++t) {
+        if (t % groups != g) continue;
+        for (int64_t at = 0; at < d; at += 16) __builtin_prefetch(rows[j + ahead + t] + at);
+      }
+      const int64_t first = nx * g / groups, end = nx * (g + 1) / groups;
+      few[end - first - 1](x + first, three, d, out + first * out_stride + j, out_stride);
+    }
+  }
+}
+
+void quick_squares(const float* const* rows, int64_t n, int64_t d, float* out) {
+  for (int64_t j = 0; j < n; j += 4) {
+    const float* four[4];
+    VecF32 acc[4] = {};
+    for (int64_t t = 0; t < 4; ++t) four[t] = rows[j + t < n ? j + t : n - 1];
+    for (int64_t at = 0; at < d; at += kF32Lanes) {
+      for (int t = 0; t < 4; ++t) {
+        const VecF32 v = load_f32(four[t] + at);
+        acc[t] = add_product_f32(acc[t], v, v);
+      }
+    }
+    float sums[4];
+    totals(acc[0], acc[1], acc[2], acc[3], sums);
+    for (int64_t t = 0; t < 4 && j + t < n; ++t) out[j + t] = sums[t];
+  }
+}
+
 }  // namespace
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope

@@ -110,6 +110,11 @@ void write_bad_row(const TopkProblem& p, const TopkOutput& out, int64_t b);
 bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
           const TopkOutput& out);
 
+// Screens rows[0..n) of x against w where it lies, in float32; neither is float64. Writes the rows that this
+// can separate and adds the others to `again`.
+void direct(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
+            const TopkOutput& out, std::vector<int64_t>* again);
+
 // Rows of x in flight together: their candidates, what is known about each row, and their exact scores.
 struct Superblock {
   struct Part {                   // a run of rows that one task screened

@@ -92,6 +92,8 @@ struct WholeNumbers {
 struct TopkKernels {
   int nr;
   int mr;
+  // Rows of x from which on packing pays: it takes as long as screening so many rows where w lies.
+  int pack_rows;
   Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
   WholeNumbers whole[kScreenKinds];
 
@@ -113,6 +115,14 @@ struct TopkKernels {
   // in more than d + 1 roundings.
   void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);
 
+  // out[i * out_stride + j] = the dot of x[i] and rows[j] as quick_dots makes it; rows end in zeros up to a
+  // multiple of 16, those of `rows` follow one another at one distance and are read once. out_stride is a
+  // multiple of 3 that is not less than n.
+  void (*block_dots)(const float* const* x, int64_t nx, const float* const* rows, int64_t n, int64_t d,
+                     float* out, int64_t out_stride);
+  // The same of each row with itself.
+  void (*quick_squares)(const float* const* rows, int64_t n, int64_t d, float* out);
+
   // row *= factor, in place.
   void (*multiply)(float* row, int64_t d, float factor);
   // An orthogonal transform that spreads every coordinate over all of them; d is a multiple of 64. Each sign
@@ -128,6 +138,10 @@ struct TopkKernels {
   float (*about_kth)(const float* score, int64_t n, int64_t k, int64_t most);
   // Keeps, in order, the candidates with a score of at least `lowest`; returns how many.
   int64_t (*keep)(float* score, int32_t* column, int64_t n, float lowest);
+  // Copies the scores of at least `lowest`, in order, and columns counted from `first`; returns how many. The
+  // outputs have room for n.
+  int64_t (*pick)(const float* score, int64_t n, float lowest, int32_t first, float* to_score,
+                  int32_t* to_column);
 };
 
 // The table of the active instruction set.

@@ -335,9 +335,33 @@ int64_t keep(float* score, int32_t* column, int64_t n, float lowest) {
   return kept;
 }
 
-constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
+int64_t pick(const float* score, int64_t n, float lowest, int32_t first, float* to_score,
+             int32_t* to_column) {
+  int64_t kept = 0, i = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // Mostly there is nothing in a register.
+  const __m256 least = _mm256_set1_ps(lowest);
+  for (; i + 8 <= n; i += 8) {
+    const __m256 over = _mm256_cmp_ps(_mm256_loadu_ps(score + i), least, _CMP_GE_OQ);
+    for (int m = _mm256_movemask_ps(over); m != 0; m &= m - 1) {
+      const int64_t at = i + __builtin_ctz(static_cast<unsigned>(m));
+      to_score[kept] = score[at];
+      to_column[kept++] = first + static_cast<int32_t>(at);
+    }
+  }
+#endif
+  for (; i < n; ++i) {
+    if (!(score[i] >= lowest)) continue;
+    to_score[kept] = score[i];
+    to_column[kept++] = first + static_cast<int32_t>(i);
+  }
+  return kept;
+}
+
+constexpr TopkKernels make_kernels(int nr, int mr, int pack_rows, Screen screen_f32) {
   return {nr,
           mr,
+          pack_rows,
           {screen_f32, nullptr, nullptr, nullptr},
           {{}, {}, {step_int8, 128, 0}, {}},
           row_to_f32,
@@ -347,12 +371,15 @@ constexpr TopkKernels make_kernels(int nr, int mr, Screen screen_f32) {
           squared_norm,
           stream_dots,
           quick_dots,
+          block_dots,
+          quick_squares,
           multiply,
           rotate,
           {quantize_f32, quantize_bf16, quantize_int8, nullptr},
           interleave,
           about_kth,
-          keep};
+          keep,
+          pick};
 }
 
 }  // namespace

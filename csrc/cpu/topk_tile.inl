@@ -8,6 +8,12 @@ namespace {
 
 constexpr int kTileRows = 6;
 constexpr int kColumns = 2 * kF32Lanes;
+// Measured with D between 384 and 2048.
+#if defined(__AVX2__)
+constexpr int kPackRows = 96;
+#else
+constexpr int kPackRows = 512;
+#endif
 constexpr float kRound = 0x1p-20f;  // relative rounding of thresholds and scores, generously
 
 // Bit l: lane l of the comparison is true.
@@ -92,7 +98,7 @@ void screen_f32(const ScreenRows& rows, const ScreenPanels& w, int64_t begin, in
 
 }  // namespace
 
-const TopkKernels topk = make_kernels(kColumns, kTileRows, screen_f32);
+const TopkKernels topk = make_kernels(kColumns, kTileRows, kPackRows, screen_f32);
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope
