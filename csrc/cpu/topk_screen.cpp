@@ -66,10 +66,38 @@ uint32_t chunk_start(const uint32_t* units, int64_t n, int32_t offset) {
 
 }  // namespace
 
+RowGroups::RowGroups(const TopkKernels& kernels, const WholeNumbers& form, int64_t units, int64_t rows)
+    : chunk_(form.chunk),
+      units_(units),
+      length_(units + (chunk_ > 0 ? (units + chunk_ - 1) / chunk_ : 0)),
+      offset_(form.offset) {
+  const int64_t groups = (rows + kernels.mr - 1) / kernels.mr;
+  data.resize(static_cast<size_t>(rows * length_));
+  offset.resize(static_cast<size_t>(groups));
+  row.resize(static_cast<size_t>(groups + 1));
+  for (int64_t g = 0; g <= groups; ++g) {
+    row[g] = static_cast<int32_t>(rows * g / std::max<int64_t>(groups, 1));
+    if (g < groups) offset[g] = row[g] * length_ * 4;
+  }
+}
+
+void RowGroups::put(int64_t i, const uint32_t* units) {
+  while (i >= row[group_ + 1]) ++group_;
+  const int64_t height = row[group_ + 1] - row[group_];
+  uint32_t* out = data.data() + row[group_] * length_ + (i - row[group_]);
+  for (int64_t u = 0; u < units_; ++u, out += height) {
+    if (chunk_ > 0 && u % chunk_ == 0) {
+      *out = chunk_start(units + u, std::min(chunk_, units_ - u), offset_);
+      out += height;
+    }
+    *out = units[u];
+  }
+}
+
 void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   const RowQuantizer& q = plan.quantizer;
   const Matrix& x = plan.problem.x;
-  const int64_t mr = plan.kernels.mr, groups = (n + mr - 1) / mr;
+  const WholeNumbers& form = plan.kernels.whole[static_cast<int>(q.kind)];
   const size_t entries = static_cast<size_t>(n + kSlack);
   for (std::vector<float>* v : {&scale, &inv_scale}) v->assign(entries, 1.0f);
   for (std::vector<float>* v : {&norm, &err}) v->assign(entries, 0.0f);
@@ -78,45 +106,26 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   norm64.assign(entries, 0.0);
   size.assign(entries, 0.0f);
   state.assign(static_cast<size_t>(n), kScreen);
-  const WholeNumbers& form = plan.kernels.whole[static_cast<int>(q.kind)];
-  const int64_t chunk = form.chunk;
-  const int64_t length = q.units + (chunk > 0 ? (q.units + chunk - 1) / chunk : 0);
-  data.resize(static_cast<size_t>(n * length));
-  group_offset.resize(static_cast<size_t>(groups));
-  group_row.resize(static_cast<size_t>(groups + 1));
+  groups = RowGroups(plan.kernels, form, q.units, n);
   std::vector<float> row(static_cast<size_t>(q.padded));
   std::vector<uint32_t> units(static_cast<size_t>(q.padded));
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t begin = n * g / groups, end = n * (g + 1) / groups, height = end - begin;
-    group_row[g] = static_cast<int32_t>(begin);
-    group_offset[g] = begin * length * 4;
-    uint32_t* group = data.data() + begin * length;
-    for (int64_t i = begin; i < end; ++i) {
-      const RowQuantizer::Loaded loaded = q.load(plan.kernels, row_of(x, first + i), x.dtype, row.data());
-      norm64[i] = loaded.norm;
-      state[i] = !loaded.finite ? kBad : loaded.tame ? kScreen : kScan;
-      if (in_whole_numbers(q.kind)) {
-        const float step = form.step(row.data(), q.padded);
-        if (step > 0) scale[i] = step, inv_scale[i] = 1.0f / step;
-      }
-      const RowQuantizer::Row r =
-          q.quantize(plan.kernels, row.data(), scale[i], inv_scale[i], loaded.lost, 0, units.data());
-      norm[i] = r.norm;
-      err[i] = r.err;
-      size[i] = r.size;
-      if (form.offset != 0) start[i] = -form.offset * r.sum;
-      if (state[i] == kScreen) tau[i] = plan.open;
-      uint32_t* out = group + (i - begin);
-      for (int64_t u = 0; u < q.units; ++u, out += height) {
-        if (chunk > 0 && u % chunk == 0) {
-          *out = chunk_start(units.data() + u, std::min(chunk, q.units - u), form.offset);
-          out += height;
-        }
-        *out = units[u];
-      }
+  for (int64_t i = 0; i < n; ++i) {
+    const RowQuantizer::Loaded loaded = q.load(plan.kernels, row_of(x, first + i), x.dtype, row.data());
+    norm64[i] = loaded.norm;
+    state[i] = !loaded.finite ? kBad : loaded.tame ? kScreen : kScan;
+    if (in_whole_numbers(q.kind)) {
+      const float step = form.step(row.data(), q.padded);
+      if (step > 0) scale[i] = step, inv_scale[i] = 1.0f / step;
     }
+    const RowQuantizer::Row r =
+        q.quantize(plan.kernels, row.data(), scale[i], inv_scale[i], loaded.lost, 0, units.data());
+    norm[i] = r.norm;
+    err[i] = r.err;
+    size[i] = r.size;
+    if (form.offset != 0) start[i] = -form.offset * r.sum;
+    if (state[i] == kScreen) tau[i] = plan.open;
+    groups.put(i, units.data());
   }
-  group_row[groups] = static_cast<int32_t>(n);
 }
 
 void Screening::begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared) {
@@ -144,10 +153,10 @@ void Screening::run(int64_t begin_panel, int64_t end_panel) {
       tau_[i] = std::max(tau_[i], shared_[i].load(std::memory_order_relaxed));
     }
   }
-  const ScreenRows rows{reinterpret_cast<const char*>(r.data.data()),
-                        r.group_offset.data(),
-                        r.group_row.data(),
-                        static_cast<int32_t>(r.group_offset.size()),
+  const ScreenRows rows{reinterpret_cast<const char*>(r.groups.data.data()),
+                        r.groups.offset.data(),
+                        r.groups.row.data(),
+                        static_cast<int32_t>(r.groups.offset.size()),
                         r.scale.data(),
                         r.inv_scale.data(),
                         r.norm.data(),

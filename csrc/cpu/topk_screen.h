@@ -24,11 +24,25 @@ struct ScreenPlan {
   ScreenPlan(const TopkProblem& problem, const Packed& packed);
 };
 
+// Rows of x in units, as a screen reads them: in groups of nearly one height, unit by unit.
+struct RowGroups {
+  std::vector<uint32_t> data;
+  std::vector<int64_t> offset;  // of each group, in bytes
+  std::vector<int32_t> row;     // [groups + 1] first row of each group
+
+  RowGroups() = default;
+  RowGroups(const TopkKernels& kernels, const WholeNumbers& form, int64_t units, int64_t rows);
+  // Rows come in order.
+  void put(int64_t i, const uint32_t* units);
+
+ private:
+  int64_t chunk_ = 0, units_ = 0, length_ = 0, group_ = 0;
+  int32_t offset_ = 0;
+};
+
 // Low-precision rows of x; read by all workers when they split w.
 struct PackedRows {
-  std::vector<uint32_t> data;
-  std::vector<int64_t> group_offset;
-  std::vector<int32_t> group_row;
+  RowGroups groups;
   std::vector<float> scale, inv_scale, norm, err, tau;
   std::vector<int32_t> start;
   std::vector<double> norm64;
