@@ -60,10 +60,13 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const ScreenChoice choice = screen_choice(screen, op);
   const int64_t n = matrix.size(0), d = matrix.size(1);
   const Metric kind = metric_of(metric, op);
-  const ScreenKind best = best_screen(choice, d);
-  const PackRequest request{rows.matrix, n,    d,
-                            kind,        best, best == ScreenKind::int8 && kind == Metric::encode};
+  PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32, false};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
+  if (possible) {
+    // The rows themselves stand for what they will be compared with, and k for two in a thousand.
+    request.kind = best_screen(choice, {rows.matrix, rows.matrix, n, n, d, kind, nullptr, 0.002});
+    request.half = request.kind == ScreenKind::int8 && kind == Metric::encode;
+  }
   Tensor packed = empty_like_options(matrix, {possible ? packed_bytes(request) : 0}, ScalarType::Byte);
   if (possible) pack(request, torch_workers(), static_cast<char*>(packed.mutable_data_ptr()));
   return packed;

@@ -267,16 +267,19 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
   Packed own;
   Block memory;
   if (packed == nullptr) {
-    const ScreenKind kind = best_screen(choice, p.d);
+    const bool few = p.B < topk_kernels().pack_rows;
+    if (few && choice == ScreenChoice::automatic) {
+      return p.B < kScanRows ? scan_all(p, workers, out, stats) : direct_all(p, workers, out, stats);
+    }
+    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32, false}))
+      return direct_all(p, workers, out, stats);
+    const double share = static_cast<double>(p.k + p.E) / static_cast<double>(p.N);
+    const ScreenKind kind = best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share});
     // A search has fewer candidates for each row of w, which is larger: there the copy would cost more than
     // it saves.
     const bool half = p.metric == Metric::encode && kind == ScreenKind::int8 && p.B >= kHalfRows;
     const PackRequest request{p.w, p.N, p.d, p.metric, kind, half};
-    const bool few = p.B < topk_kernels().pack_rows;
-    if (few && choice == ScreenChoice::automatic && p.B < kScanRows) return scan_all(p, workers, out, stats);
-    if (!can_pack(request) || (few && (choice == ScreenChoice::automatic || kind == ScreenKind::f32))) {
-      return direct_all(p, workers, out, stats);
-    }
+    if (few && kind == ScreenKind::f32) return direct_all(p, workers, out, stats);
     memory = Block(packed_bytes(request));
     own = pack(request, workers, memory.get());
     packed = &own;

@@ -95,8 +95,17 @@ struct TopkStats {
 };
 
 bool screen_available(ScreenKind kind);
-// The screen that is best for rows of this width, among those that the active instruction set has.
-ScreenKind best_screen(ScreenChoice choice, int64_t d);
+// What a choice of screen is made for: pairs of which some are sampled.
+struct PairSample {
+  Matrix x, w;
+  int64_t B, N, d;
+  Metric metric;
+  const double* bias;  // [N], or null
+  double share;        // of the rows of w that are asked for
+};
+// The screen that a choice stands for, or, left to the engine, the best one for these pairs, among those that
+// the active instruction set has.
+ScreenKind best_screen(ScreenChoice choice, const PairSample& sample);
 
 // What to pack. `half`: with a bfloat16 copy of float32 rows, which pays where there are many rows of x.
 struct PackRequest {

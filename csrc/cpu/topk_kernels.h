@@ -94,6 +94,8 @@ struct TopkKernels {
   int mr;
   // Rows of x from which on packing pays: it takes as long as screening so many rows where w lies.
   int pack_rows;
+  // The share of pairs that, let through by the int8 screen, cost as much as a screen of 16 bits.
+  float most_survivors;
   Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
   WholeNumbers whole[kScreenKinds];
 

@@ -9,10 +9,6 @@
 
 namespace finescope {
 
-bool screen_available(ScreenKind kind) {
-  return topk_kernels().screen[static_cast<int>(kind)] != nullptr;
-}
-
 RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
     : kind(kind), metric(metric), d(d), rotated(kind == ScreenKind::int8 && d >= 64) {
   depth = rotated ? round_up(d, 64) : d;
@@ -228,22 +224,6 @@ T* at(char* memory, int64_t offset) {
 }
 
 }  // namespace
-
-ScreenKind best_screen(ScreenChoice choice, int64_t d) {
-  const bool words = screen_available(ScreenKind::int16);
-  const ScreenKind sixteen = words                                ? ScreenKind::int16
-                             : screen_available(ScreenKind::bf16) ? ScreenKind::bf16
-                                                                  : ScreenKind::f32;
-  ScreenKind kind = ScreenKind::f32;
-  if (choice == ScreenChoice::int8) kind = ScreenKind::int8;
-  if (choice == ScreenChoice::bf16) kind = sixteen;
-  if (choice == ScreenChoice::automatic) {
-    // The wider the rows, the more candidates the error of int8 lets through; from about here on 16 bits at
-    // half the speed are faster. Where there is int16, the steps of int8 are wider.
-    kind = d <= (words ? 896 : 3072) || sixteen == ScreenKind::f32 ? ScreenKind::int8 : sixteen;
-  }
-  return screen_available(kind) ? kind : ScreenKind::f32;
-}
 
 bool can_pack(const PackRequest& r) {
   return r.w.dtype != DType::f64 && r.n > 0 && r.n <= INT32_MAX - 64 && r.d > 0 && r.d <= (1 << 15);

@@ -14,6 +14,7 @@ constexpr int kPackRows = 96;
 #else
 constexpr int kPackRows = 512;
 #endif
+constexpr float kSurvivors = 0.012f;
 constexpr float kRound = 0x1p-20f;  // relative rounding of thresholds and scores, generously
 
 // Bit l: lane l of the comparison is true.
@@ -98,7 +99,7 @@ void screen_f32(const ScreenRows& rows, const ScreenPanels& w, int64_t begin, in
 
 }  // namespace
 
-const TopkKernels topk = make_kernels(kColumns, kTileRows, kPackRows, screen_f32);
+const TopkKernels topk = make_kernels(kColumns, kTileRows, kPackRows, kSurvivors, screen_f32);
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope

@@ -1,0 +1,82 @@
+// The choice of a screen by what it would let through, counted on a sample.
+//
+// int8 is twice as fast as 16 bits, but its error is a larger part of the spread of the scores, the wider the
+// rows are, the more so the heavier their tails; and every pair that it cannot rule out is looked at again.
+#include <algorithm>
+
+#include "cpu/topk_internal.h"
+#include "cpu/topk_quantize.h"
+
+namespace finescope {
+namespace {
+
+constexpr int64_t kSampledX = 16, kSampledW = 1024;
+
+// Rows of a sample as the int8 screen sees them.
+struct Sampled {
+  std::vector<float> row;  // as float32, ready to be quantized
+  std::vector<const float*> pointer;
+  std::vector<float> norm, err, size;
+
+  Sampled(const RowQuantizer& q, const TopkKernels& kernels, const Matrix& m, int64_t of, int64_t n) {
+    const WholeNumbers& form = kernels.whole[static_cast<int>(q.kind)];
+    row.resize(static_cast<size_t>(n * q.padded));
+    std::vector<uint32_t> units(static_cast<size_t>(q.padded));
+    for (int64_t i = 0; i < n; ++i) {
+      float* at = row.data() + i * q.padded;
+      const RowQuantizer::Loaded loaded = q.load(kernels, row_of(m, of * i / n), m.dtype, at);
+      const float step = form.step(at, q.padded);
+      const float scale = step > 0 ? step : 1.0f;
+      const RowQuantizer::Row r =
+          q.quantize(kernels, at, scale, 1.0f / scale, loaded.lost, form.offset, units.data());
+      pointer.push_back(at);
+      norm.push_back(r.norm);
+      err.push_back(r.err);
+      size.push_back(r.size);
+    }
+  }
+};
+
+// The share of all pairs that int8 cannot rule out, beyond those that are asked for.
+double survivors(const PairSample& s) {
+  const TopkKernels& kernels = topk_kernels();
+  const RowQuantizer q(ScreenKind::int8, s.metric, s.d);
+  const int64_t nx = std::min(s.B, kSampledX), nw = std::clamp<int64_t>(s.N / 16, 1, kSampledW);
+  const Sampled x(q, kernels, s.x, s.B, nx), w(q, kernels, s.w, s.N, nw);
+  const int64_t stride = round_up(nw, 3);
+  std::vector<float> score(static_cast<size_t>(nx * stride)), order(static_cast<size_t>(nw));
+  kernels.block_dots(x.pointer.data(), nx, w.pointer.data(), nw, q.padded, score.data(), stride);
+  const int64_t best = std::clamp<int64_t>(static_cast<int64_t>(s.share * static_cast<double>(nw)), 1, nw);
+  int64_t found = 0;
+  for (int64_t i = 0; i < nx; ++i) {
+    float* row = score.data() + i * stride;
+    for (int64_t j = 0; s.bias != nullptr && j < nw; ++j) row[j] += static_cast<float>(s.bias[s.N * j / nw]);
+    std::copy(row, row + nw, order.begin());
+    std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
+    for (int64_t j = 0; j < nw; ++j) {
+      found += row[j] + x.norm[i] * w.err[j] + x.err[i] * w.size[j] >= order[static_cast<size_t>(best - 1)];
+    }
+  }
+  return static_cast<double>(found - nx * best) / static_cast<double>(nx * nw);
+}
+
+}  // namespace
+
+bool screen_available(ScreenKind kind) {
+  return topk_kernels().screen[static_cast<int>(kind)] != nullptr;
+}
+
+ScreenKind best_screen(ScreenChoice choice, const PairSample& sample) {
+  const bool bytes = screen_available(ScreenKind::int8);
+  const ScreenKind wide = screen_available(ScreenKind::int16)  ? ScreenKind::int16
+                          : screen_available(ScreenKind::bf16) ? ScreenKind::bf16
+                                                               : ScreenKind::f32;
+  if (choice == ScreenChoice::bf16) return wide;
+  if (choice == ScreenChoice::int8) return bytes ? ScreenKind::int8 : ScreenKind::f32;
+  if (choice != ScreenChoice::automatic) return ScreenKind::f32;
+  if (!bytes) return wide;
+  const bool counted = wide != ScreenKind::f32 && sample.B > 0 && sample.N > 0;
+  return counted && survivors(sample) > topk_kernels().most_survivors ? wide : ScreenKind::int8;
+}
+
+}  // namespace finescope
