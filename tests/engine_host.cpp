@@ -14,12 +14,15 @@ using namespace finescope;
 
 namespace {
 
-const char* const kKinds[] = {"gaussian", "outliers", "mean", "sparse", "corners", "tiny", "onehot", "zeros"};
+const char* const kKinds[] = {"gaussian", "outliers", "mean",  "sparse", "corners",
+                              "tiny",     "onehot",   "zeros", "crowd"};
 
 // Exactly n * d floats: what is read behind them, a sanitizer sees.
 std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
   std::vector<float> values(static_cast<size_t>(n * d));
   for (float& v : values) v = host::random.normal();
+  std::vector<float> common(static_cast<size_t>(d));
+  for (float& v : common) v = std::fabs(host::random.normal());
   for (int64_t i = 0; i < n; ++i) {
     float* row = values.data() + i * d;
     for (int64_t j = 0; j < d; ++j) {
@@ -32,6 +35,11 @@ std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
       if (kind == "tiny") row[j] *= 1e-38f;
       if (kind == "onehot") row[j] = j == i % d ? 1.0f : 0.0f;
       if (kind == "zeros") row[j] = 0.0f;
+      // The best 80 differ by less than float32 can tell of sums in it.
+      if (kind == "crowd") {
+        row[j] =
+            i < 80 ? common[j] * (1 + static_cast<float>(host::random.below(8)) * 0x1p-23f) : row[j] * 0.01f;
+      }
     }
   }
   return values;
@@ -119,6 +127,112 @@ void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metr
   }
 }
 
+// Sums of whole numbers are exact, also where their factors are as large as a screen takes them: no lane
+// saturates or leaves its range. Rows go into the kernels as they are, past the rotation.
+void check_sums(ScreenKind kind, int64_t d) {
+  const TopkKernels& kernels = topk_kernels();
+  const WholeNumbers& form = kernels.whole[static_cast<int>(kind)];
+  const int64_t units = kind == ScreenKind::int8 ? d / 4 : d / 2, n = 2 * kernels.nr, rows = 13;
+  // Signs and sizes by element: sides of one sign, alternating ones, pairs, lanes, a few large elements,
+  // noise.
+  const auto element = [&](int64_t pattern, int64_t j) {
+    switch (pattern % 8) {
+      case 0:
+        return 1.0f;
+      case 1:
+        return j % 2 ? -1.0f : 1.0f;
+      case 2:
+        return j / 2 % 2 ? 0.0f : 1.0f;
+      case 3:
+        return j / 2 % 2 ? 0.0f : -1.0f;
+      case 4:
+        return j % 64 < 2 ? 1.0f : 0.0f;
+      case 5:
+        return j % 64 < 10 ? -1.0f : 0.01f;
+      case 6:
+        return j < 64 ? 1.0f : 0.1f;
+      default:
+        return static_cast<float>(host::random.normal());
+    }
+  };
+  const auto fill = [&](int64_t count, int32_t offset, std::vector<uint32_t>& out,
+                        std::vector<int32_t>& whole) {
+    std::vector<float> row(static_cast<size_t>(round_up(d, 64)));
+    out.resize(static_cast<size_t>(count * units));
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t j = 0; j < d; ++j) row[j] = element(i, j);
+      const float step = form.step(row.data(), round_up(d, 64));
+      kernels.quantize[static_cast<int>(kind)](row.data(), d, 1.0f / step, offset, units,
+                                               out.data() + i * units);
+      for (int64_t j = 0; j < d; ++j) {
+        const char* at = reinterpret_cast<const char*>(out.data() + i * units);
+        int16_t word;
+        std::memcpy(&word, at + 2 * j * (kind == ScreenKind::int16), 2);
+        const int32_t byte = offset > 0 ? static_cast<uint8_t>(at[j]) : static_cast<int8_t>(at[j]);
+        whole.push_back(kind == ScreenKind::int16 ? word : byte - offset);
+      }
+    }
+  };
+  std::vector<uint32_t> x, w, panels(static_cast<size_t>(n * units));
+  std::vector<int32_t> x_whole, w_whole;
+  fill(rows, 0, x, x_whole);
+  fill(n, form.offset, w, w_whole);
+  for (int64_t p = 0; p < 2; ++p) {
+    kernels.interleave(w.data() + p * kernels.nr * units, units, units, kernels.nr,
+                       panels.data() + p * kernels.nr * units);
+  }
+  RowGroups groups(kernels, form, units, rows);
+  for (int64_t i = 0; i < rows; ++i) groups.put(i, x.data() + i * units);
+  const size_t entries = static_cast<size_t>(rows + kSlack);
+  std::vector<float> one(entries, 1.0f), none(entries, 0.0f), tau(entries, kOpen);
+  std::vector<float> score(entries * static_cast<size_t>(n + kSlack));
+  std::vector<int32_t> start(entries), column(score.size()), count(entries), limit(entries, 1 << 30);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < d; ++j) start[i] -= form.offset * x_whole[i * d + j];
+  }
+  const std::vector<uint32_t> valid(2, kernels.nr == 32 ? ~0u : (1u << kernels.nr) - 1);
+  const ScreenRows screened{reinterpret_cast<const char*>(groups.data.data()),
+                            groups.offset.data(),
+                            groups.row.data(),
+                            static_cast<int32_t>(groups.offset.size()),
+                            one.data(),
+                            one.data(),
+                            none.data(),
+                            none.data(),
+                            start.data(),
+                            tau.data(),
+                            score.data(),
+                            column.data(),
+                            count.data(),
+                            limit.data(),
+                            n + kSlack,
+                            nullptr,
+                            nullptr};
+  const ScreenPanels matrix{reinterpret_cast<const char*>(panels.data()),
+                            units * kernels.nr * 4,
+                            units,
+                            one.data(),
+                            one.data(),
+                            none.data(),
+                            none.data(),
+                            none.data(),
+                            valid.data(),
+                            nullptr};
+  kernels.screen[static_cast<int>(kind)](screened, matrix, 0, 2);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (count[i] != n)
+      host::fail("kind %d d=%d: row %d kept %d of %d", int(kind), int(d), int(i), count[i], int(n));
+    for (int64_t c = 0; c < count[i]; ++c) {
+      const int64_t at = i * (n + kSlack) + c, f = column[at];
+      int64_t sum = 0;
+      for (int64_t j = 0; j < d; ++j) sum += int64_t{x_whole[i * d + j]} * w_whole[f * d + j];
+      if (static_cast<float>(sum) == score[at]) continue;
+      host::fail("kind %d d=%d x %d w %d: sum %g instead of %g", int(kind), int(d), int(i), int(f),
+                 double(score[at]), double(sum));
+    }
+  }
+}
+
 // The k best of all scores, by sorting them.
 void plain(const TopkProblem& p, float* out, int64_t* id) {
   const Plain exact(p);
@@ -160,10 +274,10 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
   plain(p, wanted.data(), wanted_id.data());
   host::record(wanted.data(), cells * 4);
   host::record(wanted_id.data(), cells * 8);
-  for (ScreenChoice choice :
-       {ScreenChoice::none, ScreenChoice::f32, ScreenChoice::bf16, ScreenChoice::int8}) {
+  for (ScreenChoice choice : {ScreenChoice::none, ScreenChoice::automatic, ScreenChoice::f32,
+                              ScreenChoice::bf16, ScreenChoice::int8}) {
     // What this instruction set has not is screened in float32, which has its turn.
-    if (choice > ScreenChoice::f32 && best_screen(choice, d) == ScreenKind::f32) continue;
+    if (choice > ScreenChoice::f32 && best_screen(choice, {}) == ScreenKind::f32) continue;
     topk(p, nullptr, choice, workers, {score.data(), false, id.data()}, nullptr);
     if (std::memcmp(score.data(), wanted.data(), cells * 4) ||
         std::memcmp(id.data(), wanted_id.data(), cells * 8)) {
@@ -173,6 +287,26 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
   }
 }
 
+// The choice between 8 and 16 bits depends on the data, not on the width alone.
+void check_choice() {
+  if (!screen_available(ScreenKind::int8)) return;
+  const auto chosen = [](int64_t d, double share, float outliers) {
+    const int64_t B = 64, N = 1 << 14;
+    std::vector<float> x = data("gaussian", B, d), w = data("gaussian", N, d);
+    // One large coordinate in every row of x that w hardly has: it widens the steps and moves no score.
+    for (int64_t i = 0; i < B; ++i) x[i * d + 3] *= outliers;
+    for (int64_t i = 0; i < N; ++i) w[i * d + 3] /= outliers;
+    const TopkProblem p = problem(x, B, w, N, d, 1, Metric::ip, nullptr);
+    return best_screen(ScreenChoice::automatic, {p.x, p.w, B, N, d, p.metric, nullptr, share});
+  };
+  const bool wider = screen_available(ScreenKind::int16) || screen_available(ScreenKind::bf16);
+  const bool right = chosen(256, 0.001, 1.0f) == ScreenKind::int8 &&
+                     (!wider || (chosen(256, 0.001, 200.0f) != ScreenKind::int8 &&
+                                 chosen(4096, 0.001, 1.0f) != ScreenKind::int8));
+  if (right) return;
+  host::fail("the screen does not follow the data");
+}
+
 }  // namespace
 
 // Data of the kinds that are named, or of all.
@@ -180,11 +314,19 @@ int main(int argc, char** argv) {
   std::vector<const char*> kinds(argv + 1, argv + argc);
   if (kinds.empty()) kinds.assign(std::begin(kKinds), std::end(kKinds));
   return host::run([&] {
+    // As many numbers are drawn whichever screens there are.
+    const host::Random first = host::random;
+    check_choice();
+    for (ScreenKind kind : {ScreenKind::int8, ScreenKind::int16}) {
+      for (int64_t d : {8, 64, 192, 1024, 4096}) {
+        if (screen_available(kind)) check_sums(kind, d);
+      }
+    }
+    host::random = first;
     for (const char* kind : kinds) {
       for (int64_t d : {1, 15, 64, 130, 257}) {
         for (Metric metric : {Metric::encode, Metric::ip, Metric::cosine}) {
-          for (ScreenKind screen : {ScreenKind::f32, ScreenKind::bf16, ScreenKind::int8}) {
-            // As many numbers are drawn whichever screens there are.
+          for (ScreenKind screen : {ScreenKind::f32, ScreenKind::bf16, ScreenKind::int8, ScreenKind::int16}) {
             const host::Random before = host::random;
             if (screen_available(screen)) check_bounds(kind, 17, 70, d, metric, screen);
             host::random = before;

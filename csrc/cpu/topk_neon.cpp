@@ -17,9 +17,13 @@ struct F32 {
   static inline uint32x4_t reach(Acc, int32x4_t) { return vdupq_n_u32(0); }
 };
 
+// As with AVX2; not measured on a machine of this kind.
+constexpr int kPackRows = 96;
+constexpr float kSurvivors = 0.015f;
+
 }  // namespace
 
-const TopkKernels topk = make_kernels(kColumns, kTileRows, screen<F32>);
+const TopkKernels topk = make_kernels(kColumns, kTileRows, kPackRows, kSurvivors, screen<F32>);
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope
