@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finescope import indexfile
 from finescope.codes import SparseCodes
+from finescope.errors import StoreError
+from finescope.files import PathLike
+from finescope.mapped import PACKED_BYTES, BlockedRows, in_place, native
 from finescope.ops import checks, cosine_topk, pair_scores, sparse_cosine_topk, sparse_pair_scores
 from finescope.ops.engine import NEVER, ordered
 from finescope.ops.packed import PackedCache
 from finescope.ops.schemas import call
 
-# What is read from a file at a time.
-_BLOCK_BYTES = 64 << 20
+_SPARSE = ("indptr", "indices", "values")
 
 Rows = Tensor | np.ndarray[Any, Any] | SparseCodes
 
@@ -27,8 +29,10 @@ class Index:
 
     Arrays and tensors in memory are shared, not copied, and must not change while they are indexed: from the
     second search on, a packed copy of about a quarter of their float32 size is what is looked at first.
-    Memory-mapped arrays are read block by block in every search, so the corpus may be larger than memory.
-    Results do not depend on how the rows were split into blocks.
+    Memory-mapped arrays are read block by block in every search, ahead of their use, and their memory is
+    given back, so the corpus may be larger than memory. After ``pack``, or loaded from a file that ``save``
+    wrote, only their packed copies are read in full. Results do not depend on how the rows were split into
+    blocks.
     """
 
     def __init__(self, corpus: Rows, *, metric: str = "cosine", ids: Any = None) -> None:
@@ -47,7 +51,7 @@ class Index:
         """
         checks.option(metric, "metric", checks.METRICS)
         self.metric = metric
-        self._parts: list[Rows] = []
+        self._parts: list[Tensor | BlockedRows | SparseCodes] = []
         self._packed: dict[int, PackedCache] = {}
         self._starts: list[int] = [0]
         self._ids: Tensor | None = None
@@ -133,7 +137,7 @@ class Index:
             kind = "SparseCodes" if sparse else "a tensor or an array"
             raise TypeError(f"queries must be {kind} like the index, got {type(queries).__name__}")
         if isinstance(queries, np.ndarray):
-            queries = torch.from_numpy(_native(queries))
+            queries = torch.from_numpy(native(queries))
         exclude, mask = _as_tensor(exclude), _as_tensor(mask)
         if mask is not None and tuple(mask.shape) != (len(self),):
             raise ValueError(f"mask must have shape [N] with N={len(self)}, got {list(mask.shape)}")
@@ -147,6 +151,91 @@ class Index:
         named = self._ids.to(found.device)
         return scores, torch.where(found >= 0, named[found.clamp(min=0)], -1) if len(named) else found
 
+    def pack(self) -> None:
+        """Make the packed copies of dense rows now, rather than when they are searched for the second time.
+
+        Memory-mapped rows, which are never packed unasked, are read once; their packed copies are kept in
+        memory where they spare enough of reading the rows. To have them in a file, see ``save``. Packed rows
+        must not change any more.
+        """
+        for start, part in zip(self._starts, self._parts, strict=False):
+            if isinstance(part, BlockedRows):
+                part.keep_packed(self.metric)
+            elif isinstance(part, Tensor):
+                self._packed.setdefault(start, PackedCache()).pack(part, self.metric)
+
+    def save(self, path: PathLike, *, packed: bool = True) -> None:
+        """Write the index to one file, under a temporary name, then rename.
+
+        The file holds the rows as they were given (float16, bfloat16, float32 or float64), the ids, and the
+        packed copies. Memory holds a block at a time, so this also turns a memory-mapped array into an index
+        that is searched by reading about a quarter of it.
+
+        Args:
+            path: the file. What it held is replaced; an index that was loaded from it stays whole.
+            packed: whether to write packed copies. They are made for this machine's instruction set; another
+                machine may have to read the rows instead, to the same results.
+
+        Raises:
+            StoreError: the disk is full, or the place can't be written to. Nothing is left behind.
+        """
+        parts: list[dict[str, Any]] = []
+        dense = {n: _blocked(part) for n, part in enumerate(self._parts) if not isinstance(part, SparseCodes)}
+        copies = sum(len(rows) // rows.height + 1 for rows in dense.values())
+        with indexfile.writing(path, copies + 3 * len(self._parts) + 1) as file:
+            for number, part in enumerate(self._parts):
+                if isinstance(part, SparseCodes):
+                    parts.append({"kind": "sparse", "latents": part.num_latents})
+                    continue
+                parts.append({"kind": "dense", "tall": dense[number].height, "packed": 0})
+                for block in dense[number].pack(self.metric) if packed else ():
+                    file.add(f"packed.{number}.{parts[-1]['packed']}", block.dtype, block.shape, [block])
+                    parts[-1]["packed"] += 1
+            if self._ids is not None:
+                file.add("ids", torch.int64, self._ids.shape, [self._ids])
+            columns = {f"rows.{n}": rows for n, rows in dense.items()}
+            for number, part in enumerate(self._parts):
+                if isinstance(part, SparseCodes):
+                    named = {name: getattr(part, name) for name in _SPARSE}
+                    columns |= {f"{name}.{number}": column for name, column in named.items()}
+            for name, column in sorted(columns.items(), key=lambda pair: -pair[1].dtype.itemsize):
+                whole = [column] if isinstance(column, Tensor) else (b.rows for b in column.blocks(0, 0, 0))
+                file.add(name, column.dtype, column.shape, whole)
+            file.facts = {"metric": self.metric, "ids": self._named, "parts": parts}
+
+    @classmethod
+    def load(cls, path: PathLike, *, mmap: bool = True) -> Index:
+        """Open what ``save`` wrote.
+
+        Args:
+            path: the file.
+            mmap: map the file, which must stay as it is, and read what a search needs when it needs it;
+                otherwise read all of it now. A mapped file that was touched since it was written (copied, for
+                one) is read once to see that its bytes are still those.
+
+        Raises:
+            StoreError: the file is missing, truncated, corrupt, changed since it was written, or no index.
+        """
+        tensors, facts, mapping = indexfile.read(path, mmap=mmap)
+        index = cls.__new__(cls)
+        index.metric, index._named = facts["metric"], facts["ids"]
+        index._parts, index._packed, index._starts = [], {}, [0]
+        index._ids = tensors["ids"].clone() if index._named else None
+        for number, part in enumerate(facts["parts"]):
+            rows: Tensor | BlockedRows | SparseCodes
+            if part["kind"] == "sparse":
+                indptr, indices, values = (tensors[f"{name}.{number}"] for name in _SPARSE)
+                rows = SparseCodes(indptr, indices, values, part["latents"])
+            else:
+                rows = tensors[f"rows.{number}"]
+                packed = [tensors[f"packed.{number}.{copy}"] for copy in range(part["packed"])]
+                _check_packed(path, rows, packed, part["tall"], index.metric)
+                if packed or mapping is not None:
+                    rows = BlockedRows(rows, mapping=mapping, packed=packed, tall=part["tall"])
+            index._parts.append(rows)
+            index._starts.append(index._starts[-1] + len(rows))
+        return index
+
     def _search(
         self, queries: Any, k: int, exclude: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -154,17 +243,16 @@ class Index:
         search: Any = sparse_cosine_topk if sparse else cosine_topk
         rescore: Any = sparse_pair_scores if sparse else pair_scores
         dtype, best, found = None, None, None
-        for start, block, more in self._blocks():
+        for start, block, packed, more in self._blocks(len(queries), k):
             allowed = None if mask is None else mask[start : start + len(block)]
-            packed = self._pack(start, block)
+            floor: float | None = None if best is None else _floor(best, queries, block)
             if packed is not None and isinstance(block, Tensor):
                 checks.cosine_topk(queries, block, k, self.metric, "auto", exclude, allowed, start)
-                args = (k, self.metric, None, exclude, allowed, start)
+                args = (k, self.metric, floor, exclude, allowed, start)
                 scores, ids = call("cosine_topk_packed", queries, block, packed, *args)
             else:
-                scores, ids = search(
-                    queries, block, k, metric=self.metric, exclude=exclude, mask=allowed, id_offset=start
-                )
+                options: dict[str, Any] = {"metric": self.metric, "exclude": exclude, "mask": allowed}
+                scores, ids = search(queries, block, k, min_score=floor, id_offset=start, **options)
             dtype = scores.dtype if dtype is None else torch.promote_types(dtype, scores.dtype)
             if best is None and not more:
                 return scores, ids
@@ -177,24 +265,23 @@ class Index:
             raise RuntimeError("an index without blocks")
         return best.to(dtype), found
 
-    def _pack(self, start: int, block: Tensor | SparseCodes) -> Tensor | None:
-        """The packed copy of a part in memory; blocks of memory-mapped parts are read anew every time."""
-        part = self._parts[bisect_right(self._starts, start, hi=len(self._parts)) - 1]
-        if block is not part or not isinstance(block, Tensor):
-            return None
-        return self._packed.setdefault(start, PackedCache()).get(block, self.metric)
-
-    def _blocks(self) -> Iterator[tuple[int, Tensor | SparseCodes, bool]]:
-        """First position, rows, and whether more blocks follow."""
+    def _blocks(
+        self, queries: int, k: int
+    ) -> Iterator[tuple[int, Tensor | SparseCodes, Tensor | None, bool]]:
+        """First position, rows, their packed copy or None, and whether more blocks follow."""
         last = len(self._parts) - 1
+        # A small corpus may stay mapped from one search to the next.
+        release = sum(part.nbytes for part in self._parts if isinstance(part, BlockedRows)) > PACKED_BYTES
         for number, (start, part) in enumerate(zip(self._starts, self._parts, strict=False)):
-            if not isinstance(part, np.ndarray):
-                yield start, part, number < last
-                continue
-            tall = max(1, _BLOCK_BYTES // max(1, part.itemsize * part.shape[1]))
-            for first in range(0, max(1, len(part)), tall):
-                rows = torch.from_numpy(_native(part[first : first + tall]))
-                yield start + first, rows, number < last or first + tall < len(part)
+            if isinstance(part, BlockedRows):
+                for block in part.blocks(queries, k, release=release):
+                    more = number < last or block.first + len(block.rows) < len(part)
+                    yield start + block.first, block.rows, block.packed, more
+            elif isinstance(part, Tensor):
+                packed = self._packed.setdefault(start, PackedCache()).get(part, self.metric)
+                yield start, part, packed, number < last
+            else:
+                yield start, part, None, number < last
 
     def _positions(self, exclude: Tensor | None) -> Tensor | None:
         """Turn ids to exclude into positions; ids that the index lacks become -1."""
@@ -218,24 +305,53 @@ def _as_ids(ids: Any) -> Tensor:
     return given.to(torch.int64).reshape(-1)
 
 
-def _native(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A writable copy in memory, in this machine's byte order."""
-    return np.array(rows, dtype=rows.dtype.newbyteorder("="), order="C")
+def _blocked(part: Tensor | BlockedRows) -> BlockedRows:
+    return part if isinstance(part, BlockedRows) else BlockedRows(part.detach().cpu())
 
 
-def _as_rows(block: Rows) -> Rows:
+def _check_packed(path: PathLike, rows: Tensor, packed: list[Tensor], tall: int, metric: str) -> None:
+    """Refuse packed copies that the engine can't take for those of these rows."""
+    if packed and len(packed) != -(-len(rows) // tall):
+        raise StoreError(
+            f"{path} is corrupt: {len(packed)} packed copies for {len(rows)} rows; save the index again"
+        )
+    for number, copy in enumerate(packed):
+        block = rows[number * tall : (number + 1) * tall]
+        try:
+            call("cosine_topk_packed", block[:0], block, copy, 0, metric)
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{path} is corrupt: the packed copy of rows {number * tall} to "
+                f"{number * tall + len(block) - 1} isn't one of them; save the index again"
+            ) from error
+
+
+def _floor(best: Tensor, queries: Any, block: Any) -> float | None:
+    """A score that every further result must reach: the least k-th best of any query so far, as rounded.
+
+    Rounding keeps the order, so what is dropped by its rounded score lies below in truth as well.
+    """
+    values = queries.values if isinstance(queries, SparseCodes) else queries
+    others = block.values if isinstance(block, SparseCodes) else block
+    if not best.numel() or not bool(values.isfinite().all()):
+        return None
+    least = best[:, -1].min().to(checks.result_dtype(values, others)).item()
+    return None if least == NEVER else float(least)
+
+
+def _as_rows(block: Rows) -> Tensor | BlockedRows | SparseCodes:
     if isinstance(block, SparseCodes):
         return block
     if isinstance(block, np.ndarray):
         if block.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
             raise TypeError(f"corpus must be float16, float32 or float64, got {block.dtype}")
-        if block.ndim == 2:
-            plain = block.dtype.isnative and block.flags.writeable and min(block.strides) > 0
-            return torch.from_numpy(block) if plain and not isinstance(block, np.memmap) else block
     elif not isinstance(block, Tensor):
         raise TypeError(f"corpus must be a tensor, an array or SparseCodes, got {type(block).__name__}")
     elif not block.is_floating_point():
         raise TypeError(f"corpus must be floating point, got {block.dtype}")
     if block.ndim != 2:
         raise ValueError(f"corpus must have shape [N, D], got {list(block.shape)}")
-    return block
+    if isinstance(block, Tensor):
+        return block
+    here = None if isinstance(block, np.memmap) else in_place(block)
+    return BlockedRows(block) if here is None else here

@@ -17,7 +17,7 @@ from test_reference import rows
 from torch import Tensor
 
 import finescope
-from finescope import Index, SparseCodes, ops, search
+from finescope import Index, SparseCodes, mapped, ops, search
 
 KINDS = ["gaussian", "grid", "duplicates", "near", "equal"]
 
@@ -73,7 +73,7 @@ def test_memory_mapped_arrays_are_streamed(
     array.flush()
     held = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     wanted = ops.cosine_topk(queries, held, 20)
-    monkeypatch.setattr(search, "_BLOCK_BYTES", 70 * 24 * array.itemsize)
+    monkeypatch.setattr(mapped, "READ_BYTES", 70 * 24 * array.itemsize)
     asked: list[int] = []
     original = search.cosine_topk
 

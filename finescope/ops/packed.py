@@ -225,6 +225,11 @@ class PackedCache:
             self._packed = call("pack_rows", matrix.detach(), metric, "auto")
         return self._packed
 
+    def pack(self, matrix: Tensor, metric: str) -> None:
+        """Make the packed copy at once, where there can be one."""
+        for _ in range(2):
+            self.get(matrix, metric)
+
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
