@@ -183,9 +183,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_packed_copies_of_other_rows_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where checksums agree, the engine is never given a copy that it can't use."""
-    monkeypatch.setattr(
-        BlockedRows, "pack", lambda self, metric: iter([torch.zeros(4096, dtype=torch.uint8)])
-    )
+    wrong = torch.zeros(4096, dtype=torch.uint8)
+    monkeypatch.setattr(BlockedRows, "pack", lambda self, metric: iter([wrong] * 3))
     Index(torch.randn(1200, 24)).save(saved)
     if ops.native.module("cpu") is None:
         Index.load(saved).search(torch.randn(2, 24), 3)  # nothing looks at them
