@@ -48,6 +48,7 @@ _HOME = {
 _MODULES = frozenset(
     {
         "codes",
+        "compat",
         "config",
         "corpus",
         "curation",
