@@ -162,7 +162,7 @@ class Index:
             if isinstance(part, BlockedRows):
                 part.keep_packed(self.metric)
             elif isinstance(part, Tensor):
-                self._packed.setdefault(start, PackedCache()).pack(part, self.metric)
+                self._packed.setdefault(start, PackedCache(constant=True)).pack(part, self.metric)
 
     def save(self, path: PathLike, *, packed: bool = True) -> None:
         """Write the index to one file, under a temporary name, then rename.
@@ -278,7 +278,7 @@ class Index:
                     more = number < last or block.first + len(block.rows) < len(part)
                     yield start + block.first, block.rows, block.packed, more
             elif isinstance(part, Tensor):
-                packed = self._packed.setdefault(start, PackedCache()).get(part, self.metric)
+                packed = self._packed.setdefault(start, PackedCache(constant=True)).get(part, self.metric)
                 yield start, part, packed, number < last
             else:
                 yield start, part, None, number < last

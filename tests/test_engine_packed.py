@@ -172,3 +172,66 @@ def test_weights_written_behind_torchs_back_are_packed_anew() -> None:
         assert torch.equal(left, right)
     weight.numpy()[:] = 1.0
     assert cache.get(weight, "encode") is None
+
+
+@pytest.mark.requires_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_single_changed_element_is_noticed_wherever_it_is(dtype: torch.dtype) -> None:
+    weight = torch.randn(3000, 65).to(dtype)
+    for matrix in (weight, weight[:, 1:40], weight.t()):
+        cache = PackedCache()
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(50):
+            row, column = (int(torch.randint(size, (), generator=generator)) for size in matrix.shape)
+            while cache.get(matrix, "encode") is None:
+                pass
+            version = matrix._version
+            matrix.data[row, column] += 1
+            assert matrix._version == version
+            assert cache.get(matrix, "encode") is None, f"element {row}, {column}"
+        while cache.get(matrix, "encode") is None:
+            pass
+        # Swaps leave every sum as it was.
+        matrix.data[[5, 9]] = matrix.data[[9, 5]]
+        assert cache.get(matrix, "encode") is None
+
+
+@pytest.mark.requires_native
+def test_fingerprint_depends_on_every_bit_and_its_place() -> None:
+    assert CPU is not None
+    for size in (1, 3, 64, 65, 4096, 65536, 65537, 3 * 65536 + 5):
+        memory = torch.zeros(size, dtype=torch.uint8)
+        seen = {CPU.fingerprint(memory.data_ptr(), size)}
+        places = sorted({*range(min(size, 130)), *range(0, size, 4099), size - 1, size // 2})
+        for place in places:
+            memory[place] = 1
+            seen.add(CPU.fingerprint(memory.data_ptr(), size))
+            memory[place] = 0
+        assert len(seen) == len(places) + 1
+    before = torch.get_num_threads()
+    memory = torch.randint(0, 256, (1 << 22,), dtype=torch.uint8)
+    found = set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.add(CPU.fingerprint(memory.data_ptr(), len(memory)))
+    torch.set_num_threads(before)
+    assert len(found) == 1
+
+
+def test_a_latent_switched_off_through_data_stays_off() -> None:
+    """What people do to trained autoencoders, unseen by torch: the stale screen would still propose it."""
+    sae = SparseAutoencoder(32, SaeConfig(num_latents=3000, k=4))
+    x = torch.randn(64, 32)
+    with torch.no_grad():
+        for _ in range(3):
+            values, latents = sae.encode(x).top_acts, sae.encode(x).top_indices
+        off = int(latents[0, 0])
+        sae.encoder.weight.data[off] = 0.0
+        sae.encoder.bias.data[off] = -1.0
+        again = sae.encode(x)
+        assert not (again.top_indices[again.top_acts > 0] == off).any()
+        assert torch.equal(again.top_indices[0, :3], latents[0, 1:])
+        on = (off + 1) % 3000
+        sae.encoder.weight.data[on] = 100.0 * x[0]
+        assert int(sae.encode(x).top_indices[0, 0]) == on
+        assert values.shape == again.top_acts.shape

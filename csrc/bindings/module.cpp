@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/measure.h"
 #include "bindings/version.h"
 #include "cpu/isa.h"
 
@@ -66,5 +67,11 @@ PYBIND11_MODULE(_C, m)
   m.def("isa_note", [] { return finescope::isa_note(); }, "What was wrong with FINESCOPE_CPU_ISA, or ''.");
   m.def(
       "num_threads", [] { return torch::stable::get_num_threads(); }, "Threads that the operations run on.");
+  m.def("fingerprint", &finescope::fingerprint, py::arg("address"), py::arg("bytes"),
+        py::call_guard<py::gil_scoped_release>(),
+        "A number that changes with memory, at the speed of reading it.");
+  m.def("bare_multiply", &finescope::bare_multiply, py::arg("kind"), py::arg("rows"), py::arg("columns"),
+        py::arg("depth"), py::arg("repeats"), py::call_guard<py::gil_scoped_release>(),
+        "Run a screen's micro-kernel and nothing else on every thread; returns the multiplications made.");
   m.def("versions", &versions, "What this object was built with.");
 }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finescope.ops import checks
+from finescope.ops import checks, native
 from finescope.ops.registry import DEFAULTS, default
 from finescope.ops.schemas import _fake, call
 
@@ -202,14 +202,16 @@ class PackedCache:
     """The packed copy of a matrix that may change, such as the weights of a model.
 
     A matrix is packed when it is seen unchanged for the second time, so that one that changes at every step
-    is never packed in vain. Changes are noticed by the version that torch counts, and by a sample of the
-    elements: that catches new weights written through ``.data`` or by NumPy, which torch does not count, and
-    another matrix at the address of a freed one. A change of a few elements by those ways is not noticed.
+    is never packed in vain. Changes are noticed by the version that torch counts; and, because neither
+    ``.data`` nor NumPy raises that, by a fingerprint of all bytes, taken in every call while reading them once.
+    For a matrix whose owner has promised that it won't change, a sample of the elements must do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, constant: bool = False) -> None:
+        """Cache for a matrix; ``constant``: it will not change."""
+        self._look = _sample if constant else _fingerprint
         self._key: tuple[Any, ...] | None = None
-        self._sample: Tensor | None = None
+        self._seen: int | bytes = b""
         self._packed: Tensor | None = None
 
     def get(self, matrix: Tensor, metric: str) -> Tensor | None:
@@ -217,9 +219,9 @@ class PackedCache:
         if matrix.device.type != "cpu" or torch.compiler.is_compiling() or matrix.is_inference():
             return None  # an inference tensor does not say when it changes
         key = (matrix.data_ptr(), matrix._version, tuple(matrix.shape), matrix.stride(), matrix.dtype, metric)
-        sample = _sample(matrix.detach())
-        if key != self._key or self._sample is None or not torch.equal(sample, self._sample):
-            self._key, self._sample, self._packed = key, sample, None
+        seen = self._look(matrix.detach())
+        if key != self._key or seen != self._seen:
+            self._key, self._seen, self._packed = key, seen, None
             return None
         if self._packed is None:
             self._packed = call("pack_rows", matrix.detach(), metric, "auto")
@@ -231,20 +233,29 @@ class PackedCache:
             self.get(matrix, metric)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"constant": self._look is _sample}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._key, self._sample, self._packed = None, None, None
+        self.__init__(**state)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: Any) -> PackedCache:
-        return PackedCache()
+        return PackedCache(**self.__getstate__())
 
 
-def _sample(matrix: Tensor) -> Tensor:
+def _sample(matrix: Tensor) -> bytes:
     """The bits of up to 4096 elements, each of another row and spread over the columns."""
     n, width = matrix.shape
     if not matrix.numel():
-        return torch.empty(0, dtype=torch.uint8)
+        return b""
     rows = torch.arange(0, n, -(-n // 4096))
     # Bits, because a NaN does not equal itself.
-    return matrix[rows, (rows * 7919) % width].view(torch.uint8)
+    return matrix[rows, (rows * 7919) % width].view(torch.uint8).numpy().tobytes()
+
+
+def _fingerprint(matrix: Tensor) -> int | bytes:
+    """A number that changes with any element; what surrounds and separates the rows counts as well."""
+    module = native.module("cpu")
+    if module is None or not matrix.numel():
+        return _sample(matrix)  # nothing is packed then
+    spread = sum((size - 1) * stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True))
+    return int(module.fingerprint(matrix.data_ptr(), (spread + 1) * matrix.itemsize))

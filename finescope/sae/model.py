@@ -17,6 +17,9 @@ from finescope.optim import normalise_rows_
 from finescope.sae import composed, fused, losses
 from finescope.sae.functional import encode_centred
 
+# As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
+_FEW_ROWS = 4
+
 
 class EncoderOutput(NamedTuple):
     """A sparse code per token, strongest latent first."""
@@ -253,7 +256,7 @@ class SparseAutoencoder(nn.Module):
         return flat.to(torch.promote_types(flat.dtype, self.dtype))
 
     def _encode(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and len(rows) > _FEW_ROWS:
             packed = self._packed.get(self.encoder.weight, "encode")
             if packed is not None:
                 weight, bias = self.encoder.weight, self.encoder.bias
