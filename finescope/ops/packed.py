@@ -203,7 +203,7 @@ class PackedCache:
 
     A matrix is packed when it is seen unchanged for the second time, so that one that changes at every step
     is never packed in vain. Changes are noticed by the version that torch counts; and, because neither
-    ``.data`` nor NumPy raises that, by a fingerprint of all bytes, taken in every call while reading them once.
+    ``.data`` nor NumPy raises that, by a fingerprint of all bytes, taken in every call. That reads them once.
     For a matrix whose owner has promised that it won't change, a sample of the elements must do.
     """
 
