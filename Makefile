@@ -23,8 +23,7 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint,bench]'
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
-	$(BIN)/python -m benchmarks.table benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks.run --readme README.md $(BENCH)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from benchmarks import data, harness
+from benchmarks import data, grid, harness
 from finescope import Index
-from finescope.ops import cosine_topk
+from finescope.ops import PackedMatrix, cosine_topk
 
-# Q, N, D, k
-SIZES = [(64, 200_000, 384, 100), (1024, 200_000, 384, 100), (1, 200_000, 384, 100), (64, 100_000, 768, 10)]
+# What usearch writes down for every pair.
+_USEARCH_BYTES = 16
+_COPIES = 4 << 30
 
 
-def torch_search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> Any:
+def torch_search(queries: Tensor, corpus: Tensor, k: int) -> Any:
     """Blocked matmul + topk on unit rows, as one would write it by hand."""
     if len(queries) * len(corpus) <= 1 << 26:
         return torch.topk(queries @ corpus.T, k)
@@ -25,50 +27,73 @@ def torch_search(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> Any:
     return torch.topk(torch.cat([part.values for part in parts], dim=1), k)
 
 
-def peers(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> dict[str, Callable[[], object]]:
+def peers(queries: Tensor, corpus: Tensor, k: int) -> dict[str, harness.Work]:
     """What of the field's libraries is installed; each holds its index ready."""
-    found: dict[str, Callable[[], object]] = {"torch float32": lambda: torch_search(queries, corpus, k)}
+    found: dict[str, harness.Work] = {"torch float32": lambda: torch_search(queries, corpus, k)}
     left, right = queries.numpy(), corpus.numpy()
+    small = corpus.numel() * corpus.itemsize <= _COPIES
+    if small:
+        half, half_queries = corpus.bfloat16(), queries.bfloat16()
+        found["torch bfloat16"] = lambda: torch_search(half_queries, half, k)
     try:
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        index = faiss.IndexFlatIP(corpus.shape[1])
-        index.add(right)
-        found["faiss IndexFlatIP"] = lambda: index.search(left, k)
+        if small:
+            index = faiss.IndexFlatIP(corpus.shape[1])
+            index.add(right)
+            found["faiss IndexFlatIP"] = lambda: index.search(left, k)
+        else:  # without a copy of the corpus
+            ip = faiss.METRIC_INNER_PRODUCT
+            found["faiss knn"] = lambda: faiss.knn(left, right, k, metric=ip)
     except ImportError:
         pass
     if len(queries) <= 64:
         try:
             from usearch.index import MetricKind, search
 
-            found["usearch exact"] = lambda: search(
-                right, left, k, MetricKind.IP, exact=True, threads=torch.get_num_threads()
-            )
+            if len(queries) * len(corpus) * _USEARCH_BYTES <= _COPIES:
+                found["usearch exact"] = lambda: search(
+                    right, left, k, MetricKind.IP, exact=True, threads=torch.get_num_threads()
+                )
         except ImportError:
             pass
-        from sklearn.neighbors import NearestNeighbors
+        if small:
+            from sklearn.neighbors import NearestNeighbors
 
-        nearest = NearestNeighbors(metric="cosine", algorithm="brute").fit(right)
-        found["scikit-learn"] = lambda: nearest.kneighbors(left, k)
+            nearest = NearestNeighbors(metric="cosine", algorithm="brute").fit(right)
+            found["scikit-learn"] = lambda: nearest.kneighbors(left, k)
     return found
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "Q{}-N{}-D{}-k{}".format(*size))
-def bench_cosine_topk(benchmark: Any, size: tuple[int, int, int, int]) -> None:
+def check(index: Index, queries: Tensor, corpus: Tensor, k: int) -> None:
+    """Hold a few queries against float64: no tolerance but the last rounding."""
+    some = queries[:16]
+    scores, ids = index.search(some, k)
+    exact = torch.cat(
+        [some.double() @ rows.double().T / rows.double().norm(dim=1) for rows in corpus.split(65536)], 1
+    )
+    exact /= some.double().norm(dim=1, keepdim=True)
+    expected = torch.topk(exact, k).values
+    np.testing.assert_allclose(scores, expected, rtol=2**-23)
+    np.testing.assert_allclose(exact.gather(1, ids), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), grid.cases(grid.SEARCH, grid.SEARCH_BIG, grid.SEARCH_KINDS, "QNDk")
+)
+def bench_cosine_topk(benchmark: Any, kind: str, size: tuple[int, int, int, int]) -> None:
     q, n, d, k = size
-    queries = torch.nn.functional.normalize(data.rows("gaussian", q, d, seed=2))
-    corpus = torch.nn.functional.normalize(data.rows("gaussian", n, d, seed=3))
+    rows = data.rows(kind, q + n, d, seed=2)
+    queries, corpus = normalize(rows[:q]), normalize(rows[q:])
+    del rows
     index = Index(corpus)
-    for _ in range(3):  # the packed copy is made on a later search
-        scores, ids = index.search(queries[:16], k)
-    exact = queries[:16].double() @ corpus.double().T
-    exact /= queries[:16].double().norm(dim=1, keepdim=True) * corpus.double().norm(dim=1)
-    np.testing.assert_allclose(scores, torch.topk(exact, k).values, rtol=2**-23)
-    assert torch.equal(scores.double(), exact.gather(1, ids).float().double())
+    index.pack()
+    check(index, queries, corpus, k)
+    packed = PackedMatrix(corpus).packed
     harness.compare(
         benchmark,
         lambda: index.search(queries, k),
         {"ours, packing included": lambda: cosine_topk(queries, corpus, k), **peers(queries, corpus, k)},
-        5 if q > 64 else 9,
+        limit=harness.Limit(q * n * d, d, packed),
     )

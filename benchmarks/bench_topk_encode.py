@@ -6,55 +6,47 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
-from benchmarks import data, harness
-from finescope.ops import topk_encode
-
-# B, D, F, K: the sizes of the issue first, then the rest of the grid.
-SIZES = [
-    (4096, 512, 16384, 32),
-    (1024, 512, 16384, 32),
-    (512, 2048, 65536, 64),
-    (1, 512, 16384, 32),
-    (2048, 384, 16384, 16),
-    (256, 4096, 16384, 64),
-    (1024, 768, 131072, 256),
-]
-
-
-def float64_oracle(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest rectified pre-activations in float64."""
-    return torch.topk(torch.relu(x.double() @ weight.double().T + bias.double()), k).values
+from benchmarks import data, grid, harness
+from finescope.ops import PackedMatrix, topk_encode
 
 
 def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, screen: str) -> None:
     """Hold a few rows against float64: no tolerance but the last rounding."""
     some = x[:: max(1, len(x) // 16)][:16]
-    values, _ = topk_encode(some, weight, bias, k, screen=screen)
-    expected = float64_oracle(some, weight, bias, k)
+    values, latents = topk_encode(some, weight, bias, k, screen=screen)
+    scores = torch.cat(
+        [
+            some.double() @ rows.double().T + offsets.double()
+            for rows, offsets in zip(weight.split(16384), bias.split(16384), strict=True)
+        ],
+        dim=1,
+    ).relu_()
+    expected = torch.topk(scores, k).values
     torch.testing.assert_close(values.double(), expected, rtol=2**-23, atol=0)
+    torch.testing.assert_close(scores.gather(1, latents), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", data.KINDS)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "B{}-D{}-F{}-K{}".format(*size))
-def bench_topk_encode(benchmark: Any, size: tuple[int, int, int, int], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size"), grid.cases(grid.ENCODER, grid.ENCODER_BIG, grid.ENCODER_KINDS, "BDFK")
+)
+def bench_topk_encode(benchmark: Any, kind: str, size: tuple[int, int, int, int]) -> None:
     b, d, f, k = size
-    if kind != "gaussian" and size not in SIZES[:3]:
-        pytest.skip("the grid is Gaussian; the sizes of the issue are measured on both")
-    x, (weight, bias) = data.rows(kind, b, d), data.encoder(f, d)
+    x = data.rows(kind, b, d)
+    weight, bias = data.encoder(f, d, rows=data.rows(kind, 32768, d, seed=5) if kind == "real" else None)
     for screen in ("auto", "float32"):
         check(x, weight, bias, k, screen)
     half, half_weight, half_bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
-    rounds = 5 if b * d * f > 1 << 34 else 15 if b > 1 else 101
+    packed = PackedMatrix(weight, metric="encode")
     harness.compare(
         benchmark,
         lambda: topk_encode(x, weight, bias, k),
         {
+            "ours, packed before": lambda: packed.topk_encode(x, bias, k),
             "ours, float32 screen": lambda: topk_encode(x, weight, bias, k, screen="float32"),
-            "torch float32": lambda: torch.topk(torch.relu(torch.nn.functional.linear(x, weight, bias)), k),
-            "torch bfloat16": lambda: torch.topk(
-                torch.relu(torch.nn.functional.linear(half, half_weight, half_bias)), k
-            ),
+            "torch float32": lambda: torch.topk(torch.relu(linear(x, weight, bias)), k),
+            "torch bfloat16": lambda: torch.topk(torch.relu(linear(half, half_weight, half_bias)), k),
         },
-        rounds,
+        limit=harness.Limit(b * d * f, d, weight if b < 8 else None),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +15,122 @@ import torch
 
 import finescope
 from finescope import diagnostics
+from finescope.ops import native
 
 RESULTS = Path(__file__).parent / "results"
+# Seconds that one benchmark may take, roughly: what is quick gets more rounds.
+BUDGET = float(os.environ.get("FINESCOPE_BENCH_SECONDS", "8"))
+# Only ours: what comparing two commits needs.
+ALONE = os.environ.get("FINESCOPE_BENCH_ALONE", "") == "1"
+
+Work = Callable[[], object]
 
 
-def interleave(
-    work: Mapping[str, Callable[[], object]], rounds: int = 7, warm_up: int = 1
-) -> dict[str, list[float]]:
+def interleave(work: Mapping[str, Work], rounds: int | None = None) -> dict[str, list[float]]:
     """Time several functions in turn, round by round, so that a noisy neighbour hits all of them alike.
 
     Args:
         work: what to run, by name.
-        rounds: timed calls of each.
-        warm_up: untimed calls of each.
+        rounds: timed calls of each after one that isn't timed; 3 to 101 by their time if None. What alone
+            would take too long is timed twice.
 
     Returns:
         seconds of every timed call, by name.
     """
-    for _ in range(warm_up):
-        for run in work.values():
-            run()
+    first = {name: _time(run) for name, run in work.items()}
+    slow = {name for name, seconds in first.items() if rounds is None and seconds > BUDGET / 4}
+    if rounds is None:
+        one_round = sum(seconds for name, seconds in first.items() if name not in slow)
+        rounds = min(101, max(3, int(BUDGET / max(one_round, 1e-6)))) | 1
     times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+            if number < 2 or name not in slow:
+                times[name].append(_time(run))
     return times
 
 
+def _time(run: Work) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@dataclass
+class Limit:
+    """A bare loop of the same multiplications, and a bare reading of the same bytes: the longer of the two.
+
+    Attributes:
+        products: multiplications of the work that is measured.
+        depth: terms of one inner product; it decides the kind of multiplication.
+        read: a matrix that has to be read once, or None where the products cost far more.
+    """
+
+    products: int
+    depth: int
+    read: torch.Tensor | None = None
+
+    # A few rows and columns of any depth fit into the second-level cache, and into whole tiles.
+    ROWS, COLUMNS = 84, 64
+    #: a measurement stands for the whole work, or takes at least this long; seconds
+    SPAN = 0.25
+
+    def work(self) -> dict[str, Work]:
+        """What to time; how much of the work it stands for is found out in the first call."""
+        module = native.module("cpu")
+        if module is None:
+            return {}
+        self._module = module
+        start = time.perf_counter()
+        done = module.bare_multiply("auto", self.ROWS, self.COLUMNS, self.depth, 50)
+        rate = done / (time.perf_counter() - start)
+        self._repeats = max(1, int(min(self.products, rate * self.SPAN) * 50 / done))
+        found: dict[str, Work] = {"limit: multiply": self._multiply}
+        if self.read is not None:
+            found["limit: read"] = self._read
+        return found
+
+    def seconds(self, times: Mapping[str, list[float]]) -> float:
+        """The time that the whole work would take."""
+        scale = self.products / self._done
+        multiply = statistics.median(times["limit: multiply"]) * scale
+        return max(multiply, statistics.median(times.get("limit: read", [0.0])))
+
+    def _multiply(self) -> None:
+        self._done = self._module.bare_multiply("auto", self.ROWS, self.COLUMNS, self.depth, self._repeats)
+
+    def _read(self) -> None:
+        if self.read is not None:
+            self._module.fingerprint(self.read.data_ptr(), self.read.numel() * self.read.itemsize)
+
+
 def compare(
-    benchmark: Any, ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], rounds: int = 7
+    benchmark: Any,
+    ours: Work,
+    peers: Mapping[str, Work],
+    rounds: int | None = None,
+    limit: Limit | None = None,
 ) -> dict[str, float]:
     """Measure ours against peers and put the medians and ratios into pytest-benchmark's record.
 
     Args:
         benchmark: pytest-benchmark's fixture.
         ours: the call that is judged.
-        peers: the calls it is judged against, and, by the name "limit", a bare loop of the same operations.
-        rounds: timed calls of each.
+        peers: the calls it is judged against.
+        rounds: timed calls of each; by their time if None.
+        limit: what the same multiplications would take with nothing around them.
 
     Returns:
-        how many times longer each peer took (median over median).
+        how many times longer each peer took (median over median); for "limit" the part of it that ours
+        reaches, 1 at best.
     """
-    times = interleave({"ours": ours, **peers}, rounds)
+    bare = {} if limit is None or ALONE else limit.work()
+    times = interleave({"ours": ours, **({} if ALONE else peers), **bare}, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {name: medians[name] / medians["ours"] for name in peers}
+    if limit is not None and bare:
+        medians = {name: value for name, value in medians.items() if name not in bare}
+        medians["limit"] = limit.seconds(times)
+    ratios = {name: value / medians["ours"] for name, value in medians.items() if name != "ours"}
     benchmark.extra_info["median_s"] = medians
     benchmark.extra_info["ratio"] = ratios
     benchmark.extra_info["machine"] = machine()
@@ -70,13 +142,13 @@ def compare(
 
 def machine() -> dict[str, Any]:
     """What a number depends on: processor, instruction set, threads, versions."""
-    native = diagnostics.collect()["native"]["cpu"]
+    loaded = diagnostics.collect()["native"]["cpu"]
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "finescope": finescope.__version__,
-        "isa": native.get("active", "none: pure torch"),
+        "isa": loaded.get("active", "none: pure torch"),
     }
 
 
