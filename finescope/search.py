@@ -256,6 +256,11 @@ class Index:
             dtype = scores.dtype if dtype is None else torch.promote_types(dtype, scores.dtype)
             if best is None and not more:
                 return scores, ids
+            if best is not None:
+                # Most of what a block offers lies below what is held already, and need not be looked at.
+                alive = (ids >= 0) & (scores >= best[:, -1:].to(scores.dtype))
+                width = int(alive.sum(dim=1).max()) if alive.numel() else 0
+                ids = torch.where(alive, ids, -1)[:, :width]
             # Rounded scores of different blocks may tie where the true ones do not, so merge by the latter.
             wide = rescore(queries, block, torch.where(ids >= 0, ids - start, -1), metric=self.metric)
             if best is not None and found is not None:
