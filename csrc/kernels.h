@@ -96,31 +96,63 @@ struct Csr {
   int64_t rows, latents;
 };
 
-// A look at corpus rows for a panel of queries of unit length, in float32:
-//   sum[q] = sum over the row's entries of value * panel[latent, q],  norm = |row|, both within stated
-//   rounding;
-// (row, q) is a hit if sum[q] >= norm * slope[q] + offset[q].
-struct SparseScreenArgs {
+// A window of corpus rows turned over, to be screened: for each latent the rows that hold it. Values are those
+// of the row divided by its norm, in units of 1 / kSparseUnit, rounded to int16.
+constexpr int kSparseUnit = 32767;
+constexpr int64_t kSparseWindow = 32768;       // most rows of a window
+constexpr int64_t kSparseMostEntries = 40000;  // longer rows are not judged: roundings could overflow the sums
+constexpr uint16_t kSparseFull = 0xffff;
+struct SparseWindow {
+  const uint32_t* start;  // [F] the word at which a latent's list begins
+  const uint16_t* count;  // [F] its entries, or kSparseFull
+  // Entries: row | value << 16, rows ascending. A full list: a value for every row, two to a word, zeros
+  // where there is none, whole registers of 16.
+  const uint32_t* words;
+  const float* norm;  // [rows] NaN for a row that the lists cannot stand for; its values are 0 in them
+  int64_t rows;
+};
+
+// Where the next entry of a latent is to be written, and how far that moves it: 0 for one nobody asks for.
+struct SparseCursor {
+  uint32_t at, step;
+};
+struct SparseFillArgs {
   Csr corpus;
-  // width 1: float [F]. width 32 or 64: bf16 [F, width], where element 2i + h of each 32 is query 16h + i, so
-  // that the halves of each 32-bit word widen to two registers of consecutive queries.
-  const void* panel;
-  int32_t width;
-  const float* slope;   // [width]
-  const float* offset;  // [width]
-  int32_t* latents;  // scratch for one row: its latents and its values as float32, rounded up to 16 entries
+  SparseCursor* cursor;  // [F]
+  uint32_t* words;
+  float* norm;
+  int32_t* latents;  // scratch for one row: its latents and values, rounded up to 16 entries
   float* values;
 };
-// query < 0: a row that float32 cannot judge (its norm is out of range or not finite); it stands for all
-// queries.
-struct SparseHit {
-  int64_t row;
-  int32_t query;
-  float sum, norm;
+
+// A latent of a query and its value, in units that the caller chooses.
+struct SparseTerm {
+  int32_t latent;
+  int16_t weight;
 };
-// Screen rows begin..end; at most width hits per row. Returns their number, or -1 - row if that row has a
-// latent outside 0..F-1 (which is found before the panel is read).
-using SparseScreen = int64_t (*)(const SparseScreenArgs&, int64_t begin, int64_t end, SparseHit* hits);
+
+// What a sum has to reach: cosine: sum >= least; otherwise (sum + error) * norm >= bound.
+struct SparseTest {
+  bool cosine;
+  int32_t least;
+  float error, bound;
+};
+struct SparseHit {
+  int32_t row, sum;
+};
+
+// The screen of sparse searches for one instruction set.
+struct SparseScreen {
+  // Count how many of rows begin..end hold each latent, onto counts [F]. Returns the first row with a latent
+  // outside 0..F-1, or -1.
+  int64_t (*count)(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts);
+  // Write the entries of rows begin..end, which `count` has found to be in range, as lists without full ones.
+  void (*fill)(const SparseFillArgs&, int64_t begin, int64_t end);
+  // sums[row] = sum over the terms of (value * weight + 2^14) >> 15. `sums` has whole registers of 16.
+  void (*sum)(const SparseWindow&, const SparseTerm* terms, int64_t n, int16_t* sums);
+  // The rows that pass the test, ascending. Returns their number.
+  int64_t (*hits)(const SparseWindow&, const int16_t* sums, const SparseTest&, SparseHit* hits);
+};
 
 // The kernels of sparse codes for one instruction set.
 struct SparseKernels {

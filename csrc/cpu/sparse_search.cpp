@@ -1,12 +1,13 @@
 // The driver of sparse_cosine_topk.
 //
-// Queries u = q / |q| are rounded to a panel p (bf16, or float32 for a single query). For a corpus row c the
-// screen's sum s obeys
-//   |s - <c, u>| <= |c| * (|p - u| + g),   g = (2 * terms + longest / 8 + 64) * 2^-24,
-// where |p - u| is measured, and g covers: rounding of the values and of at most `terms` multiply-adds that
-// are not by zero, in float32, and the relative error of the float32 norm, of the threshold and of these
-// bounds. Sums of squares are used only between 1e-24 and 1e36, where nothing that matters under- or
-// overflows.
+// The corpus is met in windows of rows that are turned over: for each latent a list of the rows that hold it,
+// with values c / |c| in int16. A query u = q / |q|, in int16 too, is summed over its latents' lists into int16
+// sums s, one per row of the window, in units of A. With roundings d of the rows' values and e of the query's,
+//   |s / A - <c, u> / |c|| <= |d| * |u + e| + |e| + terms / (2 A) + g,   g = (longest / 8 + 64) * 2^-24,
+// where |d| <= sqrt(longest) / 2 units, |e| is measured, every one of at most `terms` products is rounded by
+// half a unit, and g covers the float32 norm. Units leave room for the roundings, so that no sum of a row that
+// is judged overflows. Rows whose square float32 cannot hold, or with a latent twice, are not judged: they are
+// candidates always.
 //
 // A row is a candidate for a query if its upper bound reaches the threshold: the k-th best lower bound of
 // distinct rows so far, shared by all threads. Which rows become candidates depends on timing; the result
@@ -22,7 +23,7 @@ namespace finescope {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kBlock = 128;  // rows between looks at the shared thresholds
+constexpr int64_t kSample = 1024;  // hits by which it is seen which are the best
 
 double half_to_double(uint16_t bits) {
   const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
@@ -87,12 +88,6 @@ auto with_types(const Csr& rows, Body body) {
   }
 }
 
-uint16_t to_bf16(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, sizeof(u));
-  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-
 float down(double x) {
   const float f = static_cast<float>(x);
   return static_cast<double>(f) > x ? std::nextafter(f, -std::numeric_limits<float>::infinity()) : f;
@@ -110,7 +105,7 @@ int64_t longest(const Csr& rows) {
 
 }  // namespace
 
-SparseScreen sparse_screen() {
+const SparseScreen& sparse_screen() {
   static const Variants<SparseScreen> variants = {{FINESCOPE_VARIANTS(sparse_screen)}};
   return variants.active();
 }
@@ -128,6 +123,16 @@ double sparse_norm(const Csr& rows, int64_t row) {
 
 ExactSparse::ExactSparse(const SparseSearchArgs& args) : a_(args), dense_(args.corpus.latents, 0.0) {}
 
+void ExactSparse::check(int64_t row) const {
+  with_types(a_.corpus, [&](const auto* indices, const auto*, auto) {
+    bool bad = false;
+    for (int64_t i = a_.corpus.indptr[row]; i < a_.corpus.indptr[row + 1]; ++i) {
+      bad |= static_cast<uint64_t>(int64_t{indices[i]}) >= static_cast<uint64_t>(a_.corpus.latents);
+    }
+    if (bad) throw SparseRowError{row};
+  });
+}
+
 void ExactSparse::load(int64_t q, double norm) {
   if (q == loaded_) return;
   with_types(a_.queries, [&](const auto* indices, const auto* values, auto convert) {
@@ -142,6 +147,7 @@ void ExactSparse::load(int64_t q, double norm) {
 }
 
 double ExactSparse::score(int64_t row, bool* finite) const {
+  if (a_.unread) check(row);
   return with_types(a_.corpus, [&](const auto* indices, const auto* values, auto convert) {
     double dot = 0.0, square = 0.0;
     for (int64_t i = a_.corpus.indptr[row]; i < a_.corpus.indptr[row + 1]; ++i) {
@@ -156,102 +162,85 @@ double ExactSparse::score(int64_t row, bool* finite) const {
   });
 }
 
-// What one part of the corpus has found for the queries of the panel.
+// What one part of the work has found for the queries of the panel.
 struct SparseSearch::Part {
-  explicit Part(const SparseSearchArgs& args) : exact(args) {}
+  explicit Part(const SparseSearchArgs& args) : exact(args), turner(args.corpus) {}
   std::vector<std::vector<SparseCandidate>> found;
-  std::vector<double> threshold;
-  std::vector<float> slope, offset;
+  std::vector<int16_t> sums;
+  std::vector<SparseHit> hits;
   ExactSparse exact;
+  SparseTurner turner;
 };
 
-SparseSearch::SparseSearch(const SparseSearchArgs& args) : a_(args) {
-  longest_corpus_ = longest(a_.corpus);
+SparseSearch::SparseSearch(const SparseSearchArgs& args, const PackedSparse* packed)
+    : a_(args), packed_(packed) {
+  if (packed == nullptr) edges_ = sparse_windows(a_.corpus);
+  longest_corpus_ = packed == nullptr ? longest(a_.corpus) : packed->longest();
   longest_query_ = longest(a_.queries);
-  width_ = a_.queries.rows <= 2 ? 1 : a_.queries.rows <= 32 ? 32 : 64;
-  const int64_t k = std::min(a_.k, a_.corpus.rows);
-  capacity_ = std::max<int64_t>(4 * k, 1024);
-  if (width_ == 1) {
-    single_.assign(a_.corpus.latents, 0.0f);
-  } else {
-    panel_.assign(a_.corpus.latents * width_, 0);
-  }
+  capacity_ = std::max<int64_t>(4 * std::min(a_.k, a_.corpus.rows), 1024);
+  // Room for the roundings of products, values and weights.
+  const double terms = static_cast<double>(std::min({longest_corpus_, longest_query_, kSparseMostEntries}));
+  query_unit_ = kSparseUnit - (terms / 2 + 2 * std::sqrt(terms) + 64.0);
+  unit_ = kSparseUnit * query_unit_ / 32768.0;
 }
 
 SparseSearch::~SparseSearch() = default;
 
+void SparseSearch::prepare(Query& query, int64_t q) {
+  query.norm = sparse_norm(a_.queries, q);
+  query.dead = !std::isfinite(query.norm);
+  query.threshold = a_.min_score - std::abs(a_.min_score) * 0x1p-22 - 1e-40;
+  if (std::isnan(query.threshold)) query.threshold = -kInfinity;
+  if (a_.exclude != nullptr) {
+    query.excluded.assign(a_.exclude + q * a_.E, a_.exclude + (q + 1) * a_.E);
+    std::sort(query.excluded.begin(), query.excluded.end());
+  }
+  query.zero = true;
+  std::vector<std::pair<int64_t, double>> entries;
+  with_types(a_.queries, [&](const auto* indices, const auto* values, auto convert) {
+    for (int64_t i = a_.queries.indptr[q]; i < a_.queries.indptr[q + 1]; ++i) {
+      const double v = convert(values[i]);
+      query.zero = query.zero && v == 0.0;
+      entries.push_back({static_cast<int64_t>(indices[i]), v});
+    }
+  });
+  query.scale = a_.cosine ? 1.0 : query.norm;
+  if (query.dead || query.zero || !(query.norm > 1e-100 && query.norm < 1e100)) {
+    // Its exact scores may still be ordinary, or, for zero, all alike: no screen.
+    query.error = kInfinity;
+    return;
+  }
+  // Of a latent that is there twice, the last entry counts, as it does in the exact score.
+  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  double square = 0.0;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (i + 1 < entries.size() && entries[i + 1].first == entries[i].first) continue;
+    const double u = entries[i].second / query.norm;
+    const int16_t weight = static_cast<int16_t>(std::nearbyint(u * query_unit_));
+    square += (weight / query_unit_ - u) * (weight / query_unit_ - u);
+    if (weight != 0) query.terms.push_back({static_cast<int32_t>(entries[i].first), weight});
+    if (!held_.empty() && weight != 0) held_[entries[i].first] = 1;
+  }
+  const double e = std::sqrt(square) * 1.0001, most = static_cast<double>(std::min(longest_corpus_, kSparseMostEntries));
+  const double terms = static_cast<double>(std::min<int64_t>(longest_corpus_, query.terms.size()));
+  query.error = 0.5001 * std::sqrt(most) / kSparseUnit * (1.0 + e) + e + terms / (2.0 * unit_) +
+                (most / 8.0 + 64.0) * 0x1p-24;
+}
+
 void SparseSearch::begin(int64_t panel, int64_t parts) {
-  // The panel before is undone entry by entry: clearing it whole would cost more than many a search.
-  const auto each = [&](int64_t q, auto put) {
-    with_types(a_.queries, [&](const auto* indices, const auto* values, auto convert) {
-      for (int64_t i = a_.queries.indptr[q]; i < a_.queries.indptr[q + 1]; ++i) {
-        put(static_cast<int64_t>(indices[i]), convert(values[i]));
-      }
-    });
-  };
-  const auto place = [&](int64_t latent, int64_t q) -> uint16_t& {
-    const int64_t group = q / 32 * 32, within = q % 32;
-    return panel_[latent * width_ + group + 2 * (within % 16) + within / 16];
-  };
-  if (queries_) {
-    for (int64_t q = 0; q < width_ && first_ + q < a_.queries.rows; ++q) {
-      each(first_ + q, [&](int64_t latent, double) {
-        if (width_ == 1) {
-          single_[latent] = 0.0f;
-        } else {
-          place(latent, q) = 0;
-        }
-      });
-    }
-  }
   first_ = first(panel);
-  const int64_t n = count(panel);
-  queries_ = std::make_unique<Query[]>(width_);
-  const double terms = static_cast<double>(std::min(longest_corpus_, longest_query_));
-  const double rounding = (2.0 * terms + static_cast<double>(longest_corpus_) / 8.0 + 64.0) * 0x1p-24;
-  for (int64_t q = 0; q < n; ++q) {
-    Query& query = queries_[q];
-    query.norm = sparse_norm(a_.queries, first_ + q);
-    query.dead = !std::isfinite(query.norm);
-    query.zero = true;
-    each(first_ + q, [&](int64_t, double v) { query.zero = query.zero && v == 0.0; });
-    if (a_.exclude != nullptr) {
-      const int64_t* rows = a_.exclude + (first_ + q) * a_.E;
-      query.excluded.assign(rows, rows + a_.E);
-      std::sort(query.excluded.begin(), query.excluded.end());
-    }
-    query.threshold = a_.min_score - std::abs(a_.min_score) * 0x1p-22 - 1e-40;
-    if (std::isnan(query.threshold)) query.threshold = -kInfinity;
-    if (query.dead || query.zero || !(query.norm > 1e-100 && query.norm < 1e100)) {
-      // Its exact scores may still be ordinary, or, for zero, all alike: no screen.
-      query.error = kInfinity;
-      continue;
-    }
-    double square = 0.0;
-    each(first_ + q, [&](int64_t latent, double v) {
-      const double u = v / query.norm;
-      double rounded;
-      if (width_ == 1) {
-        single_[latent] = static_cast<float>(u);
-        rounded = single_[latent];
-      } else {
-        place(latent, q) = to_bf16(static_cast<float>(u));
-        rounded = Brain()(place(latent, q));
-      }
-      square += (rounded - u) * (rounded - u);
-    });
-    query.scale = a_.cosine ? 1.0 : query.norm;
-    query.error = std::sqrt(square) * 1.0001 + rounding + 1e-12;
+  next_ = 0;
+  if (packed_ == nullptr) held_.assign(a_.corpus.latents, 0);
+  queries_.clear();
+  for (int64_t q = 0; q < count(panel); ++q) {
+    queries_.push_back(std::make_unique<Query>());
+    prepare(*queries_.back(), first_ + q);
   }
-  parts_.clear();
-  for (int64_t p = 0; p < parts; ++p) {
-    parts_.push_back(std::make_unique<Part>(a_));
-    Part& part = *parts_.back();
-    part.found.resize(n);
-    part.threshold.assign(n, -kInfinity);
-    // Queries past the last one are never hit.
-    part.slope.assign(width_, 0.0f);
-    part.offset.assign(width_, std::numeric_limits<float>::infinity());
+  while (static_cast<int64_t>(parts_.size()) < parts) parts_.push_back(std::make_unique<Part>(a_));
+  for (auto& part : parts_) {
+    part->found.assign(queries_.size(), {});
+    part->sums.resize(kSparseWindow);
+    part->hits.resize(kSparseWindow + 1);  // one past the last is written
   }
 }
 
@@ -260,70 +249,93 @@ bool SparseSearch::allowed(const Query& query, int64_t row) const {
   return !std::binary_search(query.excluded.begin(), query.excluded.end(), row);
 }
 
-// The float32 line norm * slope + offset below which a sum cannot reach the threshold.
-void SparseSearch::set_threshold(const Query& query, int64_t q, float* slope, float* offset) const {
+// What a row's sum has to reach for its upper bound to reach the threshold.
+SparseTest SparseSearch::test(const Query& query) const {
   const double threshold = query.threshold.load(std::memory_order_relaxed) / query.scale;
-  if (query.dead || query.zero) return;
-  if (std::isinf(query.error) || threshold < -1e30) {
-    slope[q] = 0.0f;
-    offset[q] = -std::numeric_limits<float>::infinity();
-  } else if (a_.cosine) {
-    slope[q] = down(std::min(threshold, 1e30) - query.error);
-    // A row without entries has sum and norm 0: a hit only if 0 is enough. Beside any other row this
-    // vanishes.
-    offset[q] = slope[q] > 0.0f ? 1e-30f : 0.0f;
-  } else {
-    slope[q] = down(-query.error);
-    offset[q] = down(std::min(threshold, 1e30) - std::abs(threshold) * 0x1p-20);
+  if (a_.cosine) {
+    const double least = std::ceil((threshold - query.error) * unit_ - 1e-3);
+    return {true, static_cast<int32_t>(std::clamp(least, -40000.0, 40000.0)), 0.0f, 0.0f};
   }
+  const double bound = std::min(threshold, 1e30) * unit_;
+  const float error = static_cast<float>(query.error * unit_ * (1.0 + 0x1p-20) + 1e-3);
+  return {false, 0, error, threshold < -1e30 ? -std::numeric_limits<float>::infinity()
+                                             : down(bound - std::abs(bound) * 0x1p-20)};
 }
 
-int64_t SparseSearch::scan(int64_t index, int64_t begin, int64_t end) {
+int64_t SparseSearch::scan(int64_t index) {
   Part& part = *parts_[index];
-  std::vector<SparseHit> hits(kBlock * width_);
-  std::vector<int32_t> latents(longest_corpus_ + 16);
-  std::vector<float> values(longest_corpus_ + 16);
-  const void* panel = width_ == 1 ? static_cast<const void*>(single_.data()) : panel_.data();
-  // The kernels compare whole registers of thresholds.
-  std::vector<float> slope(64, 0.0f), offset(64, std::numeric_limits<float>::infinity());
-  const SparseScreenArgs args{a_.corpus,    panel,         static_cast<int32_t>(width_),
-                              slope.data(), offset.data(), latents.data(),
-                              values.data()};
-  const SparseScreen screen = sparse_screen();
-  for (int64_t row = begin; row < end; row += kBlock) {
-    for (size_t q = 0; q < part.found.size(); ++q) {
-      set_threshold(queries_[q], static_cast<int64_t>(q), slope.data(), offset.data());
+  for (int64_t w = next_++; w < windows(); w = next_++) {
+    if (packed_ != nullptr) {
+      screen(part, packed_->window(w), packed_->begin(w));
+      continue;
     }
-    const int64_t n = screen(args, row, std::min(row + kBlock, end), hits.data());
-    if (n < 0) return -1 - n;
-    for (int64_t h = 0; h < n; ++h) take(part, hits[h]);
+    const int64_t bad = part.turner.count(edges_[w], edges_[w + 1], held_.data());
+    if (bad >= 0) return bad;
+    screen(part, part.turner.window(), edges_[w]);
   }
   return -1;
 }
 
-void SparseSearch::take(Part& part, const SparseHit& hit) {
-  if (hit.query < 0) {
-    if (!std::isfinite(sparse_norm(a_.corpus, hit.row))) return;
-    for (size_t q = 0; q < part.found.size(); ++q) {
-      if (queries_[q].dead || queries_[q].zero || !allowed(queries_[q], hit.row)) continue;
-      offer(part, static_cast<int64_t>(q), {-kInfinity, kInfinity, hit.row});
+void SparseSearch::screen(Part& part, const SparseWindow& window, int64_t begin) {
+  const SparseCandidate unknown{-kInfinity, kInfinity, 0};
+  for (int64_t row = 0; row < window.rows; ++row) {
+    if (!std::isnan(window.norm[row]) || !std::isfinite(sparse_norm(a_.corpus, begin + row))) continue;
+    for (size_t q = 0; q < queries_.size(); ++q) {
+      if (!queries_[q]->dead && !queries_[q]->zero && allowed(*queries_[q], begin + row)) {
+        offer(part, q, {unknown.low, unknown.high, begin + row});
+      }
     }
-    return;
   }
-  const Query& query = queries_[hit.query];
-  if (!allowed(query, hit.row)) return;
-  if (std::isinf(query.error) || std::isnan(hit.sum)) {
-    offer(part, hit.query, {-kInfinity, kInfinity, hit.row});
-    return;
+  const SparseScreen& kernels = sparse_screen();
+  for (size_t q = 0; q < queries_.size(); ++q) {
+    const Query& query = *queries_[q];
+    if (query.dead || query.zero) continue;
+    if (std::isinf(query.error)) {
+      for (int64_t row = 0; row < window.rows; ++row) {
+        if (std::isnan(window.norm[row]) || !allowed(query, begin + row)) continue;
+        offer(part, q, {unknown.low, unknown.high, begin + row});
+      }
+      continue;
+    }
+    kernels.sum(window, query.terms.data(), static_cast<int64_t>(query.terms.size()), part.sums.data());
+    take(part, q, window, begin, kernels.hits(window, part.sums.data(), test(query), part.hits.data()));
   }
-  const double norm = a_.cosine ? 1.0 : static_cast<double>(hit.norm);
-  const double sum = a_.cosine ? (hit.norm > 0.0f ? hit.sum / static_cast<double>(hit.norm) : 0.0) : hit.sum;
-  const double error = norm * query.error;
-  offer(part, hit.query, {(sum - error) * query.scale, (sum + error) * query.scale, hit.row});
+}
+
+// Offer the rows that were hit. Where they are many, as in the first window, when nothing is known yet, those
+// that look best go first: the threshold they give rules out most of the others.
+void SparseSearch::take(Part& part, int64_t q, const SparseWindow& window, int64_t begin, int64_t hits) {
+  const Query& query = *queries_[q];
+  const auto strength = [&](const SparseHit& hit) {
+    return a_.cosine ? static_cast<float>(hit.sum) : static_cast<float>(hit.sum) * window.norm[hit.row];
+  };
+  const auto put = [&](const SparseHit& hit) {
+    const float norm = window.norm[hit.row];
+    if (std::isnan(norm) || !allowed(query, begin + hit.row)) return;
+    const double scale = a_.cosine ? query.scale : query.scale * static_cast<double>(norm);
+    const double cosine = hit.sum / unit_;
+    offer(part, q, {(cosine - query.error) * scale, (cosine + query.error) * scale, begin + hit.row});
+  };
+  float split = -std::numeric_limits<float>::infinity();
+  if (hits > capacity_) {
+    std::vector<float> sample;
+    for (int64_t i = 0; i < kSample; ++i) sample.push_back(strength(part.hits[i * hits / kSample]));
+    const int64_t place = std::min(kSample - 1, 2 * std::min(a_.k, hits) * kSample / hits + 4);
+    std::nth_element(sample.begin(), sample.begin() + place, sample.end(), std::greater<float>());
+    split = sample[place];
+    for (int64_t i = 0; i < hits; ++i) {
+      if (strength(part.hits[i]) >= split) put(part.hits[i]);
+    }
+    if (static_cast<int64_t>(part.found[q].size()) >= std::min(a_.k, a_.corpus.rows)) shrink(part, q);
+  }
+  for (int64_t i = 0; i < hits; ++i) {
+    if (!std::isinf(split) && strength(part.hits[i]) >= split) continue;
+    put(part.hits[i]);
+  }
 }
 
 void SparseSearch::offer(Part& part, int64_t q, const SparseCandidate& candidate) {
-  if (candidate.high < queries_[q].threshold.load(std::memory_order_relaxed)) return;
+  if (candidate.high < queries_[q]->threshold.load(std::memory_order_relaxed)) return;
   std::vector<SparseCandidate>& found = part.found[q];
   found.push_back(candidate);
   if (static_cast<int64_t>(found.size()) >= capacity_) shrink(part, q);
@@ -333,7 +345,7 @@ void SparseSearch::offer(Part& part, int64_t q, const SparseCandidate& candidate
 // enough candidates apart (duplicates, say), replace them by exact scores and keep k.
 void SparseSearch::shrink(Part& part, int64_t q) {
   std::vector<SparseCandidate>& found = part.found[q];
-  Query& query = queries_[q];
+  Query& query = *queries_[q];
   const int64_t k = std::min(a_.k, a_.corpus.rows);
   const auto raise = [&] {
     std::nth_element(found.begin(), found.begin() + (k - 1), found.end(), better);
@@ -366,8 +378,8 @@ std::vector<SparseCandidate> SparseSearch::zeros(const Query& query) const {
   return found;
 }
 
-std::vector<SparseCandidate> SparseSearch::finish(int64_t q) const {
-  const Query& query = queries_[q];
+std::vector<SparseCandidate> SparseSearch::finish(int64_t q, ExactSparse& exact) const {
+  const Query& query = *queries_[q];
   if (query.dead || a_.k == 0) return {};
   if (query.zero) return zeros(query);
   std::vector<SparseCandidate> all;
@@ -380,7 +392,6 @@ std::vector<SparseCandidate> SparseSearch::finish(int64_t q) const {
         std::remove_if(all.begin(), all.end(), [&](const SparseCandidate& c) { return c.high < threshold; }),
         all.end());
   }
-  ExactSparse exact(a_);
   exact.load(first_ + q, query.norm);
   std::vector<SparseCandidate> kept;
   for (const SparseCandidate& c : all) {

@@ -1,6 +1,6 @@
 // The screen of sparse_cosine_topk; included once by each sparse_search_<isa>.cpp. Nothing here decides a
-// result: what it computes only has to stay inside the bounds that sparse_search.cpp derives, so sums may be
-// fused.
+// result: what it computes only has to stay inside the bounds that sparse_search.cpp derives, so the sums of
+// squares may be fused.
 #include "cpu/sparse_search.h"
 #include "cpu/vec.h"
 
@@ -31,7 +31,7 @@ FINESCOPE_INLINE float total(VecF32 v) {
 }
 
 // The first n (at most a register's worth) values at p as float32, and latents as unsigned 32-bit, zeros
-// after them. What does not fit 32 bits becomes the largest number, which no latent is.
+// after them.
 template <class T>
 FINESCOPE_INLINE VecF32 load_values(const T* p, int64_t n) {
   VecF32 v = {};
@@ -41,10 +41,7 @@ FINESCOPE_INLINE VecF32 load_values(const T* p, int64_t n) {
 template <class I>
 FINESCOPE_INLINE VecU32 load_latents(const I* p, int64_t n) {
   VecU32 v = {};
-  for (int i = 0; i < kF32Lanes && i < n; ++i) {
-    const uint64_t latent = static_cast<uint64_t>(p[i]);
-    v[i] = sizeof(I) == 8 && latent > 0xffffffffu ? 0xffffffffu : static_cast<uint32_t>(latent);
-  }
+  for (int i = 0; i < kF32Lanes && i < n; ++i) v[i] = static_cast<uint32_t>(p[i]);
   return v;
 }
 FINESCOPE_INLINE VecF32 load_values(const bf16* p, int64_t n) {
@@ -94,202 +91,209 @@ FINESCOPE_INLINE VecU32 load_latents(const int32_t* p, int64_t n) {
 }
 #endif
 
-FINESCOPE_INLINE VecU32 larger(VecU32 a, VecU32 b) {
-#if defined(__AVX512F__)
-  return bits_as<VecU32>(_mm512_maskz_max_epu32(0xffff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
-#else
-  const VecU32 greater = bits_as<VecU32>(a > b);
-  return (a & greater) | (b & ~greater);
-#endif
-}
-FINESCOPE_INLINE uint32_t largest(VecU32 v) {
-  uint32_t most = 0;
-  for (int i = 0; i < kF32Lanes; ++i) most = v[i] > most ? v[i] : most;
-  return most;
-}
-
-// Copy a row to scratch as int32 and float32. Returns its squared norm; `top` gets its largest latent,
-// unsigned.
+// Copy a row to scratch as int32 and float32. Returns its squared norm.
 template <class I, class T>
-FINESCOPE_INLINE float unpack(const I* index, const T* value, int64_t n, int32_t* latents, float* values,
-                              uint32_t* top) {
+FINESCOPE_INLINE float unpack(const I* index, const T* value, int64_t n, int32_t* latents, float* values) {
   VecF32 square = {};
-  VecU32 most = {};
   for (int64_t i = 0; i < n; i += kF32Lanes) {
     const VecF32 v = load_values(value + i, n - i);
     const VecU32 latent = load_latents(index + i, n - i);
     square = fma(v, v, square);
-    most = larger(most, latent);
     store_f32(v, values + i);
     std::memcpy(latents + i, &latent, sizeof(latent));
   }
-  *top = largest(most);
   return total(square);
 }
 
-// sum[q] over the row for 32 * Lines queries: each 64-byte line of the panel widens to 32 floats. `panel` is
-// where the queries begin in the panel rows, which are `stride` bytes long.
-template <int Lines>
-FINESCOPE_INLINE void accumulate(const SparseScreenArgs& a, int64_t n, const char* panel, int64_t stride,
-                                 float* sums) {
-  constexpr int kParts = 64 / FINESCOPE_VECTOR_BYTES;
-  VecF32 low[Lines][kParts], high[Lines][kParts];
-  for (int l = 0; l < Lines; ++l) {
-    for (int p = 0; p < kParts; ++p) low[l][p] = high[l][p] = VecF32{};
+template <class I>
+int64_t count_rows(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts) {
+  const I* indices = static_cast<const I*>(corpus.indices);
+  const uint64_t latents = static_cast<uint64_t>(corpus.latents);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = corpus.indptr[row], last = corpus.indptr[row + 1];
+    // Negative numbers are large when unsigned.
+    bool bad = false;
+    for (int64_t i = first; i < last; ++i) bad |= static_cast<uint64_t>(int64_t{indices[i]}) >= latents;
+    if (bad) return row;
+    for (int64_t i = first; i < last; ++i) ++counts[indices[i]];
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const char* line = panel + a.latents[i] * stride;
-    const VecF32 v = VecF32{} + a.values[i];
-    for (int l = 0; l < Lines; ++l) {
-      for (int p = 0; p < kParts; ++p) {
-        const VecU32 pair = load_raw<char, VecU32>(line + 64 * l + FINESCOPE_VECTOR_BYTES * p);
-        low[l][p] = fma(v, bits_as<VecF32>(pair << 16), low[l][p]);
-        high[l][p] = fma(v, bits_as<VecF32>(pair & 0xffff0000u), high[l][p]);
-      }
-    }
-  }
-  for (int l = 0; l < Lines; ++l) {
-    for (int p = 0; p < kParts; ++p) {
-      store_f32(low[l][p], sums + 32 * l + kF32Lanes * p);
-      store_f32(high[l][p], sums + 32 * l + 16 + kF32Lanes * p);
-    }
-  }
+  return -1;
 }
 
-// The sum for one query, with the squared norm and largest latent of `unpack`.
-template <class I, class T>
-FINESCOPE_INLINE float dot(const SparseScreenArgs& a, const I* index, const T* value, int64_t n,
-                           float* square, uint32_t* top) {
-  const float* query = static_cast<const float*>(a.panel);
-#if defined(__AVX512F__)
-  VecF32 sum = {}, squares = {};
-  VecU32 most = {};
-  // Reads stay inside the panel whatever the latents are; the caller looks at the largest afterwards.
-  const __m512i limit = _mm512_set1_epi32(static_cast<int32_t>(a.corpus.latents - 1));
-  for (int64_t i = 0; i < n; i += kF32Lanes) {
-    const VecF32 v = load_values(value + i, n - i);
-    const VecU32 latent = load_latents(index + i, n - i);
-    most = larger(most, latent);
-    const __m512i safe = _mm512_maskz_min_epu32(0xffff, bits_as<__m512i>(latent), limit);
-    const __m512 q = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, safe, query, 4);
-    sum = fma(v, bits_as<VecF32>(q), sum);
-    squares = fma(v, v, squares);
+int64_t count(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts) {
+  switch (corpus.index_type) {
+    case IndexType::u16:
+      return count_rows<uint16_t>(corpus, begin, end, counts);
+    case IndexType::i32:
+      return count_rows<int32_t>(corpus, begin, end, counts);
+    default:
+      return count_rows<int64_t>(corpus, begin, end, counts);
   }
-  *top = largest(most);
-  *square = total(squares);
-  return total(sum);
-#else
-  *square = unpack(index, value, n, a.latents, a.values, top);
-  if (*top >= static_cast<uint64_t>(a.corpus.latents)) return 0.0f;
-  // Four chains: gathers of older instruction sets are no faster than loads.
-  float part[4] = {};
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    for (int c = 0; c < 4; ++c) part[c] += query[a.latents[i + c]] * a.values[i + c];
-  }
-  float sum = (part[0] + part[2]) + (part[1] + part[3]);
-  for (; i < n; ++i) sum += query[a.latents[i]] * a.values[i];
-  return sum;
-#endif
-}
-
-// Hits among `width` sums; a NaN sum is one, since nothing is known about it.
-FINESCOPE_INLINE int64_t compare(const SparseScreenArgs& a, const float* sums, float norm, int64_t row,
-                                 SparseHit* hits) {
-  int64_t count = 0;
-  const VecF32 n = VecF32{} + norm;
-  for (int q = 0; q < a.width; q += kF32Lanes) {
-    const VecF32 threshold = fma(n, load_f32(a.slope + q), load_f32(a.offset + q));
-#if defined(__AVX512F__)
-    const VecF32 sum = load_f32(sums + q);
-    uint32_t hit = _mm512_cmp_ps_mask(bits_as<__m512>(sum), bits_as<__m512>(threshold), _CMP_NLT_UQ);
-    for (; hit != 0; hit &= hit - 1) {
-      const int lane = __builtin_ctz(hit);
-      hits[count++] = {row, q + lane, sums[q + lane], norm};
-    }
-#else
-    const VecU32 miss = bits_as<VecU32>(load_f32(sums + q) < threshold);
-    uint32_t all = 0xffffffffu;
-    for (int lane = 0; lane < kF32Lanes; ++lane) all &= miss[lane];
-    if (all != 0) continue;
-    for (int lane = 0; lane < kF32Lanes; ++lane) {
-      if (miss[lane] == 0) hits[count++] = {row, q + lane, sums[q + lane], norm};
-    }
-#endif
-  }
-  return count;
 }
 
 template <class I, class T>
-int64_t screen_rows(const SparseScreenArgs& a, int64_t begin, int64_t end, SparseHit* hits) {
+void fill_rows(const SparseFillArgs& a, int64_t begin, int64_t end) {
   const I* indices = static_cast<const I*>(a.corpus.indices);
   const T* values = static_cast<const T*>(a.corpus.values);
-  float sums[64];
-  int64_t count = 0;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = a.corpus.indptr[row], n = a.corpus.indptr[row + 1] - first;
-    // Nothing to read, and no latent to read it at, in a corpus without latents.
-    if (n > 0 && a.corpus.latents == 0) return -1 - row;
-    uint32_t top = 0;
-    float square, sum = 0.0f;
-    if (a.width == 1) {
-      sum = dot(a, indices + first, values + first, n, &square, &top);
-    } else {
-      square = unpack(indices + first, values + first, n, a.latents, a.values, &top);
-    }
-    if (n > 0 && top >= static_cast<uint64_t>(a.corpus.latents)) return -1 - row;
+    const float square = unpack(indices + first, values + first, n, a.latents, a.values);
+    bool rises = true;
+    for (int64_t i = 1; i < n; ++i) rises &= a.latents[i - 1] < a.latents[i];
     // Squares below or above these may have lost bits to underflow or overflow; NaN fails both comparisons.
-    if (n > 0 && !(square > 1e-24f && square < 1e36f)) {
-      hits[count++] = {row, -1, 0.0f, 0.0f};
-      continue;
-    }
+    const bool judged = n == 0 || (square > 1e-24f && square < 1e36f && n <= kSparseMostEntries &&
+                                   (rises || !sparse_repeats(a.latents, n)));
     const float norm = __builtin_sqrtf(square);
-    if (a.width == 1) {
-      if (!(sum < norm * a.slope[0] + a.offset[0])) hits[count++] = {row, 0, sum, norm};
-      continue;
+    a.norm[row - begin] = judged ? norm : __builtin_nanf("");
+    const uint32_t id = static_cast<uint32_t>(row - begin);
+    const VecF32 scale = VecF32{} + (judged && n > 0 ? kSparseUnit / norm : 0.0f);
+    for (int64_t i = 0; i < n; i += kF32Lanes) {
+      // Added to a float, 1.5 * 2^23 rounds it to a whole number that stands in its last 16 bits.
+      const VecU32 rounded = bits_as<VecU32>(load_f32(a.values + i) * scale + 12582912.0f);
+      // The words take the place of the values.
+      store_f32(bits_as<VecF32>(judged ? (rounded << 16 | id) : VecU32{} + id), a.values + i);
     }
-    const char* panel = static_cast<const char*>(a.panel);
-    const int64_t stride = int64_t{a.width} * 2;
-    if (a.width == 64 && kF32Lanes >= 8) {
-      accumulate<2>(a, n, panel, stride, sums);
-    } else {
-      // With small registers the sums of 64 queries would not stay in them: take the halves in turn.
-      for (int half = 0; half < a.width / 32; ++half)
-        accumulate<1>(a, n, panel + 64 * half, stride, sums + 32 * half);
+    for (int64_t i = 0; i < n; ++i) {
+      SparseCursor& cursor = a.cursor[a.latents[i]];
+      a.words[cursor.at] = bits_as<uint32_t>(a.values[i]);
+      cursor.at += cursor.step;
     }
-    count += compare(a, sums, norm, row, hits + count);
   }
-  return count;
 }
 
 template <class I>
-int64_t screen_values(const SparseScreenArgs& a, int64_t begin, int64_t end, SparseHit* hits) {
+void fill_values(const SparseFillArgs& a, int64_t begin, int64_t end) {
   switch (a.corpus.dtype) {
     case DType::f32:
-      return screen_rows<I, float>(a, begin, end, hits);
+      return fill_rows<I, float>(a, begin, end);
     case DType::f64:
-      return screen_rows<I, double>(a, begin, end, hits);
+      return fill_rows<I, double>(a, begin, end);
     case DType::bf16:
-      return screen_rows<I, bf16>(a, begin, end, hits);
+      return fill_rows<I, bf16>(a, begin, end);
     default:
-      return screen_rows<I, f16>(a, begin, end, hits);
+      return fill_rows<I, f16>(a, begin, end);
   }
 }
 
-int64_t screen(const SparseScreenArgs& a, int64_t begin, int64_t end, SparseHit* hits) {
+void fill(const SparseFillArgs& a, int64_t begin, int64_t end) {
   switch (a.corpus.index_type) {
     case IndexType::u16:
-      return screen_values<uint16_t>(a, begin, end, hits);
+      return fill_values<uint16_t>(a, begin, end);
     case IndexType::i32:
-      return screen_values<int32_t>(a, begin, end, hits);
+      return fill_values<int32_t>(a, begin, end);
     default:
-      return screen_values<int64_t>(a, begin, end, hits);
+      return fill_values<int64_t>(a, begin, end);
   }
+}
+
+FINESCOPE_INLINE int16_t product(int16_t value, int16_t weight) {
+  return static_cast<int16_t>((int32_t{value} * weight + (1 << 14)) >> 15);
+}
+
+// Sixteen entries of a list: the products of their values, each in the upper half of its word.
+FINESCOPE_INLINE void products16(const uint32_t* words, int16_t weight, uint32_t* out) {
+#if defined(__AVX2__)
+  const __m256i w = _mm256_set1_epi32(static_cast<int32_t>(uint32_t{static_cast<uint16_t>(weight)} << 16));
+  for (int half = 0; half < 16; half += 8) {
+    const __m256i entries = load_raw<uint32_t, __m256i>(words + half);
+    const __m256i scaled = _mm256_mulhrs_epi16(entries, w);
+    std::memcpy(out + half, &scaled, sizeof(scaled));
+  }
+#else
+  for (int i = 0; i < 16; ++i) {
+    const int16_t scaled = product(static_cast<int16_t>(words[i] >> 16), weight);
+    out[i] = uint32_t{static_cast<uint16_t>(scaled)} << 16;
+  }
+#endif
+}
+
+FINESCOPE_INLINE void add_entry(uint32_t word, uint32_t scaled, int16_t* sums) {
+  // Unsigned, so that a sum of a row that is not judged may wrap.
+  uint16_t* sum = reinterpret_cast<uint16_t*>(sums) + (word & 0xffffu);
+  *sum = static_cast<uint16_t>(*sum + (scaled >> 16));
+}
+
+FINESCOPE_INLINE void add_list(const uint32_t* words, int64_t n, int16_t weight, int16_t* sums) {
+  // The sums go through memory one by one: rows are met in no pattern, and scattered stores of whole registers
+  // are no faster where they exist.
+  uint32_t scaled[16];
+  for (; n >= 16; n -= 16, words += 16) {
+    products16(words, weight, scaled);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) add_entry(words[i], scaled[i], sums);
+  }
+  if (n == 0) return;
+  products16(words, weight, scaled);  // the words after a list may be read
+  for (int64_t i = 0; i < n; ++i) add_entry(words[i], scaled[i], sums);
+}
+
+FINESCOPE_INLINE void add_full(const uint32_t* words, int64_t rows, int16_t weight, int16_t* sums) {
+  const int16_t* values = reinterpret_cast<const int16_t*>(words);
+#if defined(__AVX2__)
+  const __m256i w = _mm256_set1_epi16(weight);
+  for (int64_t i = 0; i < rows; i += 16) {
+    const __m256i scaled = _mm256_mulhrs_epi16(load_raw<int16_t, __m256i>(values + i), w);
+    const __m256i sum = _mm256_add_epi16(load_raw<int16_t, __m256i>(sums + i), scaled);
+    std::memcpy(sums + i, &sum, sizeof(sum));
+  }
+#else
+  for (int64_t i = 0; i < rows; ++i) sums[i] = static_cast<int16_t>(sums[i] + product(values[i], weight));
+#endif
+}
+
+void sum(const SparseWindow& window, const SparseTerm* terms, int64_t n, int16_t* sums) {
+  std::memset(sums, 0, static_cast<size_t>(window.rows + 15) / 16 * 32);
+  // Which lists are needed is known beforehand, where they lie is not: fetch first the one, then the other.
+  constexpr int64_t kFar = 12, kNear = 4;
+  for (int64_t t = 0; t < n; ++t) {
+    if (t + kFar < n) {
+      __builtin_prefetch(window.start + terms[t + kFar].latent);
+      __builtin_prefetch(window.count + terms[t + kFar].latent);
+    }
+    if (t + kNear < n) {
+      const uint32_t* next = window.words + window.start[terms[t + kNear].latent];
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + 16);
+    }
+    const uint32_t* words = window.words + window.start[terms[t].latent];
+    const uint16_t entries = window.count[terms[t].latent];
+    if (entries == kSparseFull) {
+      add_full(words, window.rows, terms[t].weight, sums);
+    } else {
+      add_list(words, entries, terms[t].weight, sums);
+    }
+  }
+}
+
+int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& test, SparseHit* found) {
+  constexpr int64_t kBlock = 128;
+  int64_t n = 0;
+  for (int64_t block = 0; block < window.rows; block += kBlock) {
+    const int64_t end = block + kBlock < window.rows ? block + kBlock : window.rows;
+    bool any = false;
+    if (test.cosine) {
+      int16_t most = INT16_MIN;
+      for (int64_t i = block; i < end; ++i) most = sums[i] > most ? sums[i] : most;
+      any = most >= test.least;
+    } else {
+      for (int64_t i = block; i < end; ++i) {
+        any |= !((static_cast<float>(sums[i]) + test.error) * window.norm[i] < test.bound);
+      }
+    }
+    if (!any) continue;
+    for (int64_t i = block; i < end; ++i) {
+      const bool hit = test.cosine ? sums[i] >= test.least
+                                   : !((static_cast<float>(sums[i]) + test.error) * window.norm[i] < test.bound);
+      found[n] = {static_cast<int32_t>(i), sums[i]};
+      n += hit;
+    }
+  }
+  return n;
 }
 
 }  // namespace
 
-extern const SparseScreen sparse_screen = screen;
+extern const SparseScreen sparse_screen = {count, fill, sum, hits};
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope

@@ -9,7 +9,8 @@ Map:
     engine      screen, certify, re-score: exact top-k in bounded memory
     dense, sparse, decode, training, adam, pooling, fixed_order
                 the pure-torch bodies, registered as the default implementation of the schemas
-    packed      matrices packed once for many calls
+    packed, packed_sparse
+                matrices and sparse codes packed once for many calls
     native      finds the compiled objects, which register kernels for the same schemas
 """
 
@@ -26,6 +27,7 @@ from finescope.ops import pooling as _pooling  # noqa: F401
 from finescope.ops import sparse as _sparse  # noqa: F401
 from finescope.ops import training as _training  # noqa: F401
 from finescope.ops.packed import PackedMatrix
+from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.public import (
     cosine_topk,
     pair_scores,
@@ -39,6 +41,7 @@ from finescope.ops.public import (
 native.load()
 
 __all__ = [
+    "PackedCodes",
     "PackedMatrix",
     "cosine_topk",
     "pair_scores",

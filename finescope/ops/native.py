@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 # Must equal FINESCOPE_OPERATIONS_VERSION in csrc/bindings/version.h, which says when to raise it.
-OPERATIONS_VERSION = 2
+OPERATIONS_VERSION = 3
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STAMP = re.compile(rb"finescope-operations=(\d+);")
