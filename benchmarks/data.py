@@ -96,7 +96,10 @@ def encoder(f: int, d: int, seed: int = 1, rows: Tensor | None = None) -> tuple[
 
 
 def codes(n: int, nnz: int, f: int, seed: int = 0) -> SparseCodes:
-    """n codes of nnz entries each; latents are as unequally common as in a trained autoencoder (Zipf)."""
+    """n codes of nnz entries each; latents are as unequally common as in a trained autoencoder (Zipf).
+
+    Which latents are common does not depend on the seed, so queries and corpus share them.
+    """
     generator = np.random.default_rng(seed)
     common = 1.0 / np.arange(1, f + 1) ** 0.6
     edges = np.cumsum(common / common.sum())
@@ -105,7 +108,8 @@ def codes(n: int, nnz: int, f: int, seed: int = 0) -> SparseCodes:
     step = np.arange(nnz)
     drawn = np.maximum.accumulate(drawn - step, axis=1) + step
     drawn = np.minimum(drawn, f - nnz + step)
-    indices = generator.permutation(f).astype(np.int32)[drawn]
+    narrow = np.uint16 if f <= 1 << 16 else np.int32
+    indices = np.random.default_rng(7).permutation(f).astype(narrow)[drawn]
     order = np.argsort(indices, axis=1)
     values = generator.gamma(2.0, 1.0, size=(n, nnz)).astype(np.float16)
     return SparseCodes(

@@ -96,11 +96,12 @@ struct Csr {
   int64_t rows, latents;
 };
 
-// A window of corpus rows turned over, to be screened: for each latent the rows that hold it. Values are those
-// of the row divided by its norm, in units of 1 / kSparseUnit, rounded to int16.
+// A window of corpus rows turned over, to be screened: for each latent the rows that hold it. Values are
+// those of the row divided by its norm, in units of 1 / kSparseUnit, rounded to int16.
 constexpr int kSparseUnit = 32767;
-constexpr int64_t kSparseWindow = 32768;       // most rows of a window
-constexpr int64_t kSparseMostEntries = 40000;  // longer rows are not judged: roundings could overflow the sums
+constexpr int64_t kSparseWindow = 32768;  // most rows of a window
+constexpr int64_t kSparseMostEntries =
+    40000;  // longer rows are not judged: roundings could overflow the sums
 constexpr uint16_t kSparseFull = 0xffff;
 struct SparseWindow {
   const uint32_t* start;  // [F] the word at which a latent's list begins
@@ -123,6 +124,14 @@ struct SparseFillArgs {
   float* norm;
   int32_t* latents;  // scratch for one row: its latents and values, rounded up to 16 entries
   float* values;
+};
+
+// For few queries, rows as they are.
+struct SparseDirectArgs {
+  Csr corpus;
+  const float* query;  // [F] a query, in units of the sums
+  int16_t* sums;       // [rows] of query and row / |row|, rounded
+  float* norm;         // [rows] as in a window
 };
 
 // A latent of a query and its value, in units that the caller chooses.
@@ -148,6 +157,8 @@ struct SparseScreen {
   int64_t (*count)(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts);
   // Write the entries of rows begin..end, which `count` has found to be in range, as lists without full ones.
   void (*fill)(const SparseFillArgs&, int64_t begin, int64_t end);
+  // Sum rows begin..end without lists. Returns the first row with a latent outside 0..F-1, or -1.
+  int64_t (*direct)(const SparseDirectArgs&, int64_t begin, int64_t end);
   // sums[row] = sum over the terms of (value * weight + 2^14) >> 15. `sums` has whole registers of 16.
   void (*sum)(const SparseWindow&, const SparseTerm* terms, int64_t n, int16_t* sums);
   // The rows that pass the test, ascending. Returns their number.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from finescope import shards
 from finescope.codes import SparseCodes
 from finescope.errors import StoreError
-from finescope.files import PathLike
+from finescope.files import PathLike, advise
 from finescope.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
@@ -257,6 +258,52 @@ class CodeStore:
         for number, (start, _) in enumerate(shards.iterate_with_start(self._entries)):
             yield start, self._map(number)[0]
 
+    def stream(self, block_bytes: int = 32 << 20) -> Iterator[tuple[int, SparseCodes]]:
+        """Yield (number of the first row, mapped codes) in order, a few megabytes of a shard at a time.
+
+        While a block is used the next one is read and checked by another thread; then its pages are given
+        back, so that no more than two blocks are in memory, however large the store and its shards are.
+
+        Args:
+            block_bytes: size of a block, about; a block has one row at least.
+
+        Raises:
+            StoreError: a shard that is missing, truncated or corrupt (named).
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="finescope-read") as reader:
+            pieces = self._pieces(block_bytes)
+            waiting = reader.submit(next, pieces, None)
+            while (piece := waiting.result()) is not None:
+                waiting = reader.submit(next, pieces, None)
+                yield piece
+                for part in (piece[1].indices, piece[1].values):
+                    advise(part, "dontneed")
+
+    def _pieces(self, block_bytes: int) -> Iterator[tuple[int, SparseCodes]]:
+        """Blocks of freshly mapped shards, read and checked."""
+        for start, entry in shards.iterate_with_start(self._entries):
+            # A mapping of its own: nobody else loses pages, and all of them go with it.
+            codes, _ = self._read(entry, check=False)
+            each = codes.indices.element_size() + codes.values.element_size()
+            bounds = codes.indptr.numpy()
+            if codes.nnz != bounds[-1] or bounds[0] != 0 or (np.diff(bounds) < 0).any():
+                raise StoreError(f"{self.directory}/{entry['file']} is corrupt: indptr doesn't rise to nnz")
+            first = 0
+            while first < len(codes):
+                limit = bounds[first] + block_bytes // each
+                last = max(first + 1, int(np.searchsorted(bounds, limit, side="right")) - 1)
+                block = codes[first : min(last, len(codes))]
+                for part in (block.indices, block.values):
+                    advise(part, "willneed")
+                held = block.indices.numpy()
+                if held.size and not 0 <= held.min() <= held.max() < self.num_latents:
+                    raise StoreError(
+                        f"{self.directory}/{entry['file']} is corrupt: rows from {first} hold a latent "
+                        f"outside 0..{self.num_latents - 1}"
+                    )
+                yield start + first, block
+                first += len(block)
+
     def codes(self) -> SparseCodes:
         """Return the codes of all N documents: mapped if there is one shard, else copied into memory."""
         parts = [part for _, part in self.iter_shards()]
@@ -303,12 +350,14 @@ class CodeStore:
         return shards.read_tables(self.directory, self._entries, columns)
 
     def _open(self, number: int) -> tuple[SparseCodes, Tensor | None]:
-        entry = self._entries[number]
+        return self._read(self._entries[number], check=True)
+
+    def _read(self, entry: dict[str, Any], check: bool) -> tuple[SparseCodes, Tensor | None]:
         tensors = shards.map_shard(self.directory, entry, _TENSORS)
         dense = tensors.get("dense")
         try:
             codes = SparseCodes(
-                tensors["indptr"], tensors["indices"], tensors["values"], self.num_latents, check=True
+                tensors["indptr"], tensors["indices"], tensors["values"], self.num_latents, check=check
             )
             if len(codes) != entry["rows"] or codes.nnz != entry["nnz"]:
                 raise ValueError("its shape contradicts the manifest")

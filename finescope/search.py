@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +15,15 @@ from finescope import indexfile
 from finescope.codes import SparseCodes
 from finescope.errors import StoreError
 from finescope.files import PathLike
-from finescope.mapped import PACKED_BYTES, BlockedRows, in_place, native
+from finescope.indexrows import Part, Rows, as_ids, as_part, is_sparse, width_of
+from finescope.mapped import PACKED_BYTES, READ_BYTES, BlockedRows, native
 from finescope.ops import checks, cosine_topk, pair_scores, sparse_cosine_topk, sparse_pair_scores
 from finescope.ops.engine import NEVER, ordered
 from finescope.ops.packed import PackedCache
+from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.schemas import call
 
 _SPARSE = ("indptr", "indices", "values")
-
-Rows = Tensor | np.ndarray[Any, Any] | SparseCodes
 
 
 class Index:
@@ -29,10 +31,10 @@ class Index:
 
     Arrays and tensors in memory are shared, not copied, and must not change while they are indexed: from the
     second search on, a packed copy of about a quarter of their float32 size is what is looked at first.
-    Memory-mapped arrays are read block by block in every search, ahead of their use, and their memory is
-    given back, so the corpus may be larger than memory. After ``pack``, or loaded from a file that ``save``
-    wrote, only their packed copies are read in full. Results do not depend on how the rows were split into
-    blocks.
+    Memory-mapped arrays and a ``CodeStore`` are read block by block in every search, ahead of their use, and
+    their memory is given back, so the corpus may be larger than memory. After ``pack``, or loaded from a file
+    that ``save`` wrote, only the packed copies of arrays are read in full. Results do not depend on how the
+    rows were split into blocks.
     """
 
     def __init__(self, corpus: Rows, *, metric: str = "cosine", ids: Any = None) -> None:
@@ -40,7 +42,7 @@ class Index:
 
         Args:
             corpus: [N,D], a tensor (float16, bfloat16, float32, float64), an array or memory-mapped array
-                (float16, float32, float64), or N sparse codes.
+                (float16, float32, float64), or N sparse codes, in memory or in a ``CodeStore``.
             metric: "cosine" or "ip" (inner product).
             ids: whole numbers [N], 0 or more and distinct, what a search returns for each row; the positions
                 0 … N-1 if None.
@@ -51,8 +53,9 @@ class Index:
         """
         checks.option(metric, "metric", checks.METRICS)
         self.metric = metric
-        self._parts: list[Tensor | BlockedRows | SparseCodes] = []
+        self._parts: list[Part] = []
         self._packed: dict[int, PackedCache] = {}
+        self._turned: dict[int, PackedCodes | None] = {}
         self._starts: list[int] = [0]
         self._ids: Tensor | None = None
         self._named = ids is not None
@@ -64,11 +67,10 @@ class Index:
     @property
     def width(self) -> int:
         """D of dense rows, F of sparse codes."""
-        part = self._parts[0]
-        return part.num_latents if isinstance(part, SparseCodes) else int(part.shape[1])
+        return width_of(self._parts[0])
 
     def __repr__(self) -> str:
-        kind = "sparse" if isinstance(self._parts[0], SparseCodes) else "dense"
+        kind = "sparse" if is_sparse(self._parts[0]) else "dense"
         return f"Index({kind}, N={len(self)}, width={self.width}, metric={self.metric!r})"
 
     def add(self, block: Rows, *, ids: Any = None) -> None:
@@ -82,19 +84,18 @@ class Index:
             ValueError: another width, ids that repeat, are negative, do not fit, or are missing.
             TypeError: another kind of rows, ids that aren't whole numbers.
         """
-        part = _as_rows(block)
+        part = as_part(block)
         if self._parts:
-            if isinstance(part, SparseCodes) != isinstance(self._parts[0], SparseCodes):
+            if is_sparse(part) != is_sparse(self._parts[0]):
                 held = type(self._parts[0]).__name__
                 raise TypeError(f"the index holds {held} rows, got {type(block).__name__}")
-            width = part.num_latents if isinstance(part, SparseCodes) else part.shape[1]
-            if width != self.width:
-                raise ValueError(f"the index has width {self.width}, got a block of width {width}")
+            if width_of(part) != self.width:
+                raise ValueError(f"the index has width {self.width}, got a block of width {width_of(part)}")
         if self._named != (ids is not None):
             raise ValueError("give ids for every block or for none")
         count = len(part)
         if ids is not None:
-            named = _as_ids(ids)
+            named = as_ids(ids)
             if named.shape[0] != count:
                 raise ValueError(f"ids must have shape [N] with N={count}, got {list(named.shape)}")
             if named.numel() and int(named.min()) < 0:
@@ -132,7 +133,7 @@ class Index:
             ValueError: shapes that do not fit, a negative k.
             TypeError: sparse queries for dense rows or the reverse, wrong dtypes.
         """
-        sparse = isinstance(self._parts[0], SparseCodes)
+        sparse = is_sparse(self._parts[0])
         if isinstance(queries, SparseCodes) != sparse:
             kind = "SparseCodes" if sparse else "a tensor or an array"
             raise TypeError(f"queries must be {kind} like the index, got {type(queries).__name__}")
@@ -152,7 +153,7 @@ class Index:
         return scores, torch.where(found >= 0, named[found.clamp(min=0)], -1) if len(named) else found
 
     def pack(self) -> None:
-        """Make the packed copies of dense rows now, rather than when they are searched for the second time.
+        """Make the packed copies of rows in memory now, rather than when they are searched a second time.
 
         Memory-mapped rows, which are never packed unasked, are read once; their packed copies are kept in
         memory where they spare enough of reading the rows. To have them in a file, see ``save``. Packed rows
@@ -163,6 +164,8 @@ class Index:
                 part.keep_packed(self.metric)
             elif isinstance(part, Tensor):
                 self._packed.setdefault(start, PackedCache(constant=True)).pack(part, self.metric)
+            elif isinstance(part, SparseCodes) and self._turned.get(start) is None:
+                self._turned[start] = PackedCodes(part)
 
     def save(self, path: PathLike, *, packed: bool = True) -> None:
         """Write the index to one file, under a temporary name, then rename.
@@ -178,9 +181,14 @@ class Index:
 
         Raises:
             StoreError: the disk is full, or the place can't be written to. Nothing is left behind.
+            TypeError: the index holds a ``CodeStore``.
         """
         parts: list[dict[str, Any]] = []
-        dense = {n: _blocked(part) for n, part in enumerate(self._parts) if not isinstance(part, SparseCodes)}
+        if any(is_sparse(part) and not isinstance(part, SparseCodes) for part in self._parts):
+            raise TypeError("codes of a CodeStore lie in files already: index the store instead of saving it")
+        dense = {
+            n: _blocked(part) for n, part in enumerate(self._parts) if isinstance(part, (Tensor, BlockedRows))
+        }
         copies = sum(len(rows) // rows.height + 1 for rows in dense.values())
         with indexfile.writing(path, copies + 3 * len(self._parts) + 1) as file:
             for number, part in enumerate(self._parts):
@@ -219,7 +227,7 @@ class Index:
         tensors, facts, mapping = indexfile.read(path, mmap=mmap)
         index = cls.__new__(cls)
         index.metric, index._named = facts["metric"], facts["ids"]
-        index._parts, index._packed, index._starts = [], {}, [0]
+        index._parts, index._packed, index._turned, index._starts = [], {}, {}, [0]
         index._ids = tensors["ids"].clone() if index._named else None
         for number, part in enumerate(facts["parts"]):
             rows: Tensor | BlockedRows | SparseCodes
@@ -246,10 +254,20 @@ class Index:
         for start, block, packed, more in self._blocks(len(queries), k):
             allowed = None if mask is None else mask[start : start + len(block)]
             floor: float | None = None if best is None else _floor(best, queries, block)
-            if packed is not None and isinstance(block, Tensor):
+            if isinstance(packed, Tensor) and isinstance(block, Tensor):
                 checks.cosine_topk(queries, block, k, self.metric, "auto", exclude, allowed, start)
                 args = (k, self.metric, floor, exclude, allowed, start)
                 scores, ids = call("cosine_topk_packed", queries, block, packed, *args)
+            elif isinstance(packed, PackedCodes):
+                scores, ids = packed.search(
+                    queries,
+                    k,
+                    metric=self.metric,
+                    min_score=floor,
+                    exclude=exclude,
+                    mask=allowed,
+                    id_offset=start,
+                )
             else:
                 options: dict[str, Any] = {"metric": self.metric, "exclude": exclude, "mask": allowed}
                 scores, ids = search(queries, block, k, min_score=floor, id_offset=start, **options)
@@ -272,7 +290,7 @@ class Index:
 
     def _blocks(
         self, queries: int, k: int
-    ) -> Iterator[tuple[int, Tensor | SparseCodes, Tensor | None, bool]]:
+    ) -> Iterator[tuple[int, Tensor | SparseCodes, Tensor | PackedCodes | None, bool]]:
         """First position, rows, their packed copy or None, and whether more blocks follow."""
         last = len(self._parts) - 1
         # A small corpus may stay mapped from one search to the next.
@@ -285,8 +303,20 @@ class Index:
             elif isinstance(part, Tensor):
                 packed = self._packed.setdefault(start, PackedCache(constant=True)).get(part, self.metric)
                 yield start, part, packed, number < last
+            elif isinstance(part, SparseCodes):
+                yield start, part, self._turn(start, part), number < last
             else:
-                yield start, part, None, number < last
+                for first, codes in part.stream(READ_BYTES // 2):
+                    more = number < last or first + len(codes) < len(part)
+                    yield start + first, codes, None, more
+
+    def _turn(self, start: int, codes: SparseCodes) -> PackedCodes | None:
+        """Codes in memory, packed when they are searched for the second time."""
+        if start not in self._turned:
+            self._turned[start] = None
+        elif self._turned[start] is None and codes.nnz * 8 <= _free_memory():
+            self._turned[start] = PackedCodes(codes)
+        return self._turned[start]
 
     def _positions(self, exclude: Tensor | None) -> Tensor | None:
         """Turn ids to exclude into positions; ids that the index lacks become -1."""
@@ -301,13 +331,6 @@ class Index:
 
 def _as_tensor(given: Tensor | np.ndarray[Any, Any] | None) -> Tensor | None:
     return torch.from_numpy(np.array(given)) if isinstance(given, np.ndarray) else given
-
-
-def _as_ids(ids: Any) -> Tensor:
-    given = ids.detach().cpu() if isinstance(ids, Tensor) else torch.as_tensor(np.asarray(ids))
-    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
-        raise TypeError(f"ids must be whole numbers, got {given.dtype}")
-    return given.to(torch.int64).reshape(-1)
 
 
 def _blocked(part: Tensor | BlockedRows) -> BlockedRows:
@@ -344,19 +367,9 @@ def _floor(best: Tensor, queries: Any, block: Any) -> float | None:
     return None if least == NEVER else float(least)
 
 
-def _as_rows(block: Rows) -> Tensor | BlockedRows | SparseCodes:
-    if isinstance(block, SparseCodes):
-        return block
-    if isinstance(block, np.ndarray):
-        if block.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"corpus must be float16, float32 or float64, got {block.dtype}")
-    elif not isinstance(block, Tensor):
-        raise TypeError(f"corpus must be a tensor, an array or SparseCodes, got {type(block).__name__}")
-    elif not block.is_floating_point():
-        raise TypeError(f"corpus must be floating point, got {block.dtype}")
-    if block.ndim != 2:
-        raise ValueError(f"corpus must have shape [N, D], got {list(block.shape)}")
-    if isinstance(block, Tensor):
-        return block
-    here = None if isinstance(block, np.memmap) else in_place(block)
-    return BlockedRows(block) if here is None else here
+def _free_memory() -> int:
+    """Bytes the system says are free, or no limit where it doesn't say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize

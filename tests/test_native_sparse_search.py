@@ -78,6 +78,10 @@ def brute(
     return found
 
 
+def pack(rows: tuple[Tensor, Tensor, Tensor], F: int) -> Tensor:
+    return torch.ops.finescope.pack_sparse_rows(*rows, F)
+
+
 def check(
     queries: Rows,
     corpus: Rows,
@@ -95,6 +99,12 @@ def check(
         scores, ids = torch.ops.finescope.sparse_cosine_topk(
             *csr(queries, index, value), *csr(corpus, index, value), F, k, metric, **options
         )
+        packed = pack(csr(corpus, index, value), F)
+        again = torch.ops.finescope.sparse_cosine_topk_packed(
+            *csr(queries, index, value), *csr(corpus, index, value), F, packed, k, metric, **options
+        )
+        assert torch.equal(again[0], scores), f"{metric}, packed"
+        assert torch.equal(again[1], ids), f"{metric}, packed"
         want = brute(queries, corpus, k, metric == "cosine", allowed)
         offset = options.get("id_offset", 0)
         want_ids = torch.tensor([[n + offset for _, n in row] + [-1] * (k - len(row)) for row in want])
@@ -274,3 +284,98 @@ def test_refused() -> None:
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def loose_scores(query: dict[int, float], latents: list[list[int]], values: list[list[float]]) -> list[float]:
+    """Cosines as the contract has them for rows in any order: sums in the order of storage, float64."""
+    length, found = norm(query), []
+    for row, held in zip(latents, values, strict=True):
+        dot = square = 0.0
+        for latent, value in zip(row, held, strict=True):
+            dot += query.get(latent, 0.0) * value
+            square += value * value
+        found.append(dot / (length * math.sqrt(square)))
+    return found
+
+
+@pytest.mark.parametrize("Q", [1, 5])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_latents_in_any_order_and_twice(isa: str, Q: int, repeated: bool) -> None:
+    """Twice the same latent breaks the bound of the screen: such rows must be scored exactly all the same."""
+    generator = torch.Generator().manual_seed(25)
+    latents, values = [], []
+    for _ in range(300):
+        row = torch.randperm(12, generator=generator)[:6].tolist()
+        latents.append(row + [row[0]] * 5 if repeated else row)
+        values.append(torch.rand(len(latents[-1]), generator=generator).tolist())
+    corpus = (
+        torch.tensor([0] + [len(row) for row in latents]).cumsum(0),
+        torch.tensor([latent for row in latents for latent in row], dtype=torch.int32),
+        torch.tensor([value for row in values for value in row], dtype=torch.float32),
+    )
+    queries = rounded(random_rows(Q, 12, 8, 26, signed=False), torch.float32)
+    queries[0] = {latents[0][0]: 1.0}
+    for packed in (None, pack(corpus, 12)):
+        rows = (*csr(queries, torch.int32, torch.float32), *corpus, 12)
+        if packed is None:
+            scores, ids = torch.ops.finescope.sparse_cosine_topk(*rows, 9)
+        else:
+            scores, ids = torch.ops.finescope.sparse_cosine_topk_packed(*rows, packed, 9)
+        for q, query in enumerate(queries):
+            if not query:
+                continue
+            want = sorted((-score, n) for n, score in enumerate(loose_scores(query, latents, values)))[:9]
+            assert ids[q].tolist() == [n for _, n in want]
+            assert torch.equal(scores[q], torch.tensor([-score for score, _ in want]))
+
+
+def test_rows_longer_than_the_sums_have_room_for(isa: str) -> None:
+    F = 50_000
+    row = {latent: 1.0 + latent % 3 for latent in range(45_000)}
+    corpus: Rows = [row, {5: 1.0}, dict.fromkeys(range(0, F, 2), 1.0), {}, {7: -2.0, 49_999: 1.0}]
+    check([dict(row), {7: 1.0}, {5: -1.0}], corpus, F, 4)
+
+
+def test_many_windows_and_lists_of_every_length(isa: str) -> None:
+    """Latents on all, many, few and no rows, over windows with an odd last one."""
+    generator = torch.Generator().manual_seed(27)
+    chance = 0.9 ** torch.arange(60)
+    held = torch.rand(5003, 60, generator=generator) < chance
+    dense = torch.rand(5003, 60, generator=generator) * held
+    corpus: Rows = [{int(latent): float(row[latent]) for latent in row.nonzero()} for row in dense]
+    check(corpus[:4], corpus, 60, 25, metrics=("cosine",))
+
+
+def test_packed_rows_of_another_corpus_are_refused() -> None:
+    rows = csr(random_rows(50, 30, 12, 28), torch.int32, torch.float32)
+    other = csr(random_rows(51, 30, 12, 29), torch.int32, torch.float32)
+    packed = pack(rows, 30)
+    assert packed.numel() > 0
+    op = torch.ops.finescope.sparse_cosine_topk_packed
+    for wrong in (packed[:-1].clone(), pack(other, 30), torch.zeros(100, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="packed does not hold 50 rows packed from this corpus"):
+            op(*rows, *rows, 30, wrong, 3)
+    with pytest.raises(ValueError, match="packed must be a contiguous uint8 tensor"):
+        op(*rows, *rows, 30, packed.float(), 3)
+
+
+def test_latents_changed_after_packing_are_named(isa: str) -> None:
+    rows = csr([{1: 1.0, 2: 1.0}, {1: 2.0}], torch.int32, torch.float32)
+    packed = pack(rows, 20)
+    rows[1][0] = 1000
+    with pytest.raises(IndexError, match=r"c_indices holds 1000 in row 0, which is outside 0..19"):
+        torch.ops.finescope.sparse_cosine_topk_packed(
+            *csr([{2: 1.0}], torch.int32, torch.float32), *rows, 20, packed, 2
+        )
+
+
+@pytest.mark.parametrize("bad", [-1, 20])
+def test_latent_out_of_range_is_named_when_packing_and_scoring(isa: str, bad: int) -> None:
+    rows = csr([{1: 1.0}, {2: 1.0, 3: 1.0}], torch.int32, torch.float32)
+    rows[1][2] = bad
+    with pytest.raises(IndexError, match=rf"c_indices holds {bad} in row 1, which is outside 0..19"):
+        pack(rows, 20)
+    with pytest.raises(IndexError, match=rf"c_indices holds {bad} in row 1, which is outside 0..19"):
+        torch.ops.finescope.sparse_pair_scores(
+            *csr([{1: 1.0}], torch.int32, torch.float32), *rows, 20, torch.tensor([[0, 1]])
+        )

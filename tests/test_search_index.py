@@ -18,6 +18,9 @@ from torch import Tensor
 
 import finescope
 from finescope import Index, SparseCodes, mapped, ops, search
+from finescope.codestore import CodeStore, CodeStoreWriter
+from finescope.errors import StoreError
+from finescope.files import map_tensors
 
 KINDS = ["gaussian", "grid", "duplicates", "near", "equal"]
 
@@ -49,7 +52,10 @@ def test_sparse_blocks_merge_exactly(kind: str, metric: str) -> None:
     for cut in (0, 1, 250):
         index = Index(codes[:cut], metric=metric)
         index.add(codes[cut:])
-        assert_same_bytes(index.search(SparseCodes.from_dense(queries), 30), wanted, f"{kind} {cut}")
+        # From the second search on, packed.
+        for turn in range(3):
+            found = index.search(SparseCodes.from_dense(queries), 30)
+            assert_same_bytes(found, wanted, f"{kind} {cut} {turn}")
 
 
 def test_blocks_that_differ_below_float32() -> None:
@@ -161,7 +167,7 @@ def test_complaints() -> None:
         Index(corpus.long())
     with pytest.raises(TypeError, match="corpus must be float16, float32 or float64, got int8"):
         Index(corpus.numpy().astype(np.int8))
-    with pytest.raises(TypeError, match="corpus must be a tensor, an array or SparseCodes, got list"):
+    with pytest.raises(TypeError, match="SparseCodes or a CodeStore, got list"):
         Index([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the index has width 24, got a block of width 23"):
         index.add(corpus[:, 1:])
@@ -208,3 +214,42 @@ def test_filters_may_be_arrays_and_keep_their_dtypes(ids: list[int] | None) -> N
     assert index.search(rows[:1], 3, mask=mask, exclude=exclude)[1].tolist() == [[own[1], -1, -1]]
     with pytest.raises(TypeError, match="exclude must be int64"):
         index.search(rows[:1], 3, exclude=torch.tensor([[own[0]]], dtype=torch.int32))
+
+
+def _store(folder: Path, codes: SparseCodes, rows: int) -> CodeStore:
+    with CodeStoreWriter(folder, codes.num_latents, dtype=torch.float32) as writer:
+        for first in range(0, len(codes), rows):
+            part = codes[first : first + rows]
+            writer.write(part, [str(first + n) for n in range(len(part))])
+        writer.finish()
+    return CodeStore(folder)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_a_store_is_searched_as_if_it_were_in_memory(tmp_path: Path, metric: str) -> None:
+    codes = SparseCodes.from_dense(torch.rand(700, 24) * (torch.rand(700, 24) < 0.4))
+    queries, mask = codes[:5], torch.rand(700) < 0.8
+    exclude = torch.arange(5)[:, None]
+    store = _store(tmp_path / "codes", codes, 300)
+    wanted = Index(codes, metric=metric).search(queries, 40, mask=mask, exclude=exclude)
+    index = Index(store, metric=metric)
+    assert (len(index), index.width) == (700, 24)
+    assert "sparse, N=700" in repr(index)
+    assert_same_bytes(index.search(queries, 40, mask=mask, exclude=exclude), wanted, "store")
+    for block_bytes in (1, 100, 1000):
+        pieces = list(store.stream(block_bytes))
+        assert [start for start, _ in pieces] == list(np.cumsum([0] + [len(c) for _, c in pieces[:-1]]))
+        assert SparseCodes.cat([piece for _, piece in pieces]) == codes
+    assert len(list(store.stream(1))) == 700
+
+
+def test_a_damaged_shard_is_named_by_the_search(tmp_path: Path) -> None:
+    codes = SparseCodes.from_dense(torch.rand(40, 24))
+    store = _store(tmp_path / "codes", codes, 20)
+    path = sorted((tmp_path / "codes").rglob("*.safetensors"))[1]
+    content, indices = path.read_bytes(), map_tensors(path)[0]["indices"].numpy()
+    wrong = indices.copy()
+    wrong[7] = 24
+    path.write_bytes(content.replace(indices.tobytes(), wrong.tobytes()))
+    with pytest.raises(StoreError, match=rf"{path.name} is corrupt: rows from 0 hold a latent outside 0..23"):
+        Index(store).search(codes[:2], 3)

@@ -222,7 +222,8 @@ Tensor pack_sparse(const Tensor& indptr, const Tensor& indices, const Tensor& va
   };
   each([&](int64_t w, SparseTurner& turner) { words[w] = turner.words(); });
   PackedSparse packed_rows;
-  Tensor memory = empty_like_options(indptr, {packed_rows.plan(rows.csr, edges, words, nullptr)}, ScalarType::Byte);
+  Tensor memory =
+      empty_like_options(indptr, {packed_rows.plan(rows.csr, edges, words, nullptr)}, ScalarType::Byte);
   if (memory.numel() == 0) return memory;
   char* bytes = static_cast<char*>(memory.mutable_data_ptr());
   packed_rows.plan(rows.csr, edges, words, bytes);
@@ -234,7 +235,8 @@ std::tuple<Tensor, Tensor> search_packed(const Tensor& q_indptr, const Tensor& q
                                          const Tensor& q_values, const Tensor& c_indptr,
                                          const Tensor& c_indices, const Tensor& c_values, int64_t num_latents,
                                          const Tensor& memory, int64_t k, const std::string& metric,
-                                         std::optional<double> min_score, const std::optional<Tensor>& exclude,
+                                         std::optional<double> min_score,
+                                         const std::optional<Tensor>& exclude,
                                          const std::optional<Tensor>& mask, int64_t id_offset) {
   const char* op = "sparse_cosine_topk_packed";
   check_latents(num_latents);
@@ -244,9 +246,11 @@ std::tuple<Tensor, Tensor> search_packed(const Tensor& q_indptr, const Tensor& q
         ": packed must be a contiguous uint8 tensor with one dimension");
   PackedSparse packed_rows;
   const bool held = memory.numel() > 0;
-  check(!held || packed_rows.open(static_cast<const char*>(memory.const_data_ptr()), memory.numel(), corpus.csr),
+  check(!held ||
+            packed_rows.open(static_cast<const char*>(memory.const_data_ptr()), memory.numel(), corpus.csr),
         op, ": packed does not hold ", corpus.csr.rows, " rows packed from this corpus");
-  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, held ? &packed_rows : nullptr);
+  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset},
+             held ? &packed_rows : nullptr);
 }
 
 // The exact scores of chosen pairs.

@@ -36,12 +36,23 @@ int64_t full_words(int64_t rows) {
   return (rows + 15) / 16 * 8;
 }
 
-}  // namespace
-
-bool sparse_repeats(const int32_t* latents, int64_t n) {
-  std::vector<int32_t> sorted(latents, latents + n);
+template <class I>
+bool repeats(const I* latents, int64_t n) {
+  std::vector<I> sorted(latents, latents + n);
   std::sort(sorted.begin(), sorted.end());
   return std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+}
+
+}  // namespace
+
+bool sparse_repeats(const uint16_t* latents, int64_t n) {
+  return repeats(latents, n);
+}
+bool sparse_repeats(const int32_t* latents, int64_t n) {
+  return repeats(latents, n);
+}
+bool sparse_repeats(const int64_t* latents, int64_t n) {
+  return repeats(latents, n);
 }
 
 std::vector<int64_t> sparse_windows(const Csr& corpus) {
@@ -63,7 +74,10 @@ std::vector<int64_t> sparse_windows(const Csr& corpus) {
 }
 
 SparseTurner::SparseTurner(const Csr& corpus)
-    : corpus_(corpus), counts_(corpus.latents), start_(corpus.latents), count_(corpus.latents),
+    : corpus_(corpus),
+      counts_(corpus.latents),
+      start_(corpus.latents),
+      count_(corpus.latents),
       cursor_(corpus.latents) {}
 
 int64_t SparseTurner::count(int64_t begin, int64_t end, const uint8_t* held) {
@@ -111,8 +125,8 @@ SparseWindow SparseTurner::window() {
   }
   uint32_t* words = memory_.get();
   norm_.resize(std::max<size_t>(norm_.size(), rows));
-  sparse_screen().fill({corpus_, cursor_.data(), words, norm_.data(), latents_.data(), values_.data()}, begin_,
-                       end_);
+  sparse_screen().fill({corpus_, cursor_.data(), words, norm_.data(), latents_.data(), values_.data()},
+                       begin_, end_);
   words[0] = 0;
   std::memset(words + words_ - 16, 0, 16 * sizeof(uint32_t));
   for (const int64_t f : full_) {

@@ -1,13 +1,16 @@
 // The driver of sparse_cosine_topk.
 //
 // The corpus is met in windows of rows that are turned over: for each latent a list of the rows that hold it,
-// with values c / |c| in int16. A query u = q / |q|, in int16 too, is summed over its latents' lists into int16
-// sums s, one per row of the window, in units of A. With roundings d of the rows' values and e of the query's,
-//   |s / A - <c, u> / |c|| <= |d| * |u + e| + |e| + terms / (2 A) + g,   g = (longest / 8 + 64) * 2^-24,
+// with values c / |c| in int16. A query u = q / |q|, in int16 too, is summed over its latents' lists into
+// int16 sums s, one per row of the window, in units of A. With roundings d of the rows' values and e of the
+// query's,
+//   |s / A - <c, u> / |c|| <= |d| * |u + e| + |e| + terms / (2 A) + g,   g = (longest / 8 + 2 * terms + 64) *
+//   2^-24,
 // where |d| <= sqrt(longest) / 2 units, |e| is measured, every one of at most `terms` products is rounded by
-// half a unit, and g covers the float32 norm. Units leave room for the roundings, so that no sum of a row that
-// is judged overflows. Rows whose square float32 cannot hold, or with a latent twice, are not judged: they are
-// candidates always.
+// half a unit, and g covers norms in float32. For few queries sums are made in float32 over rows as they are
+// and rounded to the same units, which the bound covers too. Units leave room for the roundings, so that no
+// sum of a row that is judged overflows. Rows whose square float32 cannot hold, or with a latent twice, are
+// not judged: they are candidates always.
 //
 // A row is a candidate for a query if its upper bound reaches the threshold: the k-th best lower bound of
 // distinct rows so far, shared by all threads. Which rows become candidates depends on timing; the result
@@ -23,7 +26,8 @@ namespace finescope {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kSample = 1024;  // hits by which it is seen which are the best
+constexpr int64_t kFewQueries = 2;  // sooner summed over rows as they are than over lists still to be made
+constexpr int64_t kSample = 1024;   // hits by which it is seen which are the best
 
 double half_to_double(uint16_t bits) {
   const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
@@ -164,16 +168,20 @@ double ExactSparse::score(int64_t row, bool* finite) const {
 
 // What one part of the work has found for the queries of the panel.
 struct SparseSearch::Part {
-  explicit Part(const SparseSearchArgs& args) : exact(args), turner(args.corpus) {}
+  Part(const SparseSearchArgs& args, bool turns) : exact(args) {
+    if (turns) turner = std::make_unique<SparseTurner>(args.corpus);
+  }
   std::vector<std::vector<SparseCandidate>> found;
   std::vector<int16_t> sums;
   std::vector<SparseHit> hits;
   ExactSparse exact;
-  SparseTurner turner;
+  std::unique_ptr<SparseTurner> turner;
+  std::vector<float> query, norm;  // for sums without lists
 };
 
 SparseSearch::SparseSearch(const SparseSearchArgs& args, const PackedSparse* packed)
     : a_(args), packed_(packed) {
+  direct_ = packed == nullptr && a_.queries.rows <= kFewQueries;
   if (packed == nullptr) edges_ = sparse_windows(a_.corpus);
   longest_corpus_ = packed == nullptr ? longest(a_.corpus) : packed->longest();
   longest_query_ = longest(a_.queries);
@@ -211,7 +219,8 @@ void SparseSearch::prepare(Query& query, int64_t q) {
     return;
   }
   // Of a latent that is there twice, the last entry counts, as it does in the exact score.
-  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   double square = 0.0;
   for (size_t i = 0; i < entries.size(); ++i) {
     if (i + 1 < entries.size() && entries[i + 1].first == entries[i].first) continue;
@@ -221,22 +230,25 @@ void SparseSearch::prepare(Query& query, int64_t q) {
     if (weight != 0) query.terms.push_back({static_cast<int32_t>(entries[i].first), weight});
     if (!held_.empty() && weight != 0) held_[entries[i].first] = 1;
   }
-  const double e = std::sqrt(square) * 1.0001, most = static_cast<double>(std::min(longest_corpus_, kSparseMostEntries));
-  const double terms = static_cast<double>(std::min<int64_t>(longest_corpus_, query.terms.size()));
+  const double e = std::sqrt(square) * 1.0001,
+               most = static_cast<double>(std::min(longest_corpus_, kSparseMostEntries));
+  const double terms =
+      static_cast<double>(std::max<int64_t>(1, std::min<int64_t>(longest_corpus_, query.terms.size())));
   query.error = 0.5001 * std::sqrt(most) / kSparseUnit * (1.0 + e) + e + terms / (2.0 * unit_) +
-                (most / 8.0 + 64.0) * 0x1p-24;
+                (most / 8.0 + 2.0 * terms + 64.0) * 0x1p-24;
 }
 
 void SparseSearch::begin(int64_t panel, int64_t parts) {
   first_ = first(panel);
   next_ = 0;
-  if (packed_ == nullptr) held_.assign(a_.corpus.latents, 0);
+  if (packed_ == nullptr && !direct_) held_.assign(a_.corpus.latents, 0);
   queries_.clear();
   for (int64_t q = 0; q < count(panel); ++q) {
     queries_.push_back(std::make_unique<Query>());
     prepare(*queries_.back(), first_ + q);
   }
-  while (static_cast<int64_t>(parts_.size()) < parts) parts_.push_back(std::make_unique<Part>(a_));
+  while (static_cast<int64_t>(parts_.size()) < parts)
+    parts_.push_back(std::make_unique<Part>(a_, packed_ == nullptr && !direct_));
   for (auto& part : parts_) {
     part->found.assign(queries_.size(), {});
     part->sums.resize(kSparseWindow);
@@ -258,8 +270,9 @@ SparseTest SparseSearch::test(const Query& query) const {
   }
   const double bound = std::min(threshold, 1e30) * unit_;
   const float error = static_cast<float>(query.error * unit_ * (1.0 + 0x1p-20) + 1e-3);
-  return {false, 0, error, threshold < -1e30 ? -std::numeric_limits<float>::infinity()
-                                             : down(bound - std::abs(bound) * 0x1p-20)};
+  return {
+      false, 0, error,
+      threshold < -1e30 ? -std::numeric_limits<float>::infinity() : down(bound - std::abs(bound) * 0x1p-20)};
 }
 
 int64_t SparseSearch::scan(int64_t index) {
@@ -269,37 +282,64 @@ int64_t SparseSearch::scan(int64_t index) {
       screen(part, packed_->window(w), packed_->begin(w));
       continue;
     }
-    const int64_t bad = part.turner.count(edges_[w], edges_[w + 1], held_.data());
+    const int64_t bad = direct_ ? scan_direct(part, edges_[w], edges_[w + 1])
+                                : part.turner->count(edges_[w], edges_[w + 1], held_.data());
     if (bad >= 0) return bad;
-    screen(part, part.turner.window(), edges_[w]);
+    if (!direct_) screen(part, part.turner->window(), edges_[w]);
   }
   return -1;
 }
 
-void SparseSearch::screen(Part& part, const SparseWindow& window, int64_t begin) {
-  const SparseCandidate unknown{-kInfinity, kInfinity, 0};
+int64_t SparseSearch::scan_direct(Part& part, int64_t begin, int64_t end) {
+  part.query.resize(a_.corpus.latents, 0.0f);
+  part.norm.resize(kSparseWindow);
+  const SparseWindow window{nullptr, nullptr, nullptr, part.norm.data(), end - begin};
+  const SparseDirectArgs args{a_.corpus, part.query.data(), part.sums.data(), part.norm.data()};
+  for (size_t q = 0; q < queries_.size(); ++q) {
+    // A query without terms is summed too, for the norms.
+    const Query& query = *queries_[q];
+    for (const SparseTerm& term : query.terms) part.query[term.latent] = term.weight;
+    const int64_t bad = sparse_screen().direct(args, begin, end);
+    for (const SparseTerm& term : query.terms) part.query[term.latent] = 0.0f;
+    if (bad >= 0) return bad;
+    if (q == 0) offer_unjudged(part, window, begin);
+    judge(part, q, window, begin);
+  }
+  return -1;
+}
+
+void SparseSearch::offer_unjudged(Part& part, const SparseWindow& window, int64_t begin) {
   for (int64_t row = 0; row < window.rows; ++row) {
     if (!std::isnan(window.norm[row]) || !std::isfinite(sparse_norm(a_.corpus, begin + row))) continue;
     for (size_t q = 0; q < queries_.size(); ++q) {
       if (!queries_[q]->dead && !queries_[q]->zero && allowed(*queries_[q], begin + row)) {
-        offer(part, q, {unknown.low, unknown.high, begin + row});
+        offer(part, q, {-kInfinity, kInfinity, begin + row});
       }
     }
   }
-  const SparseScreen& kernels = sparse_screen();
+}
+
+void SparseSearch::screen(Part& part, const SparseWindow& window, int64_t begin) {
+  offer_unjudged(part, window, begin);
   for (size_t q = 0; q < queries_.size(); ++q) {
-    const Query& query = *queries_[q];
-    if (query.dead || query.zero) continue;
-    if (std::isinf(query.error)) {
-      for (int64_t row = 0; row < window.rows; ++row) {
-        if (std::isnan(window.norm[row]) || !allowed(query, begin + row)) continue;
-        offer(part, q, {unknown.low, unknown.high, begin + row});
-      }
-      continue;
-    }
-    kernels.sum(window, query.terms.data(), static_cast<int64_t>(query.terms.size()), part.sums.data());
-    take(part, q, window, begin, kernels.hits(window, part.sums.data(), test(query), part.hits.data()));
+    const std::vector<SparseTerm>& terms = queries_[q]->terms;
+    sparse_screen().sum(window, terms.data(), static_cast<int64_t>(terms.size()), part.sums.data());
+    judge(part, q, window, begin);
   }
+}
+
+// The sums of a window for one query are there: see which rows are candidates.
+void SparseSearch::judge(Part& part, int64_t q, const SparseWindow& window, int64_t begin) {
+  const Query& query = *queries_[q];
+  if (query.dead || query.zero) return;
+  if (std::isinf(query.error)) {
+    for (int64_t row = 0; row < window.rows; ++row) {
+      if (std::isnan(window.norm[row]) || !allowed(query, begin + row)) continue;
+      offer(part, q, {-kInfinity, kInfinity, begin + row});
+    }
+    return;
+  }
+  take(part, q, window, begin, sparse_screen().hits(window, part.sums.data(), test(query), part.hits.data()));
 }
 
 // Offer the rows that were hit. Where they are many, as in the first window, when nothing is known yet, those

@@ -29,7 +29,9 @@ extern const SparseScreen sparse_screen;
 const SparseScreen& sparse_screen();
 
 // Whether a latent occurs twice.
+bool sparse_repeats(const uint16_t* latents, int64_t n);
 bool sparse_repeats(const int32_t* latents, int64_t n);
+bool sparse_repeats(const int64_t* latents, int64_t n);
 
 struct SparseSearchArgs {
   Csr queries, corpus;
@@ -107,8 +109,8 @@ class PackedSparse {
  public:
   // Look at `size` bytes at `memory`. False if they do not hold this corpus.
   bool open(const char* memory, int64_t size, const Csr& corpus);
-  // Lay out a corpus whose window w takes words[w]. Returns the bytes of all, or 0 if that would not pay; when
-  // `memory` is not null, what describes it is written there.
+  // Lay out a corpus whose window w takes words[w]. Returns the bytes of all, or 0 if that would not pay;
+  // when `memory` is not null, what describes it is written there.
   int64_t plan(const Csr& corpus, const std::vector<int64_t>& edges, const std::vector<int64_t>& words,
                char* memory);
   // Write window w of a planned corpus.
@@ -162,7 +164,10 @@ class SparseSearch {
   void prepare(Query& query, int64_t q);
   bool allowed(const Query& query, int64_t row) const;
   SparseTest test(const Query& query) const;
+  int64_t scan_direct(Part& part, int64_t begin, int64_t end);
   void screen(Part& part, const SparseWindow& window, int64_t begin);
+  void judge(Part& part, int64_t q, const SparseWindow& window, int64_t begin);
+  void offer_unjudged(Part& part, const SparseWindow& window, int64_t begin);
   void offer(Part& part, int64_t q, const SparseCandidate& candidate);
   void shrink(Part& part, int64_t q);
   void take(Part& part, int64_t q, const SparseWindow& window, int64_t begin, int64_t hits);
@@ -174,6 +179,7 @@ class SparseSearch {
   int64_t longest_corpus_ = 0, longest_query_ = 0, capacity_;
   double query_unit_ = 0.0, unit_ = 0.0;  // of a query's weights, and of the sums
   int64_t first_ = 0;
+  bool direct_ = false;
   std::vector<uint8_t> held_;
   std::atomic<int64_t> next_{0};
   std::vector<std::unique_ptr<Query>> queries_;

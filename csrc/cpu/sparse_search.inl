@@ -105,16 +105,37 @@ FINESCOPE_INLINE float unpack(const I* index, const T* value, int64_t n, int32_t
   return total(square);
 }
 
+// Squares below or above these may have lost bits to underflow or overflow; NaN fails both comparisons.
+FINESCOPE_INLINE bool in_range(float square) {
+  return square > 1e-24f && square < 1e36f;
+}
+
+template <class I>
+FINESCOPE_INLINE bool out_of_range(const I* index, int64_t n, int64_t latents) {
+  if (sizeof(I) == 2 && latents > UINT16_MAX) return false;
+  const uint64_t top = static_cast<uint64_t>(latents);
+  bool bad = false;
+  for (int64_t i = 0; i < n; ++i) {
+    // Negative numbers are large when unsigned.
+    bad |= sizeof(I) == 8 ? static_cast<uint64_t>(index[i]) >= top
+                          : static_cast<uint32_t>(index[i]) >= static_cast<uint32_t>(top);
+  }
+  return bad;
+}
+
+template <class I>
+FINESCOPE_INLINE bool rises(const I* index, int64_t n) {
+  bool all = true;
+  for (int64_t i = 1; i < n; ++i) all &= index[i - 1] < index[i];
+  return all;
+}
+
 template <class I>
 int64_t count_rows(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts) {
   const I* indices = static_cast<const I*>(corpus.indices);
-  const uint64_t latents = static_cast<uint64_t>(corpus.latents);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = corpus.indptr[row], last = corpus.indptr[row + 1];
-    // Negative numbers are large when unsigned.
-    bool bad = false;
-    for (int64_t i = first; i < last; ++i) bad |= static_cast<uint64_t>(int64_t{indices[i]}) >= latents;
-    if (bad) return row;
+    if (out_of_range(indices + first, last - first, corpus.latents)) return row;
     for (int64_t i = first; i < last; ++i) ++counts[indices[i]];
   }
   return -1;
@@ -138,11 +159,8 @@ void fill_rows(const SparseFillArgs& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = a.corpus.indptr[row], n = a.corpus.indptr[row + 1] - first;
     const float square = unpack(indices + first, values + first, n, a.latents, a.values);
-    bool rises = true;
-    for (int64_t i = 1; i < n; ++i) rises &= a.latents[i - 1] < a.latents[i];
-    // Squares below or above these may have lost bits to underflow or overflow; NaN fails both comparisons.
-    const bool judged = n == 0 || (square > 1e-24f && square < 1e36f && n <= kSparseMostEntries &&
-                                   (rises || !sparse_repeats(a.latents, n)));
+    const bool judged = n == 0 || (in_range(square) && n <= kSparseMostEntries &&
+                                   (rises(a.latents, n) || !sparse_repeats(a.latents, n)));
     const float norm = __builtin_sqrtf(square);
     a.norm[row - begin] = judged ? norm : __builtin_nanf("");
     const uint32_t id = static_cast<uint32_t>(row - begin);
@@ -186,6 +204,74 @@ void fill(const SparseFillArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+FINESCOPE_INLINE VecF32 gather(const float* p, VecU32 at) {
+#if defined(__AVX512F__)
+  return bits_as<VecF32>(
+      _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, bits_as<__m512i>(at), p, sizeof(float)));
+#elif defined(__AVX2__)
+  return bits_as<VecF32>(_mm256_i32gather_ps(p, bits_as<__m256i>(at), sizeof(float)));
+#else
+  VecF32 v;
+  for (int i = 0; i < kF32Lanes; ++i) v[i] = p[at[i]];
+  return v;
+#endif
+}
+
+template <class I, class T>
+int64_t direct_rows(const SparseDirectArgs& a, int64_t begin, int64_t end) {
+  const I* indices = static_cast<const I*>(a.corpus.indices);
+  const T* values = static_cast<const T*>(a.corpus.values);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = a.corpus.indptr[row], n = a.corpus.indptr[row + 1] - first;
+    const I* index = indices + first;
+    const T* value = values + first;
+    if (out_of_range(index, n, a.corpus.latents)) return row;
+    VecF32 dot = {}, square = {};
+    int64_t i = 0;
+    for (; i + kF32Lanes <= n; i += kF32Lanes) {
+      const VecF32 v = load_values(value + i, kF32Lanes);
+      dot = fma(v, gather(a.query, load_latents(index + i, kF32Lanes)), dot);
+      square = fma(v, v, square);
+    }
+    if (i < n) {
+      const VecF32 v = load_values(value + i, n - i);
+      dot = fma(v, gather(a.query, load_latents(index + i, n - i)), dot);
+      square = fma(v, v, square);
+    }
+    const float norm = __builtin_sqrtf(total(square));
+    const bool judged = n > 0 && in_range(norm * norm) && n <= kSparseMostEntries &&
+                        (rises(index, n) || !sparse_repeats(index, n));
+    a.norm[row - begin] = judged || n == 0 ? norm : __builtin_nanf("");
+    a.sums[row - begin] = static_cast<int16_t>(judged ? __builtin_lrintf(total(dot) / norm) : 0);
+  }
+  return -1;
+}
+
+template <class I>
+int64_t direct_values(const SparseDirectArgs& a, int64_t begin, int64_t end) {
+  switch (a.corpus.dtype) {
+    case DType::f32:
+      return direct_rows<I, float>(a, begin, end);
+    case DType::f64:
+      return direct_rows<I, double>(a, begin, end);
+    case DType::bf16:
+      return direct_rows<I, bf16>(a, begin, end);
+    default:
+      return direct_rows<I, f16>(a, begin, end);
+  }
+}
+
+int64_t direct(const SparseDirectArgs& a, int64_t begin, int64_t end) {
+  switch (a.corpus.index_type) {
+    case IndexType::u16:
+      return direct_values<uint16_t>(a, begin, end);
+    case IndexType::i32:
+      return direct_values<int32_t>(a, begin, end);
+    default:
+      return direct_values<int64_t>(a, begin, end);
+  }
+}
+
 FINESCOPE_INLINE int16_t product(int16_t value, int16_t weight) {
   return static_cast<int16_t>((int32_t{value} * weight + (1 << 14)) >> 15);
 }
@@ -214,8 +300,8 @@ FINESCOPE_INLINE void add_entry(uint32_t word, uint32_t scaled, int16_t* sums) {
 }
 
 FINESCOPE_INLINE void add_list(const uint32_t* words, int64_t n, int16_t weight, int16_t* sums) {
-  // The sums go through memory one by one: rows are met in no pattern, and scattered stores of whole registers
-  // are no faster where they exist.
+  // The sums go through memory one by one: rows are met in no pattern, and scattered stores of whole
+  // registers are no faster where they exist.
   uint32_t scaled[16];
   for (; n >= 16; n -= 16, words += 16) {
     products16(words, weight, scaled);
@@ -282,8 +368,9 @@ int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& 
     }
     if (!any) continue;
     for (int64_t i = block; i < end; ++i) {
-      const bool hit = test.cosine ? sums[i] >= test.least
-                                   : !((static_cast<float>(sums[i]) + test.error) * window.norm[i] < test.bound);
+      const bool hit = test.cosine
+                           ? sums[i] >= test.least
+                           : !((static_cast<float>(sums[i]) + test.error) * window.norm[i] < test.bound);
       found[n] = {static_cast<int32_t>(i), sums[i]};
       n += hit;
     }
@@ -293,7 +380,7 @@ int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& 
 
 }  // namespace
 
-extern const SparseScreen sparse_screen = {count, fill, sum, hits};
+extern const SparseScreen sparse_screen = {count, fill, direct, sum, hits};
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope
