@@ -188,22 +188,49 @@ struct SparseRows {
   }
 };
 
-void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine) {
-  const int64_t N = 300, F = 97, k = 13;
+// A corpus packed for searches.
+struct PackedRows {
+  std::vector<int64_t> memory;
+  PackedSparse packed;
+
+  explicit PackedRows(const Csr& rows) {
+    const std::vector<int64_t> edges = sparse_windows(rows);
+    std::vector<int64_t> words;
+    SparseTurner turner(rows);
+    for (size_t w = 0; w + 1 < edges.size(); ++w) {
+      turner.count(edges[w], edges[w + 1], nullptr);
+      words.push_back(turner.words());
+    }
+    memory.resize(packed.plan(rows, edges, words, nullptr) / 8);
+    char* bytes = reinterpret_cast<char*>(memory.data());
+    packed.plan(rows, edges, words, bytes);
+    for (size_t w = 0; w < words.size(); ++w) {
+      turner.count(edges[w], edges[w + 1], nullptr);
+      packed.write(w, turner.window(), words[w], bytes);
+    }
+    PackedSparse again;
+    if (memory.empty() || !again.open(bytes, memory.size() * 8, rows)) host::fail("packed rows do not open");
+  }
+};
+
+void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine, bool pack) {
+  const int64_t N = 1500, F = 97, k = 13;
   const SparseRows corpus(dtype, N, F), queries(DType::f32, Q, F);
   const SparseSearchArgs args{
-      queries.csr(IndexType::i64), corpus.csr(type), k, cosine, -HUGE_VAL, nullptr, 0, nullptr};
+      queries.csr(IndexType::i64), corpus.csr(type), k, cosine, -HUGE_VAL, nullptr, 0, nullptr, pack};
+  const PackedRows packed(args.corpus);
   const auto norm = [](const SparseRows& rows, int64_t row) {
     double sum = 0;
     for (int64_t i = rows.indptr[row]; i < rows.indptr[row + 1]; ++i)
       sum += rows.values.at(i) * rows.values.at(i);
     return std::sqrt(sum);
   };
-  SparseSearch search(args);
+  SparseSearch search(args, pack ? &packed.packed : nullptr);
+  ExactSparse exact(args);
   for (int64_t panel = 0; panel < search.panels(); ++panel) {
     search.begin(panel, 2);
-    search.scan(0, 0, N / 3);
-    search.scan(1, N / 3, N);
+    search.scan(0);
+    search.scan(1);
     for (int64_t i = 0; i < search.count(panel); ++i) {
       const int64_t q = search.first(panel) + i;
       std::vector<double> dense(static_cast<size_t>(F));
@@ -219,7 +246,7 @@ void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine) {
         wanted.emplace_back(cosine ? (norms > 0 ? -(sum / norms) : 0.0) : -sum, row);
       }
       std::sort(wanted.begin(), wanted.end());
-      const std::vector<SparseCandidate> found = search.finish(i);
+      const std::vector<SparseCandidate> found = search.finish(i, exact);
       if (found.size() != size_t{k}) {
         host::fail("sparse search %s: query %d has %d results", name(dtype), int(q), int(found.size()));
         continue;
@@ -256,10 +283,11 @@ int main() {
     }
     for (DType dtype : kAll) {
       for (int64_t Q : {1, 20, 70}) {
-        check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1);
+        check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1, false);
+        check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1, true);
       }
     }
-    check_sparse_search(DType::f32, IndexType::i64, 5, false);
+    check_sparse_search(DType::f32, IndexType::i64, 5, false, false);
     check_training();
   });
 }

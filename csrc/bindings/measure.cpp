@@ -31,10 +31,6 @@ int64_t bare_multiply(const std::string& kind, int64_t rows, int64_t columns, in
                       int64_t repeats) {
   const char* op = "bare_multiply";
   const ScreenChoice choice = screen_choice(kind, op);
-  const ScreenKind best = best_screen(choice, depth);
-  check(choice == ScreenChoice::automatic ||
-            (choice != ScreenChoice::none && static_cast<int>(best) == static_cast<int>(choice) - 2),
-        op, ": this instruction set has no screen of kind '", kind, "'");
   check(rows > 0 && columns > 0 && depth > 0 && repeats >= 0, op, ": sizes must be positive");
   std::vector<float> x(static_cast<size_t>(rows * depth)), w(static_cast<size_t>(columns * depth));
   uint32_t state = 1;
@@ -44,6 +40,17 @@ int64_t bare_multiply(const std::string& kind, int64_t rows, int64_t columns, in
       value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
     }
   }
+  const ScreenKind best = best_screen(choice, {{x.data(), depth, DType::f32},
+                                               {w.data(), depth, DType::f32},
+                                               rows,
+                                               columns,
+                                               depth,
+                                               Metric::ip,
+                                               nullptr,
+                                               0.002});
+  check(choice == ScreenChoice::automatic ||
+            (choice != ScreenChoice::none && static_cast<int>(best) == static_cast<int>(choice) - 2),
+        op, ": this instruction set has no screen of kind '", kind, "'");
   const PackRequest request{{w.data(), depth, DType::f32}, columns, depth, Metric::ip, best, false};
   check(can_pack(request), op, ": ", columns, " columns of depth ", depth, " can't be packed");
   const Block memory(packed_bytes(request));
