@@ -28,6 +28,29 @@ FINESCOPE_INLINE int32_t total(VecI32 v) {
   return sum;
 }
 
+// The sums of four registers.
+FINESCOPE_INLINE void totals(VecF32 a, VecF32 b, VecF32 c, VecF32 e, float* out) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const auto fold = [](VecF32 v) {
+    const __m512d wide = bits_as<__m512d>(v);
+    return _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
+                         _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
+  };
+  const __m256 p = fold(a), q = fold(b), r = fold(c), s = fold(e);
+#else
+  const __m256 p = bits_as<__m256>(a), q = bits_as<__m256>(b), r = bits_as<__m256>(c), s = bits_as<__m256>(e);
+#endif
+  const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(p, q), _mm256_hadd_ps(r, s));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#else
+  out[0] = total(a);
+  out[1] = total(b);
+  out[2] = total(c);
+  out[3] = total(e);
+#endif
+}
+
 // --- loading rows
 // ------------------------------------------------------------------------------------------------
 
@@ -257,9 +280,14 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
   }
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    VecF32 sum = acc[i][0];
-    for (int v = 1; v < kVecs; ++v) sum += acc[i][v];
-    out[i] = total(sum);
+    for (int v = 1; v < kVecs; ++v) acc[i][0] += acc[i][v];
+  }
+  if constexpr (N == 4) {
+    totals(acc[0][0], acc[1][0], acc[2][0], acc[3][0], out);
+  } else {
+    for (int i = 0; i < N; ++i) out[i] = total(acc[i][0]);
+  }
+  for (int i = 0; i < N; ++i) {
     for (int64_t t = at; t < d; ++t) out[i] += x[t] * to_f32(rows[i][t]);
   }
 }
@@ -267,7 +295,7 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
 // The rows are met in no order, so only software can fetch them ahead.
 template <class T>
 void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, float* out) {
-  constexpr int kBlock = kRowsAtOnce;
+  constexpr int kBlock = FINESCOPE_VECTOR_BYTES >= 32 ? 4 : kRowsAtOnce;  // eight accumulators with AVX2
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {
@@ -287,29 +315,6 @@ void quick_dots(const float* x, const void* const* rows, DType dtype, int64_t n,
 
 // --- all pairs of a few rows
 // ---------------------------------------------------------------------------------
-
-// The sums of four registers.
-FINESCOPE_INLINE void totals(VecF32 a, VecF32 b, VecF32 c, VecF32 e, float* out) {
-#if defined(__AVX2__)
-#if defined(__AVX512F__)
-  const auto fold = [](VecF32 v) {
-    const __m512d wide = bits_as<__m512d>(v);
-    return _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
-                         _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
-  };
-  const __m256 p = fold(a), q = fold(b), r = fold(c), s = fold(e);
-#else
-  const __m256 p = bits_as<__m256>(a), q = bits_as<__m256>(b), r = bits_as<__m256>(c), s = bits_as<__m256>(e);
-#endif
-  const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(p, q), _mm256_hadd_ps(r, s));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
-#else
-  out[0] = total(a);
-  out[1] = total(b);
-  out[2] = total(c);
-  out[3] = total(e);
-#endif
-}
 
 constexpr int kFewX = 4, kFewW = 3;  // 12 accumulators of 16 registers
 
