@@ -173,8 +173,8 @@ def cuda_architectures() -> tuple[str, ...]:
 
 
 def _cuda_target(root: Path) -> tuple[Target, str, tuple[str, ...]]:
-    folder = root / "csrc" / "cuda"
-    sources = tuple(Source(path) for path in sorted((*folder.glob("*.cu"), *folder.glob("*.cpp"))))
+    kernels, bindings = root / "csrc" / "cuda", root / "csrc" / "bindings" / "cuda"
+    sources = tuple(Source(path) for path in sorted((*kernels.glob("*.cu"), *bindings.glob("*.cpp"))))
     target = Target("_C_cuda", sources)
     if not target.cuda:
         raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 
@@ -13,6 +14,14 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The CUDA kernels compiled for the CPU (tests/cuda_on_cpu), to stand in for the CPU operations.
+if os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU"):
+    os.environ["FINESCOPE_NATIVE"] = "0"
+    import finescope.ops
+
+    _spec = importlib.util.spec_from_file_location("_C_cuda_on_cpu", os.environ["FINESCOPE_TEST_CUDA_ON_CPU"])
+    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
 
 def _has_kernel(key: str) -> bool:

@@ -1,0 +1,35 @@
+// finescope._C_cuda: importing it registers the CUDA operations; its functions say what is inside.
+#include <pybind11/pybind11.h>
+#include <torch/headeronly/version.h>
+
+#include "bindings/cuda/device.h"
+#include "bindings/version.h"
+#include "cuda/version.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// Read from the file before it is loaded, as in the CPU object.
+[[gnu::used]] const char kStamp[] = FINESCOPE_STAMP;
+
+py::dict versions() {
+  py::dict found;
+  found["operations"] = FINESCOPE_OPERATIONS_VERSION;
+  found["torch_headers"] = TORCH_VERSION;
+  found["torch_minimum"] = "2.10";
+  found["compiler"] = finescope::cuda::compiler();
+  return found;
+}
+
+}  // namespace
+
+#if defined(FINESCOPE_CUDA_ON_CPU)
+PYBIND11_MODULE(_C_cuda_on_cpu, m)
+#else
+PYBIND11_MODULE(_C_cuda, m)
+#endif
+{
+  m.doc() = "CUDA operations of FineScope; importing this module registers them with torch.";
+  m.def("versions", &versions, "What this object was built with.");
+}
