@@ -31,6 +31,9 @@
 #define __shared__ static
 #define __align__(n) alignas(n)
 
+using std::isfinite;
+using std::isnan;
+
 struct uint2 {
   unsigned x, y;
 };
@@ -178,8 +181,10 @@ inline void run_block() {
   }
   std::vector<char> begun(static_cast<size_t>(threads), 0);
   static volatile int ran;
+  volatile int round = 0;
   while (block.live > 0) {
-    if (block.random != 0) {
+    // Drawing takes longer than running; a new order now and then is enough.
+    if (block.random != 0 && (round = round + 1) % 16 == 1) {
       for (int t = threads - 1; t > 0; --t) {
         std::swap(order[static_cast<size_t>(t)], order[next_random() % static_cast<uint64_t>(t + 1)]);
       }

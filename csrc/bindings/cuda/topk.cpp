@@ -1,0 +1,328 @@
+// torch.ops.finescope on CUDA: topk_encode, cosine_topk and pair_scores.
+#include "cuda/topk.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "bindings/cuda/aten.h"
+#include "bindings/search.h"
+
+namespace finescope::cuda {
+namespace {
+
+// The screened scores of one chunk: they should stay in the second-level cache from the multiplication to the
+// filter.
+constexpr int64_t kScoreBytes = int64_t{16} << 20;
+// bfloat16 copies of rows of x, and of a chunk of w.
+constexpr int64_t kCopyBytes = int64_t{32} << 20;
+constexpr int64_t kCandidateBytes = int64_t{48} << 20;
+// Rows of x in flight. More would not make the multiplication any faster.
+constexpr int64_t kRows = 4096;
+// Warps that keep a GPU busy with the filter.
+constexpr int64_t kUnits = 4096;
+
+enum class Screen { none, bf16, f32 };
+
+// What the screen multiplies in. An int8 screen would need a copy of w made once and kept; bfloat16 costs no
+// more than a pass over w.
+Screen screen_of(const std::string& name, const char* op) {
+  check_screen(name, op);
+  if (name == "none") return Screen::none;
+  return name == "float32" ? Screen::f32 : Screen::bf16;
+}
+
+// Rounding of a sum of D products, relative to the sum of their magnitudes. Tensor cores add in float32, but
+// may cut off instead of rounding; four times the unit roundoff of float32 leaves room for that. Products of
+// bfloat16 numbers are exact; those of float32 ones may be made of numbers cut to TF32's 11 bits.
+double rounding_of(Screen screen, int64_t D) {
+  const double sum = 1.01 * static_cast<double>(D) * 0x1p-22;
+  return screen == Screen::f32 ? sum + 0x1p-9 : sum;
+}
+
+struct Problem {
+  Rows x, w;
+  int64_t B, N, D, k;
+  Metric metric;
+  std::optional<Tensor> bias, exclude, mask;  // float64, int64 and bool, contiguous
+  double floor, min_score;
+  int64_t id_offset;
+  Screen screen;
+  bool f64;
+};
+
+class Search {
+ public:
+  Search(const Problem& p, const OnDevice& device) : p_(p), stream_(device.stream()) {
+    const bool f64_inputs = p.x.matrix.dtype == DType::f64 || p.w.matrix.dtype == DType::f64;
+    // Where most columns are candidates anyway, a screen is of no use; nor where a sum is too long for its
+    // bound to mean anything.
+    screen_ = f64_inputs || p.D == 0 || 8 * p.k + 1024 > p.N || rounding_of(p.screen, p.D) > 0.25
+                  ? Screen::none
+                  : p.screen;
+    capacity_ = (2 * p.k + 4 * kStep + 1023) / 1024 * 1024;
+    const int64_t fit = std::max<int64_t>(1, kCandidateBytes / (capacity_ * 12));
+    rows_ = std::max<int64_t>(1, std::min({p.B, kRows, fit}));
+    if (screen_ == Screen::bf16) rows_ = std::min(rows_, std::max<int64_t>(64, kCopyBytes / (2 * p.D)));
+    // As many buffers for a row as keep the device busy, but none for less than a few steps of columns.
+    parts_ = std::min({kUnits / rows_, fit / rows_, p.N / (8 * kStep), int64_t{1024}});
+    parts_ = std::max<int64_t>(1, parts_);
+    chunk_ = std::max(kScoreBytes / (4 * rows_), parts_ * kStep);
+    if (screen_ == Screen::bf16) chunk_ = std::min(chunk_, std::max<int64_t>(kStep, kCopyBytes / (2 * p.D)));
+    chunk_ = std::min(p.N, std::max<int64_t>(8, chunk_ / 8 * 8));
+  }
+
+  std::tuple<Tensor, Tensor> run() {
+    const Tensor& like = p_.x.tensor;
+    Tensor scores = make({p_.B, p_.k}, p_.f64 ? ScalarType::Double : ScalarType::Float);
+    Tensor ids = make({p_.B, p_.k}, ScalarType::Long);
+    if (p_.B == 0 || p_.k == 0) return {scores, ids};
+    Tensor broken = make({1}, ScalarType::Int);
+    torch::stable::zero_(broken);
+    broken_ = pointer<int32_t>(broken);
+    Tensor measure = make({rows_, 4}, ScalarType::Float), norm = make({rows_}, ScalarType::Double);
+    Tensor state = make({rows_}, ScalarType::Int), tau = make({rows_}, ScalarType::Int);
+    Tensor found = make({rows_}, ScalarType::Long), count = make({rows_, parts_}, ScalarType::Int);
+    Tensor word = make({rows_, parts_, capacity_}, ScalarType::Double);
+    Tensor id = make({rows_, parts_, capacity_}, ScalarType::Int);
+    const int64_t score_bytes = p_.f64 ? 8 : 4, x_bytes = like.element_size();
+    for (int64_t first = 0; first < p_.B; first += rows_) {
+      Matrix x = p_.x.matrix;
+      x.data = static_cast<const char*>(x.data) + first * x.stride * x_bytes;
+      const TopkArgs args{x,
+                          p_.w.matrix,
+                          std::min(rows_, p_.B - first),
+                          p_.N,
+                          p_.D,
+                          p_.k,
+                          p_.metric,
+                          p_.bias ? data<double>(*p_.bias) : nullptr,
+                          p_.floor,
+                          p_.min_score,
+                          p_.exclude ? data<int64_t>(*p_.exclude) + first * p_.exclude->size(1) : nullptr,
+                          p_.exclude ? p_.exclude->size(1) : 0,
+                          p_.mask ? static_cast<const uint8_t*>(p_.mask->const_data_ptr()) : nullptr,
+                          p_.id_offset,
+                          pointer<const Measure>(measure),
+                          pointer<const double>(norm),
+                          pointer<int32_t>(state),
+                          broken_,
+                          parts_,
+                          capacity_,
+                          pointer<double>(word),
+                          pointer<int32_t>(id),
+                          pointer<int32_t>(count),
+                          pointer<uint32_t>(tau),
+                          pointer<int64_t>(found),
+                          static_cast<char*>(scores.mutable_data_ptr()) + first * p_.k * score_bytes,
+                          p_.f64,
+                          pointer<int64_t>(ids) + first * p_.k};
+      rows(args, pointer<Measure>(measure), pointer<double>(norm), first);
+    }
+    return {scores, ids};
+  }
+
+ private:
+  Tensor make(std::vector<int64_t> sizes, ScalarType dtype) const {
+    return empty_like_options(p_.x.tensor, std::move(sizes), dtype);
+  }
+  template <class T>
+  static T* pointer(const Tensor& t) {
+    return static_cast<T*>(t.mutable_data_ptr());
+  }
+
+  void rows(const TopkArgs& args, Measure* measure, double* norm, int64_t first) {
+    Tensor all = p_.x.tensor;
+    Tensor x = torch::stable::narrow(all, 0, first, args.R);
+    // Rows wide enough for 16-byte loads, whatever D is.
+    const int64_t padded = (p_.D + 7) / 8 * 8;
+    Tensor copy;
+    const bool copies = screen_ == Screen::bf16;
+    const bool convert = copies && (args.x.dtype != DType::bf16 || p_.w.matrix.dtype != DType::bf16);
+    if (convert) copy = make({args.R, padded}, ScalarType::BFloat16);
+    launch_measure({args.x, args.R, p_.D, p_.metric, 0.0, nullptr, convert,
+                    convert ? pointer<uint16_t>(copy) : nullptr, padded, measure, norm, args.state, nullptr},
+                   stream_);
+    if (screen_ == Screen::none) {
+      begin_exact(args);
+    } else {
+      // Rounded down: nothing above the floor is below it.
+      float open = static_cast<float>(p_.floor - std::fabs(p_.floor) * 0x1p-20);
+      if (!(open > -std::numeric_limits<float>::max())) open = -std::numeric_limits<float>::infinity();
+      launch_begin(args, open, stream_);
+      Tensor left = convert ? copy : copies ? x : as(x, ScalarType::Float);
+      screen(args, left, convert, padded);
+      launch_shrink(args, stream_);
+      launch_rescore(args, stream_);
+    }
+    launch_scan(args, stream_);
+    launch_select(args, stream_);
+  }
+
+  // Nothing is screened: every row without a NaN is scanned. w is measured for what is not finite in it.
+  void begin_exact(const TopkArgs& args) {
+    launch_scan_all(args, stream_);
+    if (p_.metric != Metric::encode) return;
+    Tensor columns = make({p_.N, 4}, ScalarType::Float);
+    launch_measure({args.w, p_.N, p_.D, p_.metric, 0.0, args.bias, false, nullptr, 0, pointer<Measure>(columns),
+                    nullptr, nullptr, broken_},
+                   stream_);
+  }
+
+  void screen(const TopkArgs& args, const Tensor& left, bool convert, int64_t padded) {
+    Tensor scores = make({args.R * chunk_}, ScalarType::Float);
+    Tensor columns = make({chunk_, 4}, ScalarType::Float);
+    Tensor copy;
+    if (convert) copy = make({chunk_, padded}, ScalarType::BFloat16);
+    Tensor w = p_.w.tensor;
+    for (int64_t first = 0; first < p_.N; first += chunk_) {
+      const int64_t width = std::min(chunk_, p_.N - first);
+      Matrix part = p_.w.matrix;
+      part.data = static_cast<const char*>(part.data) + first * part.stride * w.element_size();
+      launch_measure({part, width, p_.D, p_.metric, rounding_of(screen_, p_.D),
+                      args.bias ? args.bias + first : nullptr, convert,
+                      convert ? pointer<uint16_t>(copy) : nullptr, padded, pointer<Measure>(columns), nullptr,
+                      nullptr, p_.metric == Metric::encode ? broken_ : nullptr},
+                     stream_);
+      Tensor right = convert ? torch::stable::narrow(copy, 0, 0, width)
+                             : torch::stable::narrow(w, 0, first, width);
+      if (screen_ == Screen::f32) right = as(right, ScalarType::Float);
+      Tensor flat = torch::stable::narrow(scores, 0, 0, args.R * width);
+      Tensor block = torch::stable::view(flat, {args.R, width});
+      multiply(left, right, block);
+      launch_filter(args, pointer<const float>(scores), pointer<const Measure>(columns), first, width,
+                    stream_);
+    }
+  }
+
+  const Problem& p_;
+  cudaStream_t stream_;
+  Screen screen_;
+  int64_t rows_, parts_, capacity_, chunk_;
+  int32_t* broken_ = nullptr;
+};
+
+void check_rows(const Tensor& x, const Tensor& w, int64_t k, const char* op, const char* name) {
+  check_device(x, w, op, name);
+  check(x.size(1) == w.size(1), op, ": ", name, " ", shape_text(w), " must have rows of width ", x.size(1));
+  check(k >= 0, op, ": k must be at least 0, got ", k);
+  check(w.size(0) <= std::numeric_limits<int32_t>::max(), op, ": ", name, " has ", w.size(0),
+        " rows, more than 2^31 - 1; search it in blocks, as finescope.Index does");
+}
+
+std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       int64_t k, const std::string& screen) {
+  const char* op = "topk_encode";
+  const OnDevice device(x);
+  const Rows rows(x, op, "x"), w(weight, op, "weight");
+  check_rows(x, weight, k, op, "weight");
+  const int64_t F = weight.size(0);
+  check(k <= F, op, ": k must be at most F=", F, ", got ", k);
+  bool f64 = rows.matrix.dtype == DType::f64 || w.matrix.dtype == DType::f64;
+  std::optional<Tensor> added;
+  if (bias.has_value()) {
+    check_device(x, *bias, op, "bias");
+    check(bias->dim() == 1 && bias->size(0) == F, op, ": bias ", shape_text(*bias), " must have shape [", F,
+          "]");
+    f64 = f64 || float_dtype(*bias, op, "bias") == DType::f64;
+    added = as(*bias, ScalarType::Double);
+  }
+  const Problem problem{rows,
+                        w,
+                        x.size(0),
+                        F,
+                        x.size(1),
+                        k,
+                        Metric::encode,
+                        added,
+                        std::nullopt,
+                        std::nullopt,
+                        0.0,
+                        std::numeric_limits<double>::quiet_NaN(),
+                        0,
+                        screen_of(screen, op),
+                        f64};
+  return Search(problem, device).run();
+}
+
+std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corpus, int64_t k,
+                                       const std::string& metric, const std::string& screen,
+                                       const std::optional<double>& min_score,
+                                       const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
+                                       int64_t id_offset) {
+  const char* op = "cosine_topk";
+  const OnDevice device(queries);
+  const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
+  check_rows(queries, corpus, k, op, "corpus");
+  check_metric(metric, op);
+  check_filters(exclude, mask, queries.size(0), corpus.size(0), op);
+  if (exclude.has_value()) check_device(queries, *exclude, op, "exclude");
+  if (mask.has_value()) check_device(queries, *mask, op, "mask");
+  const Problem problem{q,
+                        c,
+                        queries.size(0),
+                        corpus.size(0),
+                        queries.size(1),
+                        k,
+                        metric == "ip" ? Metric::ip : Metric::cosine,
+                        std::nullopt,
+                        exclude ? std::optional<Tensor>(finescope::packed(*exclude)) : std::nullopt,
+                        mask ? std::optional<Tensor>(finescope::packed(*mask)) : std::nullopt,
+                        floor_of(min_score),
+                        min_score.value_or(std::numeric_limits<double>::quiet_NaN()),
+                        id_offset,
+                        screen_of(screen, op),
+                        q.matrix.dtype == DType::f64 || c.matrix.dtype == DType::f64};
+  return Search(problem, device).run();
+}
+
+// On the device a packed copy is made anew in every call: it costs one pass over the matrix.
+Tensor pack_rows(const Tensor& matrix, const std::string&, const std::string&) {
+  return empty_like_options(matrix, {0}, ScalarType::Byte);
+}
+
+std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& weight,
+                                              const std::optional<Tensor>& bias, const Tensor&, int64_t k) {
+  return topk_encode(x, weight, bias, k, "auto");
+}
+
+std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus, const Tensor&,
+                                              int64_t k, const std::string& metric,
+                                              const std::optional<double>& min_score,
+                                              const std::optional<Tensor>& exclude,
+                                              const std::optional<Tensor>& mask, int64_t id_offset) {
+  return cosine_topk(queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset);
+}
+
+Tensor pair_scores(const Tensor& queries, const Tensor& corpus, const Tensor& ids, const std::string& metric) {
+  const char* op = "pair_scores";
+  const OnDevice device(queries);
+  const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
+  check_rows(queries, corpus, 0, op, "corpus");
+  check_metric(metric, op);
+  check_device(queries, ids, op, "ids");
+  check(ids.dim() == 2 && ids.size(0) == queries.size(0) && ids.scalar_type() == ScalarType::Long, op,
+        ": ids ", shape_text(ids), " must be int64 of shape [", queries.size(0), ", k]");
+  const Tensor chosen = finescope::packed(ids);
+  Tensor out = empty_like_options(queries, {ids.size(0), ids.size(1)}, ScalarType::Double);
+  launch_pair_scores(q.matrix, c.matrix, data<int64_t>(chosen), ids.size(0), ids.size(1), corpus.size(0),
+                     queries.size(1), metric == "ip" ? Metric::ip : Metric::cosine,
+                     static_cast<double*>(out.mutable_data_ptr()), device.stream());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(finescope, FINESCOPE_CUDA_KEY, m)
+{
+  m.impl("topk_encode", TORCH_BOX(&topk_encode));
+  m.impl("cosine_topk", TORCH_BOX(&cosine_topk));
+  m.impl("pair_scores", TORCH_BOX(&pair_scores));
+  m.impl("pack_rows", TORCH_BOX(&pack_rows));
+  m.impl("topk_encode_packed", TORCH_BOX(&topk_encode_packed));
+  m.impl("cosine_topk_packed", TORCH_BOX(&cosine_topk_packed));
+}
+
+}  // namespace finescope::cuda

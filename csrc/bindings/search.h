@@ -1,0 +1,46 @@
+// Options of the searches, checked the same way by every backend.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "bindings/tensors.h"
+
+namespace finescope {
+
+inline void check_screen(const std::string& name, const char* op) {
+  const char* screens[] = {"auto", "int8", "bf16", "float32", "none"};
+  check(std::find(std::begin(screens), std::end(screens), name) != std::end(screens), op,
+        ": screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", name, "'");
+}
+
+inline void check_metric(const std::string& name, const char* op) {
+  check(name == "cosine" || name == "ip", op, ": metric must be one of 'cosine', 'ip', got '", name, "'");
+}
+
+inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask, int64_t Q,
+                          int64_t N, const char* op) {
+  if (exclude.has_value()) {
+    check(exclude->dim() == 2 && exclude->size(0) == Q, op, ": exclude ", shape_text(*exclude),
+          " must have shape [", Q, ", E]");
+    check(exclude->scalar_type() == ScalarType::Long, op, ": exclude must be int64, not ",
+          dtype_name(exclude->scalar_type()));
+  }
+  if (mask.has_value()) {
+    check(mask->dim() == 1 && mask->size(0) == N, op, ": mask ", shape_text(*mask), " must have shape [", N,
+          "]");
+    check(mask->scalar_type() == ScalarType::Bool, op, ": mask must be bool, not ",
+          dtype_name(mask->scalar_type()));
+  }
+}
+
+// What a score must exceed before it is rounded. Scores are held against the minimum after rounding: what lies
+// this little below may be rounded up to it.
+inline double floor_of(const std::optional<double>& min_score) {
+  if (!min_score.has_value()) return -std::numeric_limits<double>::infinity();
+  const double floor = *min_score - std::fabs(*min_score) * 0x1p-22 - 0x1p-140;
+  return floor >= -std::numeric_limits<double>::max() ? floor : -std::numeric_limits<double>::infinity();
+}
+
+}  // namespace finescope

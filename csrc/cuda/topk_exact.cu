@@ -1,0 +1,235 @@
+// Exact scores: of candidates, and of everything for rows that no screen can separate.
+#include <cstdio>
+
+#include "cuda/launch.h"
+#include "cuda/select.h"
+#include "cuda/topk.h"
+
+namespace finescope::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kGroups = kThreads / kLanes;
+
+// The score from the fixed-order dot, as on the CPU.
+__device__ double exact_score(Metric metric, double dot, double bias, double x_norm, double w_norm) {
+  if (metric == Metric::encode) return dot + bias;
+  if (metric == Metric::ip) return dot;
+  const double norms = x_norm * w_norm;
+  return norms > 0.0 ? dot / norms : 0.0;
+}
+
+// The dot of x and a row of w, and the norm of the latter, by a half warp; valid in its first lane. Every lane
+// of the warp calls, with rows of its own half.
+template <class X, class W>
+__device__ void pair_dot(const X* x, const W* w, int64_t D, double* dot, double* norm) {
+  constexpr bool kExact = sizeof(X) < 8 && sizeof(W) < 8, kExactSquare = sizeof(W) < 8;
+  const int lane = threadIdx.x % kLanes;
+  double sum = 0.0, square = 0.0;
+#pragma unroll 4
+  for (int64_t d = lane; d < D; d += kLanes) {
+    const double b = to_double(w[d]);
+    sum = add_product<kExact>(sum, to_double(x[d]), b);
+    square = add_product<kExactSquare>(square, b, b);
+  }
+  *dot = sum_lanes(sum);
+  *norm = sqrt(sum_lanes(square));
+}
+
+// A row of x and some of its candidates for each block; a half warp for each candidate.
+template <class X, class W>
+__global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
+  const int64_t row = blockIdx.x;
+  if (a.state[row] != kScreened) return;
+  const X* x = static_cast<const X*>(a.x.data) + row * a.x.stride;
+  double* words = a.word + row * a.parts * a.capacity;
+  const int32_t* ids = a.id + row * a.parts * a.capacity;
+  const int64_t found = a.found[row], step = gridDim.y * static_cast<int64_t>(kGroups);
+  for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < found; base += step) {
+    const int64_t i = base + threadIdx.x / kLanes;
+    // Both halves of a warp take part in its exchanges.
+    const int64_t id = ids[i < found ? i : base];
+    double dot, norm;
+    pair_dot(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+    if (i >= found || threadIdx.x % kLanes != 0) continue;
+    const double score =
+        exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
+    // The truth of a candidate is known now: a bound that it breaks (a library that multiplies in less than it
+    // was asked for) is no bound, and the row is scanned.
+    union {
+      double word;
+      float screened[2];
+    } was{words[i]};
+    const double off = fabs(score - static_cast<double>(was.screened[0]));
+    if (off > static_cast<double>(was.screened[1])) a.state[row] = kScan;
+    words[i] = score;
+  }
+}
+
+constexpr int kTile = 128;
+
+// A row to be scanned and a part of the columns for each block.
+template <class X, class W>
+__global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
+  __shared__ double tile[kTile];
+  __shared__ int added[kThreads / 32];
+  const int64_t row = blockIdx.x, part = blockIdx.y, unit = row * a.parts + part;
+  if (a.state[row] != kScan) return;
+  const int64_t begin = a.N * part / a.parts, end = a.N * (part + 1) / a.parts;
+  const X* x = static_cast<const X*>(a.x.data) + row * a.x.stride;
+  double* words = a.word + unit * a.capacity;
+  int32_t* ids = a.id + unit * a.capacity;
+  // The best k so far, then hits that may be better. Once there are k, a later column must beat the last.
+  int64_t n = 0;
+  double beaten = a.floor;
+  for (int64_t base = begin; base < end; base += kTile) {
+    if (n + kTile > a.capacity) {
+      sort_hits(words, ids, n);
+      n = n < a.k ? n : a.k;
+      if (n == a.k) beaten = words[a.k - 1] > beaten ? words[a.k - 1] : beaten;
+    }
+    for (int first = 0; first < kTile; first += kGroups) {
+      const int place = first + threadIdx.x / kLanes;
+      const int64_t id = base + place < end ? base + place : begin;
+      double dot, norm;
+      pair_dot(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+      if (threadIdx.x % kLanes != 0) continue;
+      const bool known = isfinite(norm) && base + place < end;
+      const double score =
+          exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
+      tile[place] = known ? score : static_cast<double>(NAN);
+    }
+    __syncthreads();
+    const int place = threadIdx.x, lane = threadIdx.x % 32;
+    bool keep = false;
+    if (place < kTile && tile[place] > beaten) {
+      keep = a.mask == nullptr || a.mask[base + place] != 0;
+      for (int64_t e = 0; keep && e < a.E; ++e) {
+        const int64_t excluded = a.exclude[row * a.E + e];
+        keep = excluded < 0 || excluded != base + place + a.id_offset;
+      }
+    }
+    const unsigned stays = __ballot_sync(0xffffffffu, keep);
+    if (lane == 0) added[threadIdx.x / 32] = __popc(stays);
+    __syncthreads();
+    int64_t at = n;
+    for (int warp = 0; warp < kThreads / 32; ++warp) {
+      if (warp < static_cast<int>(threadIdx.x / 32)) at += added[warp];
+      n += added[warp];
+    }
+    if (keep) {
+      at += __popc(stays & ((1u << lane) - 1));
+      words[at] = tile[place];
+      ids[at] = static_cast<int32_t>(base + place);
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) a.count[unit] = static_cast<int32_t>(n);
+}
+
+__global__ void scan_all_kernel(TopkArgs a) {
+  for (int64_t row = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; row < a.R;
+       row += gridDim.x * static_cast<int64_t>(blockDim.x)) {
+    if (a.state[row] != kBad) a.state[row] = kScan;
+  }
+}
+
+// The parts of a scanned row, one behind the other.
+__global__ void __launch_bounds__(kThreads) gather_kernel(TopkArgs a) {
+  const int64_t row = blockIdx.x;
+  if (a.state[row] != kScan) return;
+  double* words = a.word + row * a.parts * a.capacity;
+  int32_t* ids = a.id + row * a.parts * a.capacity;
+  int64_t kept = 0;
+  for (int64_t part = 0; part < a.parts; ++part) {
+    const int64_t n = a.count[row * a.parts + part];
+    for (int64_t base = 0; base < n; base += kThreads) {
+      const int64_t i = base + threadIdx.x;
+      double word = 0.0;
+      int32_t id = 0;
+      if (i < n) word = words[part * a.capacity + i], id = ids[part * a.capacity + i];
+      __syncthreads();
+      if (i < n) words[kept + i] = word, ids[kept + i] = id;
+      __syncthreads();
+    }
+    kept += n;
+  }
+  if (threadIdx.x == 0) a.found[row] = kept;
+}
+
+template <class X, class W>
+__global__ void __launch_bounds__(kThreads)
+    pair_scores_kernel(Matrix x, Matrix w, const int64_t* ids, int64_t Q, int64_t k, int64_t N, int64_t D,
+                       Metric metric, double* out) {
+  const int64_t total = Q * k, step = gridDim.x * static_cast<int64_t>(kGroups);
+  for (int64_t base = blockIdx.x * static_cast<int64_t>(kGroups); base < total; base += step) {
+    const int64_t i = base + threadIdx.x / kLanes < total ? base + threadIdx.x / kLanes : base;
+    const int64_t row = i / k, id = ids[i];
+    if (id < -1 || id >= N) {
+      printf("finescope: pair_scores: ids holds %lld at [%lld, %lld], outside -1..%lld\n",
+             static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(i % k),
+             static_cast<long long>(N - 1));
+      __trap();
+    }
+    const X* left = static_cast<const X*>(x.data) + row * x.stride;
+    const W* right = static_cast<const W*>(w.data) + id * w.stride;
+    double dot, w_norm, square, x_norm;
+    // There may be no row at all to read for a -1.
+    pair_dot(left, right, id < 0 ? 0 : D, &dot, &w_norm);
+    pair_dot(left, left, D, &square, &x_norm);
+    if (base + threadIdx.x / kLanes >= total || threadIdx.x % kLanes != 0) continue;
+    // Where a norm is not finite, neither need the score be: it is for the caller to see.
+    const double norms = x_norm * w_norm;
+    const double score = metric != Metric::cosine ? dot : norms == 0.0 ? 0.0 : dot / norms;
+    out[i] = id < 0 || !isfinite(score) ? static_cast<double>(-INFINITY) : score;
+  }
+}
+
+// body(X*, W*) with the element types of both operands.
+template <class Body>
+void with_types(DType x, DType w, const Body& body) {
+  with_type(x, [&](auto* left) { with_type(w, [&](auto* right) { body(left, right); }); });
+}
+
+}  // namespace
+
+void launch_rescore(const TopkArgs& a, cudaStream_t stream) {
+  // Few rows: several blocks share the candidates of one.
+  const int64_t share = a.R >= 1024 ? 1 : 1024 / a.R;
+  with_types(a.x.dtype, a.w.dtype, [&](auto* x, auto* w) {
+    using X = std::remove_pointer_t<decltype(x)>;
+    using W = std::remove_pointer_t<decltype(w)>;
+    launch("rescore", rescore_kernel<X, W>, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(share)),
+           kThreads, 0, stream, a);
+  });
+}
+
+void launch_scan_all(const TopkArgs& a, cudaStream_t stream) {
+  launch("scan_all", scan_all_kernel, static_cast<unsigned>((a.R + kThreads - 1) / kThreads), kThreads, 0,
+         stream, a);
+}
+
+void launch_scan(const TopkArgs& a, cudaStream_t stream) {
+  with_types(a.x.dtype, a.w.dtype, [&](auto* x, auto* w) {
+    using X = std::remove_pointer_t<decltype(x)>;
+    using W = std::remove_pointer_t<decltype(w)>;
+    launch("scan", scan_kernel<X, W>, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(a.parts)),
+           kThreads, 0, stream, a);
+  });
+  launch("gather", gather_kernel, static_cast<unsigned>(a.R), kThreads, 0, stream, a);
+}
+
+void launch_pair_scores(const Matrix& x, const Matrix& w, const int64_t* ids, int64_t Q, int64_t k, int64_t N,
+                        int64_t D, Metric metric, double* out, cudaStream_t stream) {
+  if (Q * k == 0) return;
+  const int64_t blocks = (Q * k + kGroups - 1) / kGroups;
+  with_types(x.dtype, w.dtype, [&](auto* left, auto* right) {
+    using X = std::remove_pointer_t<decltype(left)>;
+    using W = std::remove_pointer_t<decltype(right)>;
+    launch("pair_scores", pair_scores_kernel<X, W>,
+           static_cast<unsigned>(blocks < (1 << 20) ? blocks : (1 << 20)), kThreads, 0, stream, x, w, ids, Q, k,
+           N, D, metric, out);
+  });
+}
+
+}  // namespace finescope::cuda
