@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ if os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU"):
     import finescope.ops
 
     _spec = importlib.util.spec_from_file_location("_C_cuda_on_cpu", os.environ["FINESCOPE_TEST_CUDA_ON_CPU"])
-    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 
 def _has_kernel(key: str) -> bool:

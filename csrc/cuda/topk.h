@@ -34,25 +34,34 @@ struct Measure {
   float bias;     // of w
 };
 
-struct MeasureArgs {
-  Matrix rows;
-  int64_t n, D;
-  Metric metric;
-  double rounding;     // of the multiplication's sums, relative to |x̂| |ŵ|; 0 for rows of x
-  const double* bias;  // [n], or null
-  bool copied;         // the rows were multiplied as bfloat16; else as they are
-  uint16_t* half;      // [n, half_stride], or null: rows are bfloat16 already
-  int64_t half_stride;
-  Measure* out;     // [n]
-  double* norm;     // [n] fixed-order norms, or null
-  int32_t* state;   // [n] RowState, or null
-  int32_t* broken;  // set to 1 if a row (or bias) has a NaN or an infinity; or null
-};
-
 enum RowState : int32_t {
   kScreened = 0,
   kBad = 1,   // a NaN or an infinity in x
   kScan = 2,  // to be scanned: out of the screen's range, too many candidates, or a bound that did not hold
+};
+
+// Fixed-order norms, and what is not finite. Each result may be null.
+struct NormArgs {
+  Matrix rows;
+  int64_t n, D;
+  const double* bias;  // [n], or null
+  double* norm;        // [n]
+  int32_t* state;      // [n] RowState
+  int32_t* broken;     // set to 1 if a row or bias has a NaN or an infinity, or a float64 row is too large
+};
+
+struct MeasureArgs {
+  Matrix rows;  // any dtype but float64
+  int64_t n, D;
+  Metric metric;
+  double rounding;     // of the multiplication's sums, relative to |x̂| |ŵ|; 0 for rows of x
+  const double* bias;  // [n], or null
+  bool copied;         // the rows are multiplied as bfloat16; else as they are
+  uint16_t* half;      // [n, half_stride] those, with zeros from D on; or null: they are bfloat16 already
+  int64_t half_stride;  // a multiple of 8
+  Measure* out;         // [n]
+  int32_t* state;       // [n] of x: what is not tame is to be scanned; null: rows are those of w
+  int32_t* broken;      // as in NormArgs
 };
 
 // Everything of one call that the kernels share. Rows are the R rows of x in flight.
@@ -63,7 +72,7 @@ struct TopkArgs {
   Metric metric;
   const double* bias;  // [N], or null
   double floor;        // scores at or below it are not wanted
-  double min_score;    // rounded scores below it are dropped; NaN: none is
+  double min_score;    // rounded scores must reach it; -inf: all do
   const int64_t* exclude;  // [R, E] ids (offset like the results) that are not wanted; negative: none
   int64_t E;
   const uint8_t* mask;  // [N], 0: never returned; or null
@@ -90,6 +99,7 @@ struct TopkArgs {
 // A warp adds so many columns at a time; a buffer needs room for them beside the k best.
 inline constexpr int64_t kStep = 128;
 
+void launch_norms(const NormArgs& args, cudaStream_t stream);
 void launch_measure(const MeasureArgs& args, cudaStream_t stream);
 // tau, count and found of a new set of rows.
 void launch_begin(const TopkArgs& args, float open, cudaStream_t stream);

@@ -19,25 +19,25 @@ __device__ double exact_score(Metric metric, double dot, double bias, double x_n
   return norms > 0.0 ? dot / norms : 0.0;
 }
 
-// The dot of x and a row of w, and the norm of the latter, by a half warp; valid in its first lane. Every lane
-// of the warp calls, with rows of its own half.
-template <class X, class W>
+// The dot of x and a row of w, and (if kNorm) the norm of the latter, by a half warp; valid in its first lane.
+// Every lane of the warp calls, with rows of its own half.
+template <bool kNorm, class X, class W>
 __device__ void pair_dot(const X* x, const W* w, int64_t D, double* dot, double* norm) {
   constexpr bool kExact = sizeof(X) < 8 && sizeof(W) < 8, kExactSquare = sizeof(W) < 8;
   const int lane = threadIdx.x % kLanes;
   double sum = 0.0, square = 0.0;
-#pragma unroll 4
+#pragma unroll 8
   for (int64_t d = lane; d < D; d += kLanes) {
     const double b = to_double(w[d]);
     sum = add_product<kExact>(sum, to_double(x[d]), b);
-    square = add_product<kExactSquare>(square, b, b);
+    if (kNorm) square = add_product<kExactSquare>(square, b, b);
   }
   *dot = sum_lanes(sum);
-  *norm = sqrt(sum_lanes(square));
+  *norm = kNorm ? sqrt(sum_lanes(square)) : 0.0;
 }
 
 // A row of x and some of its candidates for each block; a half warp for each candidate.
-template <class X, class W>
+template <bool kNorm, class X, class W>
 __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
   const int64_t row = blockIdx.x;
   if (a.state[row] != kScreened) return;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
     // Both halves of a warp take part in its exchanges.
     const int64_t id = ids[i < found ? i : base];
     double dot, norm;
-    pair_dot(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+    pair_dot<kNorm>(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
     if (i >= found || threadIdx.x % kLanes != 0) continue;
     const double score =
         exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
       const int place = first + threadIdx.x / kLanes;
       const int64_t id = base + place < end ? base + place : begin;
       double dot, norm;
-      pair_dot(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+      pair_dot<true>(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
       if (threadIdx.x % kLanes != 0) continue;
       const bool known = isfinite(norm) && base + place < end;
       const double score =
@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(kThreads)
     const W* right = static_cast<const W*>(w.data) + id * w.stride;
     double dot, w_norm, square, x_norm;
     // There may be no row at all to read for a -1.
-    pair_dot(left, right, id < 0 ? 0 : D, &dot, &w_norm);
-    pair_dot(left, left, D, &square, &x_norm);
+    pair_dot<true>(left, right, id < 0 ? 0 : D, &dot, &w_norm);
+    pair_dot<true>(left, left, D, &square, &x_norm);
     if (base + threadIdx.x / kLanes >= total || threadIdx.x % kLanes != 0) continue;
     // Where a norm is not finite, neither need the score be: it is for the caller to see.
     const double norms = x_norm * w_norm;
@@ -199,8 +199,11 @@ void launch_rescore(const TopkArgs& a, cudaStream_t stream) {
   with_types(a.x.dtype, a.w.dtype, [&](auto* x, auto* w) {
     using X = std::remove_pointer_t<decltype(x)>;
     using W = std::remove_pointer_t<decltype(w)>;
-    launch("rescore", rescore_kernel<X, W>, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(share)),
-           kThreads, 0, stream, a);
+    const dim3 grid(static_cast<unsigned>(a.R), static_cast<unsigned>(share));
+    if constexpr (sizeof(X) < 8 && sizeof(W) < 8) {  // float64 is never screened
+      const auto kernel = a.metric == Metric::cosine ? rescore_kernel<true, X, W> : rescore_kernel<false, X, W>;
+      launch("rescore", kernel, grid, kThreads, 0, stream, a);
+    }
   });
 }
 

@@ -67,6 +67,7 @@ __device__ int compact(const TopkArgs& a, int64_t row, double* words, int32_t* i
     if (i < n) word = word_at(words, i), id = ids[i];
     const unsigned stays = __ballot_sync(kAll, i < n && may_reach(word, tau));
     // Everything up to here has been read: what is written lies at or below it.
+    __syncwarp();
     if (stays >> lane & 1) {
       const int place = kept + __popc(stays & ((1u << lane) - 1));
       words[place] = word.exact;

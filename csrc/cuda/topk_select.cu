@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(TopkArgs a) {
   const int64_t kept = n < a.k ? n : a.k;
   for (int64_t j = threadIdx.x; j < kept; j += kThreads) {
     const T rounded = static_cast<T>(score[j]);
-    if (!(score[j] > a.floor) || static_cast<double>(rounded) < a.min_score) continue;
+    if (!(score[j] > a.floor) || !(static_cast<double>(rounded) >= a.min_score)) continue;
     put<T>(a, row, j, rounded, id[j] + a.id_offset);
     atomicAdd(reinterpret_cast<unsigned long long*>(&above), 1ull);
   }

@@ -17,8 +17,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #define __global__
@@ -100,6 +102,7 @@ struct Block {
   jmp_buf scheduler;
   uint64_t random = 0;
   bool trapped = false;
+  int64_t* waits = nullptr;
 };
 
 inline Block block;
@@ -126,6 +129,7 @@ inline void meet(Meeting& meeting, int wanted) {
     open(meeting);
   } else {
     current->waiting = &meeting;
+    ++*block.waits;
     yield();
   }
 }
@@ -210,7 +214,11 @@ inline void run_block() {
   }
 }
 
-inline void run(dim3 grid, dim3 size, size_t shared, const std::function<void()>& body) {
+// How often threads waited, by kernel: a kernel that had nothing to do never did.
+inline std::map<std::string, int64_t> waits;
+
+inline void run(const char* what, dim3 grid, dim3 size, size_t shared, const std::function<void()>& body) {
+  block.waits = &waits[what];
   const char* seed = std::getenv("FINESCOPE_FIBER_ORDER");
   block.random = seed != nullptr ? std::strtoull(seed, nullptr, 10) : 0;
   block.grid = grid;

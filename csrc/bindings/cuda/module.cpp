@@ -1,6 +1,13 @@
 // finescope._C_cuda: importing it registers the CUDA operations; its functions say what is inside.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
+
+#include <utility>
+
+#if defined(FINESCOPE_CUDA_ON_CPU)
+#include <cuda_runtime.h>
+#endif
 
 #include "bindings/cuda/device.h"
 #include "bindings/version.h"
@@ -32,4 +39,9 @@ PYBIND11_MODULE(_C_cuda, m)
 {
   m.doc() = "CUDA operations of FineScope; importing this module registers them with torch.";
   m.def("versions", &versions, "What this object was built with.");
+#if defined(FINESCOPE_CUDA_ON_CPU)
+  m.def(
+      "waits", [] { return std::exchange(cuda_on_cpu::waits, {}); },
+      "How often threads waited, by kernel, since the last call.");
+#endif
 }

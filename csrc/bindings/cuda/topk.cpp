@@ -13,14 +13,22 @@
 namespace finescope::cuda {
 namespace {
 
+#if defined(FINESCOPE_CUDA_ON_CPU)
+// So small that the tests cross every boundary.
+constexpr int64_t kScoreBytes = int64_t{64} << 10;
+constexpr int64_t kCopyBytes = int64_t{128} << 10;
+constexpr int64_t kCandidateBytes = int64_t{1} << 20;
+constexpr int64_t kRows = 24;
+#else
 // The screened scores of one chunk: they should stay in the second-level cache from the multiplication to the
 // filter.
-constexpr int64_t kScoreBytes = int64_t{16} << 20;
+constexpr int64_t kScoreBytes = int64_t{32} << 20;
 // bfloat16 copies of rows of x, and of a chunk of w.
 constexpr int64_t kCopyBytes = int64_t{32} << 20;
 constexpr int64_t kCandidateBytes = int64_t{48} << 20;
 // Rows of x in flight. More would not make the multiplication any faster.
 constexpr int64_t kRows = 4096;
+#endif
 // Warps that keep a GPU busy with the filter.
 constexpr int64_t kUnits = 4096;
 
@@ -142,12 +150,17 @@ class Search {
     const bool copies = screen_ == Screen::bf16;
     const bool convert = copies && (args.x.dtype != DType::bf16 || p_.w.matrix.dtype != DType::bf16);
     if (convert) copy = make({args.R, padded}, ScalarType::BFloat16);
-    launch_measure({args.x, args.R, p_.D, p_.metric, 0.0, nullptr, convert,
-                    convert ? pointer<uint16_t>(copy) : nullptr, padded, measure, norm, args.state, nullptr},
-                   stream_);
+    launch_norms({args.x, args.R, p_.D, nullptr, norm, args.state, nullptr}, stream_);
     if (screen_ == Screen::none) {
-      begin_exact(args);
+      launch_scan_all(args, stream_);
+      // w is looked through for what is not finite in it.
+      if (p_.metric == Metric::encode) {
+        launch_norms({args.w, p_.N, p_.D, args.bias, nullptr, nullptr, broken_}, stream_);
+      }
     } else {
+      launch_measure({args.x, args.R, p_.D, p_.metric, 0.0, nullptr, convert,
+                      convert ? pointer<uint16_t>(copy) : nullptr, padded, measure, args.state, nullptr},
+                     stream_);
       // Rounded down: nothing above the floor is below it.
       float open = static_cast<float>(p_.floor - std::fabs(p_.floor) * 0x1p-20);
       if (!(open > -std::numeric_limits<float>::max())) open = -std::numeric_limits<float>::infinity();
@@ -159,16 +172,6 @@ class Search {
     }
     launch_scan(args, stream_);
     launch_select(args, stream_);
-  }
-
-  // Nothing is screened: every row without a NaN is scanned. w is measured for what is not finite in it.
-  void begin_exact(const TopkArgs& args) {
-    launch_scan_all(args, stream_);
-    if (p_.metric != Metric::encode) return;
-    Tensor columns = make({p_.N, 4}, ScalarType::Float);
-    launch_measure({args.w, p_.N, p_.D, p_.metric, 0.0, args.bias, false, nullptr, 0, pointer<Measure>(columns),
-                    nullptr, nullptr, broken_},
-                   stream_);
   }
 
   void screen(const TopkArgs& args, const Tensor& left, bool convert, int64_t padded) {
@@ -184,7 +187,7 @@ class Search {
       launch_measure({part, width, p_.D, p_.metric, rounding_of(screen_, p_.D),
                       args.bias ? args.bias + first : nullptr, convert,
                       convert ? pointer<uint16_t>(copy) : nullptr, padded, pointer<Measure>(columns), nullptr,
-                      nullptr, p_.metric == Metric::encode ? broken_ : nullptr},
+                      p_.metric == Metric::encode ? broken_ : nullptr},
                      stream_);
       Tensor right = convert ? torch::stable::narrow(copy, 0, 0, width)
                              : torch::stable::narrow(w, 0, first, width);
@@ -240,7 +243,7 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
                         std::nullopt,
                         std::nullopt,
                         0.0,
-                        std::numeric_limits<double>::quiet_NaN(),
+                        -std::numeric_limits<double>::infinity(),
                         0,
                         screen_of(screen, op),
                         f64};
@@ -271,7 +274,7 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
                         exclude ? std::optional<Tensor>(finescope::packed(*exclude)) : std::nullopt,
                         mask ? std::optional<Tensor>(finescope::packed(*mask)) : std::nullopt,
                         floor_of(min_score),
-                        min_score.value_or(std::numeric_limits<double>::quiet_NaN()),
+                        min_score.value_or(-std::numeric_limits<double>::infinity()),
                         id_offset,
                         screen_of(screen, op),
                         q.matrix.dtype == DType::f64 || c.matrix.dtype == DType::f64};
