@@ -35,8 +35,8 @@ inline void check_filters(const std::optional<Tensor>& exclude, const std::optio
   }
 }
 
-// What a score must exceed before it is rounded. Scores are held against the minimum after rounding: what lies
-// this little below may be rounded up to it.
+// What a score must exceed before it is rounded. Scores are held against the minimum after rounding: what
+// lies this little below may be rounded up to it.
 inline double floor_of(const std::optional<double>& min_score) {
   if (!min_score.has_value()) return -std::numeric_limits<double>::infinity();
   const double floor = *min_score - std::fabs(*min_score) * 0x1p-22 - 0x1p-140;

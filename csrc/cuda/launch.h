@@ -42,8 +42,8 @@ void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 #define FINESCOPE_SHARED(type, name) type* const name = static_cast<type*>(cuda_on_cpu::dynamic_shared())
 
 template <class... Parameters, class... Arguments>
-void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t,
-            Arguments... arguments) {
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+            cudaStream_t, Arguments... arguments) {
   cuda_on_cpu::run(what, grid, block, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 

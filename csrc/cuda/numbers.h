@@ -77,8 +77,8 @@ __host__ __device__ inline F16 to_f16(float x) {
   if (size > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
   // From half way between the largest float16 and the next power of two on, everything is infinite.
   if (size >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
-  // Below the smallest normal float16 the place of the last bit is fixed: add a number that puts it at the end
-  // of a float32, which rounds to even, and read the bits.
+  // Below the smallest normal float16 the place of the last bit is fixed: add a number that puts it at the
+  // end of a float32, which rounds to even, and read the bits.
   if (size < 0x38800000u) {
     const uint32_t moved = float_to_bits(bits_to_float(size) + 0.5f) - 0x3f000000u;
     return {static_cast<uint16_t>(sign | moved)};

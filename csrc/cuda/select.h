@@ -61,7 +61,8 @@ __device__ uint32_t kth_key(const Key& key, int64_t n, int64_t k) {
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       const uint32_t value = key(i);
       // The bits above were chosen before; a shift by 32 is not defined.
-      if (shift == 24 || value >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&counts[value >> shift & 255], 1u);
+      if (shift == 24 || value >> (shift + 8) == prefix >> (shift + 8))
+        atomicAdd(&counts[value >> shift & 255], 1u);
     }
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -3,7 +3,7 @@
 // Rows of x are taken some thousand at a time, w in chunks of columns, so that the screened scores of both
 // stay in the second-level cache:
 //
-//   measure  rows of x, or of a chunk of w: bfloat16 copies, norms and errors, rounded up    (topk_measure.cu)
+//   measure  rows of x, or of a chunk of w: bfloat16 copies, norms and errors, rounded up (topk_measure.cu)
 //   multiply the copies on tensor cores, into a chunk of scores                              (the binding)
 //   filter   keep what may be among the k best; raise the row's threshold as buffers fill    (topk_filter.cu)
 //   shrink   the k-th lower bound of all that was kept is the last threshold                 (topk_filter.cu)
@@ -28,7 +28,7 @@ enum class Metric : int32_t { encode, ip, cosine };
 // copies that were multiplied:
 //   of x: error >= |x - x̂|, size >= |x̂|;   of w: size >= |w|, error >= |w - ŵ| + rounding * |ŵ|
 // so that |<x, w> - screened| <= x.error * w.size + x.size * w.error. A size below 0: never a result.
-struct Measure {
+struct alignas(16) Measure {
   float error, size;
   float inverse;  // 1 / |row|, or 0; 1 unless the metric is cosine
   float bias;     // of w
@@ -54,10 +54,10 @@ struct MeasureArgs {
   Matrix rows;  // any dtype but float64
   int64_t n, D;
   Metric metric;
-  double rounding;     // of the multiplication's sums, relative to |x̂| |ŵ|; 0 for rows of x
-  const double* bias;  // [n], or null
-  bool copied;         // the rows are multiplied as bfloat16; else as they are
-  uint16_t* half;      // [n, half_stride] those, with zeros from D on; or null: they are bfloat16 already
+  double rounding;      // of the multiplication's sums, relative to |x̂| |ŵ|; 0 for rows of x
+  const double* bias;   // [n], or null
+  bool copied;          // the rows are multiplied as bfloat16; else as they are
+  uint16_t* half;       // [n, half_stride] those, with zeros from D on; or null: they are bfloat16 already
   int64_t half_stride;  // a multiple of 8
   Measure* out;         // [n]
   int32_t* state;       // [n] of x: what is not tame is to be scanned; null: rows are those of w
@@ -70,9 +70,9 @@ struct TopkArgs {
   Matrix w;  // [N, D]
   int64_t R, N, D, k;
   Metric metric;
-  const double* bias;  // [N], or null
-  double floor;        // scores at or below it are not wanted
-  double min_score;    // rounded scores must reach it; -inf: all do
+  const double* bias;      // [N], or null
+  double floor;            // scores at or below it are not wanted
+  double min_score;        // rounded scores must reach it; -inf: all do
   const int64_t* exclude;  // [R, E] ids (offset like the results) that are not wanted; negative: none
   int64_t E;
   const uint8_t* mask;  // [N], 0: never returned; or null
@@ -85,11 +85,11 @@ struct TopkArgs {
 
   // Candidates: `parts` buffers of `capacity` for each row, each filled from its own share of the columns.
   int64_t parts, capacity;
-  double* word;     // [R, parts, capacity] screened score and bound as two floats; later the exact score
-  int32_t* id;      // [R, parts, capacity]
-  int32_t* count;   // [R, parts]
-  uint32_t* tau;    // [R] key of the threshold: k exact scores are known to reach it
-  int64_t* found;   // [R] candidates gathered at the front of the row's buffers
+  double* word;    // [R, parts, capacity] screened score and bound as two floats; later the exact score
+  int32_t* id;     // [R, parts, capacity]
+  int32_t* count;  // [R, parts]
+  uint32_t* tau;   // [R] key of the threshold: k exact scores are known to reach it
+  int64_t* found;  // [R] candidates gathered at the front of the row's buffers
 
   void* score;  // [R, k] float64 if f64 else float32
   bool f64;

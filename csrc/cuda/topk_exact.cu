@@ -19,10 +19,10 @@ __device__ double exact_score(Metric metric, double dot, double bias, double x_n
   return norms > 0.0 ? dot / norms : 0.0;
 }
 
-// The dot of x and a row of w, and (if kNorm) the norm of the latter, by a half warp; valid in its first lane.
-// Every lane of the warp calls, with rows of its own half.
-template <bool kNorm, class X, class W>
-__device__ void pair_dot(const X* x, const W* w, int64_t D, double* dot, double* norm) {
+// The dot of x and a row of w, and (if kNorm) the norm of the latter, by a half warp; valid in its first
+// lane. Every lane of the warp calls, with rows of its own half. X says what x was before it was widened.
+template <bool kNorm, class X, class Stored, class W>
+__device__ void pair_dot(const Stored* x, const W* w, int64_t D, double* dot, double* norm) {
   constexpr bool kExact = sizeof(X) < 8 && sizeof(W) < 8, kExactSquare = sizeof(W) < 8;
   const int lane = threadIdx.x % kLanes;
   double sum = 0.0, square = 0.0;
@@ -36,26 +36,48 @@ __device__ void pair_dot(const X* x, const W* w, int64_t D, double* dot, double*
   *norm = kNorm ? sqrt(sum_lanes(square)) : 0.0;
 }
 
+// Widening takes as long as several multiplications, so a block widens its row of x once, into shared memory,
+// where that has room for it.
+constexpr int64_t kWideRow = int64_t{64} << 10;
+inline size_t wide_bytes(int64_t D) {
+  return D * 8 <= kWideRow ? static_cast<size_t>(D) * 8 : 0;
+}
+
+// A row of x in shared memory; all threads of the block call.
+template <class X>
+__device__ void widen(const X* x, int64_t D, double* wide) {
+  for (int64_t d = threadIdx.x; d < D; d += kThreads) wide[d] = to_double(x[d]);
+  __syncthreads();
+}
+
 // A row of x and some of its candidates for each block; a half warp for each candidate.
-template <bool kNorm, class X, class W>
+template <bool kWide, bool kNorm, class X, class W>
 __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
   const int64_t row = blockIdx.x;
   if (a.state[row] != kScreened) return;
+  FINESCOPE_SHARED(double, wide);
   const X* x = static_cast<const X*>(a.x.data) + row * a.x.stride;
   double* words = a.word + row * a.parts * a.capacity;
   const int32_t* ids = a.id + row * a.parts * a.capacity;
-  const int64_t found = a.found[row], step = gridDim.y * static_cast<int64_t>(kGroups);
+  const int64_t found = a.found[row];
+  if (blockIdx.y * static_cast<int64_t>(kGroups) >= found) return;
+  if (kWide) widen(x, a.D, wide);
+  const int64_t step = gridDim.y * static_cast<int64_t>(kGroups);
   for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < found; base += step) {
     const int64_t i = base + threadIdx.x / kLanes;
     // Both halves of a warp take part in its exchanges.
     const int64_t id = ids[i < found ? i : base];
     double dot, norm;
-    pair_dot<kNorm>(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+    const W* w = static_cast<const W*>(a.w.data) + id * a.w.stride;
+    if (kWide) {
+      pair_dot<kNorm, X>(wide, w, a.D, &dot, &norm);
+    } else {
+      pair_dot<kNorm, X>(x, w, a.D, &dot, &norm);
+    }
     if (i >= found || threadIdx.x % kLanes != 0) continue;
-    const double score =
-        exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
-    // The truth of a candidate is known now: a bound that it breaks (a library that multiplies in less than it
-    // was asked for) is no bound, and the row is scanned.
+    const double score = exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
+    // The truth of a candidate is known now: a bound that it breaks (a library that multiplies in less than
+    // it was asked for) is no bound, and the row is scanned.
     union {
       double word;
       float screened[2];
@@ -69,14 +91,16 @@ __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
 constexpr int kTile = 128;
 
 // A row to be scanned and a part of the columns for each block.
-template <class X, class W>
+template <bool kWide, class X, class W>
 __global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
   __shared__ double tile[kTile];
   __shared__ int added[kThreads / 32];
   const int64_t row = blockIdx.x, part = blockIdx.y, unit = row * a.parts + part;
   if (a.state[row] != kScan) return;
+  FINESCOPE_SHARED(double, wide);
   const int64_t begin = a.N * part / a.parts, end = a.N * (part + 1) / a.parts;
   const X* x = static_cast<const X*>(a.x.data) + row * a.x.stride;
+  if (kWide) widen(x, a.D, wide);
   double* words = a.word + unit * a.capacity;
   int32_t* ids = a.id + unit * a.capacity;
   // The best k so far, then hits that may be better. Once there are k, a later column must beat the last.
@@ -92,7 +116,12 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
       const int place = first + threadIdx.x / kLanes;
       const int64_t id = base + place < end ? base + place : begin;
       double dot, norm;
-      pair_dot<true>(x, static_cast<const W*>(a.w.data) + id * a.w.stride, a.D, &dot, &norm);
+      const W* w = static_cast<const W*>(a.w.data) + id * a.w.stride;
+      if (kWide) {
+        pair_dot<true, X>(wide, w, a.D, &dot, &norm);
+      } else {
+        pair_dot<true, X>(x, w, a.D, &dot, &norm);
+      }
       if (threadIdx.x % kLanes != 0) continue;
       const bool known = isfinite(norm) && base + place < end;
       const double score =
@@ -159,29 +188,29 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(TopkArgs a) {
 
 template <class X, class W>
 __global__ void __launch_bounds__(kThreads)
-    pair_scores_kernel(Matrix x, Matrix w, const int64_t* ids, int64_t Q, int64_t k, int64_t N, int64_t D,
-                       Metric metric, double* out) {
-  const int64_t total = Q * k, step = gridDim.x * static_cast<int64_t>(kGroups);
-  for (int64_t base = blockIdx.x * static_cast<int64_t>(kGroups); base < total; base += step) {
-    const int64_t i = base + threadIdx.x / kLanes < total ? base + threadIdx.x / kLanes : base;
-    const int64_t row = i / k, id = ids[i];
+    pair_scores_kernel(Matrix x, Matrix w, const int64_t* ids, int64_t k, int64_t N, int64_t D, Metric metric,
+                       double* out) {
+  const int64_t row = blockIdx.x, step = gridDim.y * static_cast<int64_t>(kGroups);
+  const X* left = static_cast<const X*>(x.data) + row * x.stride;
+  for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < k; base += step) {
+    const int64_t j = base + threadIdx.x / kLanes;
+    const int64_t id = ids[row * k + (j < k ? j : base)];
     if (id < -1 || id >= N) {
       printf("finescope: pair_scores: ids holds %lld at [%lld, %lld], outside -1..%lld\n",
-             static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(i % k),
+             static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(j),
              static_cast<long long>(N - 1));
       __trap();
     }
-    const X* left = static_cast<const X*>(x.data) + row * x.stride;
     const W* right = static_cast<const W*>(w.data) + id * w.stride;
     double dot, w_norm, square, x_norm;
     // There may be no row at all to read for a -1.
-    pair_dot<true>(left, right, id < 0 ? 0 : D, &dot, &w_norm);
-    pair_dot<true>(left, left, D, &square, &x_norm);
-    if (base + threadIdx.x / kLanes >= total || threadIdx.x % kLanes != 0) continue;
+    pair_dot<true, X>(left, right, id < 0 ? 0 : D, &dot, &w_norm);
+    pair_dot<true, X>(left, left, D, &square, &x_norm);
+    if (j >= k || threadIdx.x % kLanes != 0) continue;
     // Where a norm is not finite, neither need the score be: it is for the caller to see.
     const double norms = x_norm * w_norm;
     const double score = metric != Metric::cosine ? dot : norms == 0.0 ? 0.0 : dot / norms;
-    out[i] = id < 0 || !isfinite(score) ? static_cast<double>(-INFINITY) : score;
+    out[row * k + j] = id < 0 || !isfinite(score) ? static_cast<double>(-INFINITY) : score;
   }
 }
 
@@ -201,8 +230,12 @@ void launch_rescore(const TopkArgs& a, cudaStream_t stream) {
     using W = std::remove_pointer_t<decltype(w)>;
     const dim3 grid(static_cast<unsigned>(a.R), static_cast<unsigned>(share));
     if constexpr (sizeof(X) < 8 && sizeof(W) < 8) {  // float64 is never screened
-      const auto kernel = a.metric == Metric::cosine ? rescore_kernel<true, X, W> : rescore_kernel<false, X, W>;
-      launch("rescore", kernel, grid, kThreads, 0, stream, a);
+      const size_t shared = wide_bytes(a.D);
+      const bool norm = a.metric == Metric::cosine;
+      const auto kernel = shared > 0
+                              ? (norm ? rescore_kernel<true, true, X, W> : rescore_kernel<true, false, X, W>)
+                              : rescore_kernel<false, true, X, W>;
+      launch("rescore", kernel, grid, kThreads, shared, stream, a);
     }
   });
 }
@@ -216,8 +249,10 @@ void launch_scan(const TopkArgs& a, cudaStream_t stream) {
   with_types(a.x.dtype, a.w.dtype, [&](auto* x, auto* w) {
     using X = std::remove_pointer_t<decltype(x)>;
     using W = std::remove_pointer_t<decltype(w)>;
-    launch("scan", scan_kernel<X, W>, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(a.parts)),
-           kThreads, 0, stream, a);
+    const size_t shared = wide_bytes(a.D);
+    const auto kernel = shared > 0 ? scan_kernel<true, X, W> : scan_kernel<false, X, W>;
+    launch("scan", kernel, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(a.parts)), kThreads, shared,
+           stream, a);
   });
   launch("gather", gather_kernel, static_cast<unsigned>(a.R), kThreads, 0, stream, a);
 }
@@ -225,13 +260,13 @@ void launch_scan(const TopkArgs& a, cudaStream_t stream) {
 void launch_pair_scores(const Matrix& x, const Matrix& w, const int64_t* ids, int64_t Q, int64_t k, int64_t N,
                         int64_t D, Metric metric, double* out, cudaStream_t stream) {
   if (Q * k == 0) return;
-  const int64_t blocks = (Q * k + kGroups - 1) / kGroups;
+  const int64_t blocks = (k + kGroups - 1) / kGroups;
+  const dim3 grid(static_cast<unsigned>(Q), static_cast<unsigned>(blocks < 1024 ? blocks : 1024));
   with_types(x.dtype, w.dtype, [&](auto* left, auto* right) {
     using X = std::remove_pointer_t<decltype(left)>;
     using W = std::remove_pointer_t<decltype(right)>;
-    launch("pair_scores", pair_scores_kernel<X, W>,
-           static_cast<unsigned>(blocks < (1 << 20) ? blocks : (1 << 20)), kThreads, 0, stream, x, w, ids, Q, k,
-           N, D, metric, out);
+    launch("pair_scores", pair_scores_kernel<X, W>, grid, kThreads, 0, stream, x, w, ids, k, N, D, metric,
+           out);
   });
 }
 

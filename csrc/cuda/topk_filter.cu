@@ -112,24 +112,29 @@ __global__ void __launch_bounds__(kWarps * 32)
         break;
       }
     }
+    // All loads first: what follows them waits only once.
+    Measure w[kEach];
+    float dot[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t column = base + i * 32 + lane < end ? base + i * 32 + lane : end - 1;
+      w[i] = columns[column];
+      dot[i] = scores[row * width + column];
+    }
     Word word[kEach];
     bool keep[kEach];
     bool any = false;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int64_t column = base + i * 32 + lane;
-      keep[i] = false;
-      word[i].exact = 0.0;
-      if (column >= end) continue;
-      const Measure w = columns[column];
-      const float score = scores[row * width + column] * (x.inverse * w.inverse) + w.bias;
-      float bound = x.error * w.size + x.size * w.error;
+      const float score = dot[i] * (x.inverse * w[i].inverse) + w[i].bias;
+      float bound = x.error * w[i].size + x.size * w[i].error;
       // Roundings of the scaling, of the bias and its addition, and of this bound.
-      bound = bound * (1.0f + 0x1p-18f) + (fabsf(score) + 2.0f * fabsf(w.bias)) * 0x1p-20f;
+      bound = bound * (1.0f + 0x1p-18f) + (fabsf(score) + 2.0f * fabsf(w[i].bias)) * 0x1p-20f;
       if (!(bound < INFINITY)) bound = INFINITY;
       word[i].screened.score = score;
       word[i].screened.bound = bound;
-      keep[i] = may_reach(word[i], tau) && !(score + bound <= floor) && w.size >= 0.0f;
+      keep[i] = base + i * 32 + lane < end && may_reach(word[i], tau) && !(score + bound <= floor) &&
+                w[i].size >= 0.0f;
       any = any || keep[i];
     }
     if (!__any_sync(kAll, any)) continue;
@@ -154,7 +159,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 constexpr int kThreads = 256;
 
-// A block for each row: the k-th lower bound over all its parts, and what may reach it, gathered at the front.
+// A block for each row: the k-th lower bound over all its parts, and what may reach it, gathered at the
+// front.
 __global__ void __launch_bounds__(kThreads) shrink_kernel(TopkArgs a) {
   __shared__ int offset[kThreads / 32 + 1];
   const int64_t row = blockIdx.x;

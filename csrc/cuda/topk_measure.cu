@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(NormArgs a) {
     if (row >= a.n || threadIdx.x % kLanes != 0) continue;
     if (a.norm != nullptr) a.norm[row] = norm;
     if (a.state != nullptr) a.state[row] = isfinite(norm) ? kScreened : kBad;
-    if (a.broken != nullptr && !(isfinite(norm) && (a.bias == nullptr || isfinite(a.bias[row])))) *a.broken = 1;
+    if (a.broken != nullptr && !(isfinite(norm) && (a.bias == nullptr || isfinite(a.bias[row]))))
+      *a.broken = 1;
   }
 }
 

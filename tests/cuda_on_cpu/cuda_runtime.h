@@ -170,9 +170,9 @@ inline void run_block() {
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = *block.fibers[static_cast<size_t>(t)];
     fiber.flat = t;
-    fiber.thread = dim3(static_cast<unsigned>(t) % block.size.x,
-                        static_cast<unsigned>(t) / block.size.x % block.size.y,
-                        static_cast<unsigned>(t) / (block.size.x * block.size.y));
+    fiber.thread =
+        dim3(static_cast<unsigned>(t) % block.size.x, static_cast<unsigned>(t) / block.size.x % block.size.y,
+             static_cast<unsigned>(t) / (block.size.x * block.size.y));
     fiber.waiting = nullptr;
     fiber.done = false;
     getcontext(&fiber.start);
@@ -207,8 +207,9 @@ inline void run_block() {
       }
     }
     if (ran == 0) {
-      std::fprintf(stderr, "cuda_on_cpu: the threads of a block wait for each other (a barrier or an "
-                           "exchange that some of them do not reach)\n");
+      std::fprintf(stderr,
+                   "cuda_on_cpu: the threads of a block wait for each other (a barrier or an "
+                   "exchange that some of them do not reach)\n");
       std::abort();
     }
   }

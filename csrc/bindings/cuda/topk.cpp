@@ -184,13 +184,13 @@ class Search {
       const int64_t width = std::min(chunk_, p_.N - first);
       Matrix part = p_.w.matrix;
       part.data = static_cast<const char*>(part.data) + first * part.stride * w.element_size();
-      launch_measure({part, width, p_.D, p_.metric, rounding_of(screen_, p_.D),
-                      args.bias ? args.bias + first : nullptr, convert,
-                      convert ? pointer<uint16_t>(copy) : nullptr, padded, pointer<Measure>(columns), nullptr,
-                      p_.metric == Metric::encode ? broken_ : nullptr},
-                     stream_);
-      Tensor right = convert ? torch::stable::narrow(copy, 0, 0, width)
-                             : torch::stable::narrow(w, 0, first, width);
+      launch_measure(
+          {part, width, p_.D, p_.metric, rounding_of(screen_, p_.D), args.bias ? args.bias + first : nullptr,
+           convert, convert ? pointer<uint16_t>(copy) : nullptr, padded, pointer<Measure>(columns), nullptr,
+           p_.metric == Metric::encode ? broken_ : nullptr},
+          stream_);
+      Tensor right =
+          convert ? torch::stable::narrow(copy, 0, 0, width) : torch::stable::narrow(w, 0, first, width);
       if (screen_ == Screen::f32) right = as(right, ScalarType::Float);
       Tensor flat = torch::stable::narrow(scores, 0, 0, args.R * width);
       Tensor block = torch::stable::view(flat, {args.R, width});
@@ -215,8 +215,9 @@ void check_rows(const Tensor& x, const Tensor& w, int64_t k, const char* op, con
         " rows, more than 2^31 - 1; search it in blocks, as finescope.Index does");
 }
 
-std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       int64_t k, const std::string& screen) {
+std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight,
+                                       const std::optional<Tensor>& bias, int64_t k,
+                                       const std::string& screen) {
   const char* op = "topk_encode";
   const OnDevice device(x);
   const Rows rows(x, op, "x"), w(weight, op, "weight");
@@ -253,8 +254,8 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
 std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corpus, int64_t k,
                                        const std::string& metric, const std::string& screen,
                                        const std::optional<double>& min_score,
-                                       const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
-                                       int64_t id_offset) {
+                                       const std::optional<Tensor>& exclude,
+                                       const std::optional<Tensor>& mask, int64_t id_offset) {
   const char* op = "cosine_topk";
   const OnDevice device(queries);
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
@@ -299,7 +300,8 @@ std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tenso
   return cosine_topk(queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset);
 }
 
-Tensor pair_scores(const Tensor& queries, const Tensor& corpus, const Tensor& ids, const std::string& metric) {
+Tensor pair_scores(const Tensor& queries, const Tensor& corpus, const Tensor& ids,
+                   const std::string& metric) {
   const char* op = "pair_scores";
   const OnDevice device(queries);
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
