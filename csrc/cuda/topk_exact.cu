@@ -1,40 +1,10 @@
 // Exact scores: of candidates, and of everything for rows that no screen can separate.
-#include <cstdio>
-
 #include "cuda/launch.h"
+#include "cuda/pair_dot.h"
 #include "cuda/select.h"
-#include "cuda/topk.h"
 
 namespace finescope::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kGroups = kThreads / kLanes;
-
-// The score from the fixed-order dot, as on the CPU.
-__device__ double exact_score(Metric metric, double dot, double bias, double x_norm, double w_norm) {
-  if (metric == Metric::encode) return dot + bias;
-  if (metric == Metric::ip) return dot;
-  const double norms = x_norm * w_norm;
-  return norms > 0.0 ? dot / norms : 0.0;
-}
-
-// The dot of x and a row of w, and (if kNorm) the norm of the latter, by a half warp; valid in its first
-// lane. Every lane of the warp calls, with rows of its own half. X says what x was before it was widened.
-template <bool kNorm, class X, class Stored, class W>
-__device__ void pair_dot(const Stored* x, const W* w, int64_t D, double* dot, double* norm) {
-  constexpr bool kExact = sizeof(X) < 8 && sizeof(W) < 8, kExactSquare = sizeof(W) < 8;
-  const int lane = threadIdx.x % kLanes;
-  double sum = 0.0, square = 0.0;
-#pragma unroll 8
-  for (int64_t d = lane; d < D; d += kLanes) {
-    const double b = to_double(w[d]);
-    sum = add_product<kExact>(sum, to_double(x[d]), b);
-    if (kNorm) square = add_product<kExactSquare>(square, b, b);
-  }
-  *dot = sum_lanes(sum);
-  *norm = kNorm ? sqrt(sum_lanes(square)) : 0.0;
-}
 
 // Widening takes as long as several multiplications, so a block widens its row of x once, into shared memory,
 // where that has room for it.
@@ -186,40 +156,6 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(TopkArgs a) {
   if (threadIdx.x == 0) a.found[row] = kept;
 }
 
-template <class X, class W>
-__global__ void __launch_bounds__(kThreads)
-    pair_scores_kernel(Matrix x, Matrix w, const int64_t* ids, int64_t k, int64_t N, int64_t D, Metric metric,
-                       double* out) {
-  const int64_t row = blockIdx.x, step = gridDim.y * static_cast<int64_t>(kGroups);
-  const X* left = static_cast<const X*>(x.data) + row * x.stride;
-  for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < k; base += step) {
-    const int64_t j = base + threadIdx.x / kLanes;
-    const int64_t id = ids[row * k + (j < k ? j : base)];
-    if (id < -1 || id >= N) {
-      printf("finescope: pair_scores: ids holds %lld at [%lld, %lld], outside -1..%lld\n",
-             static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(j),
-             static_cast<long long>(N - 1));
-      __trap();
-    }
-    const W* right = static_cast<const W*>(w.data) + id * w.stride;
-    double dot, w_norm, square, x_norm;
-    // There may be no row at all to read for a -1.
-    pair_dot<true, X>(left, right, id < 0 ? 0 : D, &dot, &w_norm);
-    pair_dot<true, X>(left, left, D, &square, &x_norm);
-    if (j >= k || threadIdx.x % kLanes != 0) continue;
-    // Where a norm is not finite, neither need the score be: it is for the caller to see.
-    const double norms = x_norm * w_norm;
-    const double score = metric != Metric::cosine ? dot : norms == 0.0 ? 0.0 : dot / norms;
-    out[row * k + j] = id < 0 || !isfinite(score) ? static_cast<double>(-INFINITY) : score;
-  }
-}
-
-// body(X*, W*) with the element types of both operands.
-template <class Body>
-void with_types(DType x, DType w, const Body& body) {
-  with_type(x, [&](auto* left) { with_type(w, [&](auto* right) { body(left, right); }); });
-}
-
 }  // namespace
 
 void launch_rescore(const TopkArgs& a, cudaStream_t stream) {
@@ -255,19 +191,6 @@ void launch_scan(const TopkArgs& a, cudaStream_t stream) {
            stream, a);
   });
   launch("gather", gather_kernel, static_cast<unsigned>(a.R), kThreads, 0, stream, a);
-}
-
-void launch_pair_scores(const Matrix& x, const Matrix& w, const int64_t* ids, int64_t Q, int64_t k, int64_t N,
-                        int64_t D, Metric metric, double* out, cudaStream_t stream) {
-  if (Q * k == 0) return;
-  const int64_t blocks = (k + kGroups - 1) / kGroups;
-  const dim3 grid(static_cast<unsigned>(Q), static_cast<unsigned>(blocks < 1024 ? blocks : 1024));
-  with_types(x.dtype, w.dtype, [&](auto* left, auto* right) {
-    using X = std::remove_pointer_t<decltype(left)>;
-    using W = std::remove_pointer_t<decltype(right)>;
-    launch("pair_scores", pair_scores_kernel<X, W>, grid, kThreads, 0, stream, x, w, ids, k, N, D, metric,
-           out);
-  });
 }
 
 }  // namespace finescope::cuda
