@@ -24,7 +24,8 @@ __device__ void widen(const X* x, int64_t D, double* wide) {
 template <bool kWide, bool kNorm, class X, class W>
 __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
   const int64_t row = blockIdx.x;
-  if (a.state[row] != kScreened) return;
+  // Another block of this row may just be changing its state: all threads must see the same.
+  if (__syncthreads_or(a.state[row] != kScreened)) return;
   FINESCOPE_SHARED(double, wide);
   const X* x = static_cast<const X*>(a.x.data) + row * a.x.stride;
   double* words = a.word + row * a.parts * a.capacity;

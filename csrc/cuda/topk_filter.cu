@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int lane = threadIdx.x % 32;
   const int64_t unit = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   const int64_t row = unit / a.parts, part = unit % a.parts;
-  if (row >= a.R || a.state[row] != kScreened) return;
+  // Another warp of this row may just be changing its state: all lanes must see the same.
+  if (row >= a.R || __shfl_sync(kAll, a.state[row], 0) != kScreened) return;
   const int64_t begin = width * part / a.parts, end = width * (part + 1) / a.parts;
   const Measure x = a.measure[row];
   const float floor = static_cast<float>(a.floor);
