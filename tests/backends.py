@@ -1,7 +1,9 @@
-"""The implementations of an operation in this process: what the dispatcher picks, and the default body."""
+"""The implementations of an operation in this process: what the dispatcher picks, on every device, and the
+default body."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,43 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import finescope.ops  # noqa: F401  registers the operations
+from finescope.ops import native
 from finescope.ops.registry import DEFAULTS
+
+ON_CUDA = pytest.param("cuda", marks=pytest.mark.requires_cuda)
+CPU = native.module("cpu")
+# What a kernel of the CPU can be forced to; one entry where the kernels are CUDA's, compiled for the CPU.
+ISAS = [*(CPU.usable_isas() if CPU is not None else ["emulated"]), ON_CUDA]
+
+
+def run_on(device: str, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run an operation on copies of CPU tensors on another device; results and what it wrote come back."""
+
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    moved = [move(value) for value in args]
+    out = operation(*moved, **{name: move(value) for name, value in kwargs.items()})
+    for number, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            args[number].copy_(moved[number])
+    if isinstance(out, torch.Tensor):
+        return out.cpu()
+    return None if out is None else tuple(tensor.cpu() for tensor in out)
+
+
+class Operations:
+    """``torch.ops.finescope`` for CPU tensors, run on ``device``."""
+
+    def __init__(self) -> None:
+        self.device = "cpu"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operation = getattr(torch.ops.finescope, name).default
+        return operation if self.device == "cpu" else functools.partial(run_on, self.device, operation)
+
+
+op = Operations()
 
 
 def implementations(name: str) -> list[Any]:
@@ -19,6 +57,8 @@ def implementations(name: str) -> list[Any]:
     parameters = [pytest.param(dispatched, id="dispatched")]
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CPU"):
         parameters.append(pytest.param(DEFAULTS[name], id="default"))
+    on_cuda = functools.partial(run_on, "cuda", dispatched)
+    parameters.append(pytest.param(on_cuda, id="cuda", marks=pytest.mark.requires_cuda))
     return parameters
 
 

@@ -31,6 +31,15 @@ def assert_same_bytes(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], what:
             )
 
 
+def same_bytes(left: Tensor, right: Tensor) -> bool:
+    """Equal shape, dtype and bits; unlike ==, tells -0 from +0 and lets equal NaNs be equal."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.numel():
+        return True
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+
+
 def assert_topk_equivalent(
     scores: Tensor, ids: Tensor, truth: np.ndarray, k: int, *, tolerance: float = 1e-12
 ) -> None:

@@ -6,39 +6,19 @@ sets, so each set that this CPU has is forced in turn, in one process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import decode_oracle as oracle
 import pytest
 import torch
+from backends import op
+from equivalence import same_bytes
 from torch import Tensor
 
-from finescope.ops import decode, native
+from finescope.ops import decode
 
 pytestmark = pytest.mark.requires_native
 
-op = torch.ops.finescope
-CPU = native.module("cpu")
-ISAS = CPU.usable_isas() if CPU is not None else ["none"]
 WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = CPU.active_isa()
-    CPU.set_isa(request.param)
-    yield request.param
-    CPU.set_isa(before)
-
-
-def same_bytes(left: Tensor, right: Tensor) -> bool:
-    """Equal shape, dtype and bits; unlike ==, tells -0 from +0 and lets equal NaNs be equal."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if not left.numel():
-        return True
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def problem(B: int, K: int, F: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -77,7 +57,7 @@ def test_every_number_kept(isa: str, K: int) -> None:
 
 @pytest.mark.parametrize("values_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
-def test_mixed_dtypes(values_dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+def test_mixed_dtypes(device: str, values_dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     values, indices, weight, bias, rows = problem(5, 4, 9, 21)
     values, weight, rows = values.to(values_dtype), weight.to(weight_dtype), rows.to(values_dtype)
     assert same_bytes(
@@ -175,6 +155,7 @@ def test_one_latent_in_every_row(isa: str) -> None:
     )
 
 
+@pytest.mark.names_bad_data
 @pytest.mark.parametrize("bad", [-1, 9, 1 << 40, -(1 << 62)])
 def test_index_out_of_range_is_named_before_any_read(isa: str, bad: int) -> None:
     values, indices, weight, _, rows = problem(40, 9, 9, 16)

@@ -9,14 +9,12 @@ import math
 
 import pytest
 import torch
+from backends import op
 from torch import Tensor
-
-import finescope.ops  # noqa: F401  registers the operations
 
 pytestmark = pytest.mark.requires_native
 
 REDUCTIONS = ["mean", "max", "sum", "sqrt_mean", "count"]
-pool = torch.ops.finescope.pool_codes
 
 
 def expected(
@@ -54,7 +52,7 @@ def expected(
 
 
 def check(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int) -> None:
-    got = pool(values, indices, offsets, reduce, keep)
+    got = op.pool_codes(values, indices, offsets, reduce, keep)
     want = expected(values, indices, offsets, reduce, keep)
     assert torch.equal(got[1], want[1])
     assert torch.equal(got[0], want[0])
@@ -63,14 +61,14 @@ def check(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: i
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("keep", [0, 1, 5, 40])
-def test_definition(reduce: str, keep: int) -> None:
+def test_definition(device: str, reduce: str, keep: int) -> None:
     # Few latents, so that tokens repeat them and documents drop some; documents of 0 and 1 token among them.
     values, indices = torch.randn(60, 6), torch.randint(0, 30, (60, 6))
     check(values, indices, torch.tensor([0, 0, 1, 25, 25, 59, 60]), reduce, keep)
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_latents_beyond_any_table(reduce: str) -> None:
+def test_latents_beyond_any_table(device: str, reduce: str) -> None:
     values, indices = torch.rand(20, 4), torch.randint(0, 5, (20, 4)) * (1 << 60) // 7
     indices[3, 1] = (1 << 63) - 1
     check(values, indices, torch.tensor([0, 7, 20]), reduce, 6)
@@ -78,20 +76,20 @@ def test_latents_beyond_any_table(reduce: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_dtypes(dtype: torch.dtype, reduce: str) -> None:
+def test_dtypes(device: str, dtype: torch.dtype, reduce: str) -> None:
     values, indices = torch.randn(30, 5).to(dtype), torch.randint(0, 12, (30, 5))
     check(values, indices, torch.tensor([0, 11, 30]), reduce, 4)
 
 
 def test_ties_go_to_the_lower_latent() -> None:
     values, indices = torch.ones(2, 4), torch.tensor([[9, 3, 7, 5], [1, 8, 2, 4]])
-    got = pool(values, indices, torch.tensor([0, 2]), "sum", 3)
+    got = op.pool_codes(values, indices, torch.tensor([0, 2]), "sum", 3)
     assert got[1].tolist() == [[1, 2, 3]]
 
 
 def test_what_is_not_positive_and_finite_is_dropped_with_its_latent() -> None:
     values = torch.tensor([[float("nan"), float("inf"), -1.0, 0.0, 2.0]])
-    got = pool(values, torch.tensor([[-5, 1, -(1 << 40), -1, 4]]), torch.tensor([0, 1]), "mean", 2)
+    got = op.pool_codes(values, torch.tensor([[-5, 1, -(1 << 40), -1, 4]]), torch.tensor([0, 1]), "mean", 2)
     assert got[0].tolist() == [[2.0, 0.0]]
     assert got[1].tolist() == [[4, -1]]
 
@@ -100,8 +98,8 @@ def test_strided_inputs() -> None:
     values, indices = torch.rand(8, 3), torch.randint(0, 9, (8, 3))
     offsets = torch.tensor([0, 3, 8])
     spread = torch.stack([offsets, offsets], 1)[:, 0]
-    got = pool(values.t().contiguous().t(), indices.t().contiguous().t(), spread, "sum", 4)
-    want = pool(values, indices, offsets, "sum", 4)
+    got = op.pool_codes(values.t().contiguous().t(), indices.t().contiguous().t(), spread, "sum", 4)
+    want = op.pool_codes(values, indices, offsets, "sum", 4)
     assert all(torch.equal(left, right) for left, right in zip(got, want, strict=True))
 
 
@@ -119,39 +117,45 @@ def test_same_bytes_for_every_thread_count() -> None:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(pool(values, indices, offsets, "sqrt_mean", 20))
+            results.append(op.pool_codes(values, indices, offsets, "sqrt_mean", 20))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
 
 
-def test_refused() -> None:
+@pytest.mark.names_bad_data
+def test_bad_data_are_named() -> None:
     values, indices = torch.rand(4, 2), torch.zeros(4, 2, dtype=torch.int64)
     for offsets, message in [
         ([0, 3], "offsets must run from 0 to B=4, got 0 to 3"),
         ([1, 4], "offsets must run from 0 to B=4, got 1 to 4"),
         ([0, 3, 2, 4], "offsets falls after document 1"),
-        ([], r"offsets must have shape \[N\+1\]"),
     ]:
         with pytest.raises(ValueError, match=message):
-            pool(values, indices, torch.tensor(offsets, dtype=torch.int64), "mean", 2)
-    offsets = torch.tensor([0, 4])
-    with pytest.raises(ValueError, match=r"reduce must be one of 'mean'.*got 'median'"):
-        pool(values, indices, offsets, "median", 2)
-    with pytest.raises(ValueError, match="keep must be at least 0, got -1"):
-        pool(values, indices, offsets, "mean", -1)
+            op.pool_codes(values, indices, torch.tensor(offsets), "mean", 2)
     indices[2, 1] = -3
     with pytest.raises(IndexError, match="indices holds -3 with a positive value; latents start at 0"):
-        pool(values, indices, offsets, "mean", 2)
+        op.pool_codes(values, indices, torch.tensor([0, 4]), "mean", 2)
+
+
+def test_refused() -> None:
+    values, indices = torch.rand(4, 2), torch.zeros(4, 2, dtype=torch.int64)
+    offsets = torch.tensor([0, 4])
+    with pytest.raises(ValueError, match=r"offsets must have shape \[N\+1\]"):
+        op.pool_codes(values, indices, offsets[:0], "mean", 2)
+    with pytest.raises(ValueError, match=r"reduce must be one of 'mean'.*got 'median'"):
+        op.pool_codes(values, indices, offsets, "median", 2)
+    with pytest.raises(ValueError, match="keep must be at least 0, got -1"):
+        op.pool_codes(values, indices, offsets, "mean", -1)
 
 
 def test_asking_for_far_more_than_there_is_costs_no_memory() -> None:
     """2 ** 40 latents of no document at all: nothing may be set aside for them."""
     none = torch.zeros(0, 2)
-    values, latents = pool(none, none.long(), torch.tensor([0]), "mean", 1 << 40)
+    values, latents = op.pool_codes(none, none.long(), torch.tensor([0]), "mean", 1 << 40)
     assert values.shape == latents.shape == (0, 1 << 40)
-    values, latents = pool(
+    values, latents = op.pool_codes(
         torch.ones(3, 200), torch.arange(600).view(3, 200), torch.tensor([0, 3]), "max", 900
     )
     assert latents[0].tolist() == [*range(600), *[-1] * 300]

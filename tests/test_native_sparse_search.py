@@ -7,29 +7,17 @@ cannot represent, latents that all rows share, scores closer together than bfloa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from backends import op
 from torch import Tensor
-
-from finescope.ops import native
 
 pytestmark = pytest.mark.requires_native
 
-CPU = native.module("cpu")
-ISAS = CPU.usable_isas() if CPU is not None else ["none"]
 INF = float("inf")
 Rows = list[dict[int, float]]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = CPU.active_isa()
-    CPU.set_isa(request.param)
-    yield request.param
-    CPU.set_isa(before)
 
 
 def csr(rows: Rows, index: torch.dtype, value: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +84,7 @@ def check(
 ) -> None:
     queries, corpus = rounded(queries, value), rounded(corpus, value)
     for metric in metrics:
-        scores, ids = torch.ops.finescope.sparse_cosine_topk(
+        scores, ids = op.sparse_cosine_topk(
             *csr(queries, index, value), *csr(corpus, index, value), F, k, metric, **options
         )
         packed = pack(csr(corpus, index, value), F)
@@ -194,8 +182,8 @@ def test_every_k(isa: str, k: int) -> None:
 def test_top_k_is_nested() -> None:
     queries, corpus = random_rows(9, 50, 20, 12, signed=False), random_rows(4000, 50, 20, 13, signed=False)
     rows = (*csr(queries, torch.int32, torch.float32), *csr(corpus, torch.int32, torch.float32), 50)
-    hundred = torch.ops.finescope.sparse_cosine_topk(*rows, 100)
-    ten = torch.ops.finescope.sparse_cosine_topk(*rows, 10)
+    hundred = op.sparse_cosine_topk(*rows, 100)
+    ten = op.sparse_cosine_topk(*rows, 10)
     assert all(torch.equal(left, right[:, :10]) for left, right in zip(ten, hundred, strict=True))
 
 
@@ -222,10 +210,10 @@ def test_ids_past_two_to_the_31() -> None:
 def test_min_score(isa: str, metric: str) -> None:
     queries, corpus = random_rows(5, 40, 12, 18), random_rows(200, 40, 12, 19)
     rows = (*csr(queries, torch.int32, torch.float32), *csr(corpus, torch.int32, torch.float32), 40)
-    scores, ids = torch.ops.finescope.sparse_cosine_topk(*rows, 200, metric)
+    scores, ids = op.sparse_cosine_topk(*rows, 200, metric)
     # At a score that occurs, just above it, and far outside.
     for floor in (float(scores[0, 20]), math.nextafter(float(scores[0, 20]), INF), -1e9, 1e9, math.nan):
-        kept = torch.ops.finescope.sparse_cosine_topk(*rows, 200, metric, "auto", floor)
+        kept = op.sparse_cosine_topk(*rows, 200, metric, "auto", floor)
         stays = scores.double() >= floor
         assert torch.equal(kept[0], scores.masked_fill(~stays, -INF))
         assert torch.equal(kept[1], ids.masked_fill(~stays, -1))
@@ -239,13 +227,14 @@ def test_same_bytes_for_every_thread_count() -> None:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(torch.ops.finescope.sparse_cosine_topk(*rows, 50))
+            results.append(op.sparse_cosine_topk(*rows, 50))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
 
 
+@pytest.mark.names_bad_data
 @pytest.mark.parametrize("bad", [-1, 20, 1 << 30])
 @pytest.mark.parametrize("Q", [1, 4])
 def test_latent_out_of_range_is_named(isa: str, bad: int, Q: int) -> None:
@@ -256,28 +245,35 @@ def test_latent_out_of_range_is_named(isa: str, bad: int, Q: int) -> None:
         row += 1
     wrong[1][wrong[0][row]] = bad
     with pytest.raises(IndexError, match=rf"c_indices holds {bad} in row {row}, which is outside 0..19"):
-        torch.ops.finescope.sparse_cosine_topk(*good, *wrong, 20, 3)
+        op.sparse_cosine_topk(*good, *wrong, 20, 3)
     with pytest.raises(IndexError, match=rf"q_indices holds {bad} in row {row}, which is outside 0..19"):
-        torch.ops.finescope.sparse_cosine_topk(*wrong, *good, 20, 3)
+        op.sparse_cosine_topk(*wrong, *good, 20, 3)
+
+
+@pytest.mark.names_bad_data
+def test_pointers_that_do_not_rise_are_refused() -> None:
+    rows = csr(random_rows(4, 20, 8, 24), torch.int32, torch.float32)
+    with pytest.raises(ValueError, match="q_indptr must rise from 0 to nnz="):
+        op.sparse_cosine_topk(rows[0] + 1, *rows[1:], *rows, 20, 3)
+    with pytest.raises(ValueError, match="c_indptr must rise from 0 to nnz="):
+        op.sparse_cosine_topk(*rows, rows[0].flip(0), *rows[1:], 20, 3)
 
 
 def test_refused() -> None:
     rows = csr(random_rows(4, 20, 8, 24), torch.int32, torch.float32)
-    op = torch.ops.finescope.sparse_cosine_topk
+    search = op.sparse_cosine_topk
     cases: list[tuple[Any, str]] = [
-        (lambda: op(rows[0] + 1, *rows[1:], *rows, 20, 3), "q_indptr must rise from 0 to nnz="),
-        (lambda: op(*rows, rows[0].flip(0), *rows[1:], 20, 3), "c_indptr must rise from 0 to nnz="),
         (
-            lambda: op(*rows, rows[0], rows[1].float(), rows[2], 20, 3),
+            lambda: search(*rows, rows[0], rows[1].float(), rows[2], 20, 3),
             "c_indices must be uint16, int32 or int64",
         ),
-        (lambda: op(*rows, rows[0], rows[1], rows[2][:-1], 20, 3), "c_values must have shape"),
-        (lambda: op(*rows, *rows, 20, -1), "k must be at least 0, got -1"),
-        (lambda: op(*rows, *rows, 20, 3, "dot"), "metric must be 'cosine' or 'ip', got 'dot'"),
-        (lambda: op(*rows, *rows, 20, 3, "ip", "fp4"), "screen must be one of .* got 'fp4'"),
-        (lambda: op(*rows, *rows, 20, 3, mask=torch.ones(3, dtype=torch.bool)), "mask must be bool"),
+        (lambda: search(*rows, rows[0], rows[1], rows[2][:-1], 20, 3), "c_values must have shape"),
+        (lambda: search(*rows, *rows, 20, -1), "k must be at least 0, got -1"),
+        (lambda: search(*rows, *rows, 20, 3, "dot"), "metric must be 'cosine' or 'ip', got 'dot'"),
+        (lambda: search(*rows, *rows, 20, 3, "ip", "fp4"), "screen must be one of .* got 'fp4'"),
+        (lambda: search(*rows, *rows, 20, 3, mask=torch.ones(3, dtype=torch.bool)), "mask must be bool"),
         (
-            lambda: op(*rows, *rows, 20, 3, exclude=torch.zeros(3, 1, dtype=torch.int64)),
+            lambda: search(*rows, *rows, 20, 3, exclude=torch.zeros(3, 1, dtype=torch.int64)),
             "exclude must be int64",
         ),
     ]

@@ -6,40 +6,19 @@ sets, and would make runs on two machines part ways.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import training_oracle as oracle
+from backends import op
+from equivalence import same_bytes
 from torch import Tensor
 
-from finescope.ops import native
 from finescope.ops.registry import DEFAULTS
 
 pytestmark = pytest.mark.requires_native
 
-op = torch.ops.finescope
-CPU = native.module("cpu")
-ISAS = CPU.usable_isas() if CPU is not None else ["none"]
 WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257]
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = CPU.active_isa()
-    CPU.set_isa(request.param)
-    yield request.param
-    CPU.set_isa(before)
-
-
-def same_bytes(left: Tensor, right: Tensor) -> bool:
-    """Equal shape, dtype and bits; unlike ==, tells -0 from +0 and lets equal NaNs be equal."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if not left.numel():
-        return True
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def code(B: int, K: int, F: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -93,7 +72,7 @@ def test_adam_at_every_width(isa: str, dtype: torch.dtype, unit_norm: bool) -> N
         check_all((w, m, v), wanted, D)
 
 
-def test_defaults_are_the_same_operations() -> None:
+def test_defaults_are_the_same_operations(device: str) -> None:
     values, indices, weight, bias, x = code(40, 8, 30, 33, torch.float32)
     args = (values, indices, weight, bias, x, 2)
     check_all(op.decode_residual(*args), list(DEFAULTS["decode_residual"](*args)), "decode")
@@ -102,7 +81,7 @@ def test_defaults_are_the_same_operations() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_adam_default_and_kernel_agree_to_rounding(dtype: torch.dtype) -> None:
+def test_adam_default_and_kernel_agree_to_rounding(device: str, dtype: torch.dtype) -> None:
     state = [
         torch.randn(300, 40).to(dtype),
         torch.randn(300, 40).to(dtype),
@@ -150,19 +129,25 @@ def test_other_layouts_are_read_and_written_in_place() -> None:
     check_all((turned[0], *turned[2:]), expected, "adam")
 
 
+@pytest.mark.names_bad_data
+@pytest.mark.parametrize("bad", [-1, 6, 2**62])
+def test_index_out_of_range_is_named(bad: int) -> None:
+    values, indices, weight, bias, x = code(3, 4, 6, 5, torch.float32)
+    indices[1, 2] = bad
+    decodings = op.decode_residual, DEFAULTS["decode_residual"]
+    for decode, grads in zip(decodings, (op.weight_grads, DEFAULTS["weight_grads"]), strict=True):
+        with pytest.raises(IndexError, match=str(bad)):
+            decode(values, indices, weight, bias, x, 2)
+        with pytest.raises(IndexError, match=str(bad)):
+            grads(values, values, indices, x, x[None], 4, 6)
+
+
 @pytest.mark.parametrize("name", ["dispatched", "default"])
 def test_bad_arguments_are_refused_before_anything_is_read(name: str) -> None:
     def run(operation: str, *args: object) -> object:
         return (getattr(op, operation) if name == "dispatched" else DEFAULTS[operation])(*args)
 
     values, indices, weight, bias, x = code(3, 4, 6, 5, torch.float32)
-    for bad in (-1, 6, 2**62):
-        wrong = indices.clone()
-        wrong[1, 2] = bad
-        with pytest.raises(IndexError, match=str(bad)):
-            run("decode_residual", values, wrong, weight, bias, x, 2)
-        with pytest.raises(IndexError, match=str(bad)):
-            run("weight_grads", values, values, wrong, x, x[None], 4, 6)
     with pytest.raises(ValueError, match="k must lie in"):
         run("decode_residual", values, indices, weight, bias, x, 5)
     with pytest.raises(ValueError, match="target"):

@@ -1,7 +1,8 @@
-// What the bindings that take a code (values and indices [B, K]) share: checks, and work split over latents.
+// What the CPU bindings that take a code (values and indices [B, K]) share: a look at the indices, and work
+// split over latents.
 #pragma once
 
-#include "bindings/tensors.h"
+#include "bindings/operands.h"
 #include "cpu/sparse.h"
 
 namespace finescope {
@@ -24,19 +25,6 @@ inline void check_indices(const Tensor& indices, int64_t limit, const char* op) 
     throw std::out_of_range(words(op, ": indices holds ", p[at], " at [", at / width, ", ", at % width,
                                   "], which is outside 0..", limit - 1));
   }
-}
-
-inline Tensor index_matrix(const Tensor& indices, const char* op) {
-  check_dims(indices, 2, op, "indices");
-  check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, not ",
-        dtype_name(indices.scalar_type()));
-  return packed(indices);
-}
-
-inline void check_same_shape(const Tensor& values, const Tensor& indices, const char* op) {
-  check(values.dim() == 2 && values.size(0) == indices.size(0) && values.size(1) == indices.size(1), op,
-        ": values ", shape_text(values), " and indices ", shape_text(indices),
-        " must have the same shape [B, K]");
 }
 
 // Run body(begin, end) over the latents 0..F, cut into equal numbers of pairs plus latents: a latent without

@@ -66,15 +66,15 @@ __host__ __device__ inline double to_double(T x) {
   return static_cast<double>(to_float(x));
 }
 
-// To the nearest, ties to even; NaN stays NaN.
+// To the nearest, ties to even; every NaN becomes the one that the CPU kernels store.
 __host__ __device__ inline Bf16 to_bf16(float x) {
   const uint32_t bits = float_to_bits(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t{0x7fc0}};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 __host__ __device__ inline F16 to_f16(float x) {
   const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000u, size = bits & 0x7fffffffu;
-  if (size > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (size > 0x7f800000u) return {uint16_t{0x7e00}};
   // From half way between the largest float16 and the next power of two on, everything is infinite.
   if (size >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
   // Below the smallest normal float16 the place of the last bit is fixed: add a number that puts it at the
@@ -112,6 +112,14 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::Type;
+
+__host__ __device__ inline double to_accumulator(double x) {
+  return x;
+}
+template <class T>
+__host__ __device__ inline float to_accumulator(T x) {
+  return to_float(x);
+}
 
 // a * b + sum, where products round by themselves unless they are exact: those of two elements of at most 24
 // significant bits are, in float64.

@@ -20,7 +20,13 @@ sys.path.remove(str(ROOT))
 
 NAME = "_C_cuda_on_cpu"
 # longjmp between stacks is what the fibers do, and what fortified glibc takes for an attack.
-FLAGS = ("-O1", "-U_FORTIFY_SOURCE", "-DFINESCOPE_CUDA_ON_CPU", "-Wno-unknown-pragmas", "-Wno-unused-function")
+FLAGS = (
+    "-O1",
+    "-U_FORTIFY_SOURCE",
+    "-DFINESCOPE_CUDA_ON_CPU",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+)
 
 
 def sources() -> list[Path]:
@@ -49,7 +55,17 @@ def build(folder: Path) -> Path:
         if not made.exists() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
             language = ("-x", "c++")
             fake = f"-I{Path(__file__).parent}"
-            command = [*plan.compiler, fake, *plan.flags, *FLAGS, *language, "-c", str(source), "-o", str(made)]
+            command = [
+                *plan.compiler,
+                fake,
+                *plan.flags,
+                *FLAGS,
+                *language,
+                "-c",
+                str(source),
+                "-o",
+                str(made),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise build_native.BuildError(done.stderr)

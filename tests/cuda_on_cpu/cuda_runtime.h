@@ -205,6 +205,7 @@ inline void run_block() {
         begun[static_cast<size_t>(t)] = 1;
         setcontext(&fiber->start);
       }
+      if (block.trapped) return;
     }
     if (ran == 0) {
       std::fprintf(stderr,
@@ -380,9 +381,9 @@ T atomicCAS(T* at, U expected, V value) {
   return old;
 }
 [[noreturn]] inline void __trap() {
+  // No thread of the block goes on: what follows may rely on what was found wrong.
   cuda_on_cpu::block.trapped = true;
-  cuda_on_cpu::finish();
-  std::abort();
+  _longjmp(cuda_on_cpu::block.scheduler, 1);
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -58,10 +58,4 @@ class OnDevice {
 
 #endif
 
-// Every operand lies where the first one does.
-inline void check_device(const Tensor& first, const Tensor& other, const char* op, const char* name) {
-  check(first.get_device_index() == other.get_device_index() && first.is_cpu() == other.is_cpu(), op, ": ",
-        name, " lies on another device");
-}
-
 }  // namespace finescope::cuda
