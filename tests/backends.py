@@ -15,10 +15,17 @@ import finescope.ops  # noqa: F401  registers the operations
 from finescope.ops import native
 from finescope.ops.registry import DEFAULTS
 
-ON_CUDA = pytest.param("cuda", marks=pytest.mark.requires_cuda)
+
+def has_cuda(name: str) -> bool:
+    """Whether there is a GPU, and a kernel of an operation for it."""
+    kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CUDA")
+    return kernel and torch.cuda.is_available()
+
+
+DEVICES = ["cpu", *(["cuda"] if has_cuda("sparse_decode") else [])]
 CPU = native.module("cpu")
 # What a kernel of the CPU can be forced to; one entry where the kernels are CUDA's, compiled for the CPU.
-ISAS = [*(CPU.usable_isas() if CPU is not None else ["emulated"]), ON_CUDA]
+ISAS = [*(CPU.usable_isas() if CPU is not None else ["emulated"]), *DEVICES[1:]]
 
 
 def run_on(device: str, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -57,8 +64,8 @@ def implementations(name: str) -> list[Any]:
     parameters = [pytest.param(dispatched, id="dispatched")]
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CPU"):
         parameters.append(pytest.param(DEFAULTS[name], id="default"))
-    on_cuda = functools.partial(run_on, "cuda", dispatched)
-    parameters.append(pytest.param(on_cuda, id="cuda", marks=pytest.mark.requires_cuda))
+    if has_cuda(name):
+        parameters.append(pytest.param(functools.partial(run_on, "cuda", dispatched), id="cuda"))
     return parameters
 
 

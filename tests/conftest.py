@@ -83,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", backends.ISAS, indirect=True)
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", ["cpu", backends.ON_CUDA], indirect=True)
+        metafunc.parametrize("device", backends.DEVICES, indirect=True)
 
 
 @pytest.fixture(autouse=True)

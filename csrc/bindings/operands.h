@@ -1,5 +1,5 @@
-// Operands of the operations on codes (values and indices [B, K]) for every device: checked, in the types that
-// sums are made in, with room for the results. What is in `indices` is for the backend to look at.
+// Operands of the operations on codes (values and indices [B, K]) for every device: checked, in the types
+// that sums are made in, with room for the results. What is in `indices` is for the backend to look at.
 #pragma once
 
 #include <cmath>
@@ -149,6 +149,54 @@ struct ScatterValuesOperands {
   }
 };
 
+inline Reduce reduction(const std::string& name) {
+  if (name == "mean") return Reduce::mean;
+  if (name == "max") return Reduce::max;
+  if (name == "sum") return Reduce::sum;
+  if (name == "sqrt_mean") return Reduce::sqrt_mean;
+  if (name == "count") return Reduce::count;
+  fail("reduce must be one of 'mean', 'max', 'sum', 'sqrt_mean', 'count', got '", name, "'");
+}
+
+struct PoolOperands {
+  static constexpr const char* op = "pool_codes";
+  Tensor starts, index, coefficients;
+  Tensor out_values, out_indices;
+  int64_t B, N;
+  PoolArgs args;
+
+  PoolOperands(const Tensor& values, const Tensor& indices, const Tensor& offsets, const std::string& reduce,
+               int64_t keep) {
+    check_dims(values, 2, op, "values");
+    float_dtype(values, op, "values");
+    check(indices.scalar_type() == ScalarType::Long && offsets.scalar_type() == ScalarType::Long, op,
+          ": indices and offsets must be int64");
+    check(shape_text(indices) == shape_text(values), op, ": indices must have shape ", shape_text(values),
+          " like values, got ", shape_text(indices));
+    check(offsets.dim() == 1 && offsets.size(0) >= 1, op, ": offsets must have shape [N+1], got ",
+          shape_text(offsets));
+    check(keep >= 0, op, ": keep must be at least 0, got ", keep);
+    check_device(values, indices, op, "indices");
+    check_device(values, offsets, op, "offsets");
+    const Reduce reduced = reduction(reduce);
+    starts = packed(offsets), index = packed(indices);
+    B = values.size(0), N = offsets.size(0) - 1;
+    const bool f64 = is_wide(values);
+    coefficients = as(values, f64 ? ScalarType::Double : ScalarType::Float);
+    out_values = empty_like_options(values, {N, keep}, ScalarType::Float);
+    out_indices = empty_like_options(values, {N, keep}, ScalarType::Long);
+    args = {coefficients.const_data_ptr(),
+            data<int64_t>(index),
+            f64,
+            data<int64_t>(starts),
+            values.size(1),
+            reduced,
+            keep,
+            static_cast<float*>(out_values.mutable_data_ptr()),
+            static_cast<int64_t*>(out_indices.mutable_data_ptr())};
+  }
+};
+
 // --- training
 
 struct AdamOperands {
@@ -159,8 +207,9 @@ struct AdamOperands {
   int64_t rows;
   AdamArgs args;
 
-  AdamOperands(const Tensor& parameter_, const Tensor& grad, const Tensor& exp_avg_, const Tensor& exp_avg_sq_,
-               int64_t step, double lr, double beta1, double beta2, double eps, bool unit_norm)
+  AdamOperands(const Tensor& parameter_, const Tensor& grad, const Tensor& exp_avg_,
+               const Tensor& exp_avg_sq_, int64_t step, double lr, double beta1, double beta2, double eps,
+               bool unit_norm)
       : parameter(parameter_), exp_avg(exp_avg_), exp_avg_sq(exp_avg_sq_) {
     const DType dtype = float_dtype(parameter, op, "parameter");
     check_like(grad, "grad");

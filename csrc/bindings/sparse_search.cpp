@@ -5,43 +5,20 @@
 #include <optional>
 #include <tuple>
 
-#include "bindings/tensors.h"
+#include "bindings/sparse_operands.h"
 
 namespace finescope {
 namespace {
 
-// Three tensors as checked rows. Latents are checked by whoever reads them first.
-struct Rows3 {
-  Tensor indptr, indices, values;
-  Csr csr;
-
+// Rows whose pointers rise. Latents are checked by whoever reads them first.
+struct Rows3 : CsrOperand {
   Rows3(const Tensor& p, const Tensor& i, const Tensor& v, int64_t latents, const char* name, const char* op)
-      : indptr(packed(p)), indices(packed(i)), values(packed(v)) {
-    check(p.dim() == 1 && p.size(0) >= 1 && p.scalar_type() == ScalarType::Long, name,
-          "_indptr must be int64 [N+1]");
-    check(i.dim() == 1 && v.dim() == 1 && i.size(0) == v.size(0), name, "_values must have shape ",
-          shape_text(i), " like ", name, "_indices, got ", shape_text(v));
-    IndexType type;
-    switch (i.scalar_type()) {
-      case ScalarType::UInt16:
-        type = IndexType::u16;
-        break;
-      case ScalarType::Int:
-        type = IndexType::i32;
-        break;
-      case ScalarType::Long:
-        type = IndexType::i64;
-        break;
-      default:
-        fail(name, "_indices must be uint16, int32 or int64, not ", dtype_name(i.scalar_type()));
-    }
-    const int64_t N = p.size(0) - 1, nnz = i.size(0);
-    const int64_t* start = data<int64_t>(indptr);
+      : CsrOperand(p, i, v, latents, op, name) {
+    const int64_t N = csr.rows, nnz = i.size(0);
+    const int64_t* start = csr.indptr;
     bool rises = start[0] == 0 && start[N] == nnz;
     for (int64_t n = 0; n < N; ++n) rises &= start[n] <= start[n + 1];
     check(rises, name, "_indptr must rise from 0 to nnz=", nnz);
-    csr = {start,  indices.const_data_ptr(), values.const_data_ptr(), type, float_dtype(v, op, name), N,
-           latents};
   }
 
   int64_t latent(int64_t i) const {
@@ -89,15 +66,6 @@ struct Options {
   int64_t id_offset;
 };
 
-bool is_cosine(const std::string& metric) {
-  check(metric == "cosine" || metric == "ip", "metric must be 'cosine' or 'ip', got '", metric, "'");
-  return metric == "cosine";
-}
-
-void check_latents(int64_t num_latents) {
-  check(num_latents >= 0 && num_latents <= INT32_MAX, "num_latents must be 0 .. 2^31-1, got ", num_latents);
-}
-
 int64_t threads() {
   return std::max<int64_t>(1, static_cast<int64_t>(torch::stable::get_num_threads()));
 }
@@ -107,11 +75,10 @@ std::tuple<Tensor, Tensor> run(const Rows3& queries, const Rows3& corpus, const 
   const bool cosine = is_cosine(o.metric);
   const int64_t k = o.k, Q = queries.csr.rows, N = corpus.csr.rows;
   check(k >= 0, "k must be at least 0, got ", k);
+  check_filters(o.exclude, o.mask, Q, N);
   for (int64_t q = 0; q < Q; ++q) queries.check_row(q, "q");
   std::optional<Tensor> excluded, masked;
   if (o.exclude.has_value()) {
-    check(o.exclude->dim() == 2 && o.exclude->size(0) == Q && o.exclude->scalar_type() == ScalarType::Long,
-          "exclude must be int64 [Q, E] with Q=", Q);
     excluded = torch::stable::new_empty(*o.exclude, {Q, o.exclude->size(1)});
     const Tensor given = packed(*o.exclude);
     int64_t* rows = static_cast<int64_t*>(excluded->mutable_data_ptr());
@@ -120,11 +87,7 @@ std::tuple<Tensor, Tensor> run(const Rows3& queries, const Rows3& corpus, const 
       rows[i] = id < 0 ? -1 : id - o.id_offset;
     }
   }
-  if (o.mask.has_value()) {
-    check(o.mask->dim() == 1 && o.mask->size(0) == N && o.mask->scalar_type() == ScalarType::Bool,
-          "mask must be bool [N] with N=", N);
-    masked = packed(*o.mask);
-  }
+  if (o.mask.has_value()) masked = packed(*o.mask);
   const bool f64 = queries.csr.dtype == DType::f64 || corpus.csr.dtype == DType::f64;
   Tensor scores = empty_like_options(queries.values, {Q, k}, f64 ? ScalarType::Double : ScalarType::Float);
   Tensor ids = empty_like_options(queries.values, {Q, k}, ScalarType::Long);
@@ -187,10 +150,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
                                   const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
                                   int64_t id_offset) {
   const char* op = "sparse_cosine_topk";
-  const std::string screens[] = {"auto", "int8", "bf16", "float32", "none"};
-  check(std::find(std::begin(screens), std::end(screens), screen) != std::end(screens),
-        "screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", screen, "'");
-  check_latents(num_latents);
+  check_search(k, num_latents, screen);
   const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
   const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, nullptr);

@@ -36,8 +36,9 @@ __global__ void __launch_bounds__(kThreads)
   using Acc = Accumulator<T>;
   using Wide = Vector<T, V>;
   for (int64_t at = first_thread() * V; at < n; at += thread_stride() * V) {
-    const Wide weights = *reinterpret_cast<const Wide*>(w + at), grads = *reinterpret_cast<const Wide*>(g + at),
-               means = *reinterpret_cast<const Wide*>(m + at), squares = *reinterpret_cast<const Wide*>(v + at);
+    const Wide weights = *reinterpret_cast<const Wide*>(w + at),
+               grads = *reinterpret_cast<const Wide*>(g + at), means = *reinterpret_cast<const Wide*>(m + at),
+               squares = *reinterpret_cast<const Wide*>(v + at);
     Acc weight[V], mean[V], square[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
@@ -110,8 +111,8 @@ void launch_adam_of(const AdamArgs& a, int64_t count, cudaStream_t stream) {
   const T* g = static_cast<const T*>(a.grad);
   if (!a.unit_norm) {
     constexpr int V = kWide<T>;
-    const bool wide = aligned<T, V>(w, V, count) && aligned<T, V>(g, V, count) && aligned<T, V>(m, V, count) &&
-                      aligned<T, V>(v, V, count);
+    const bool wide = aligned<T, V>(w, V, count) && aligned<T, V>(g, V, count) &&
+                      aligned<T, V>(m, V, count) && aligned<T, V>(v, V, count);
     launch("sae_adam_step_", wide ? plain_kernel<T, V> : plain_kernel<T, 1>,
            blocks_for(count / (wide ? V : 1), kThreads), kThreads, 0, stream, w, g, m, v, count, rates);
     return;
@@ -127,9 +128,8 @@ void launch_adam_of(const AdamArgs& a, int64_t count, cudaStream_t stream) {
 }  // namespace
 
 void launch_adam(const AdamArgs& a, int64_t count, cudaStream_t stream) {
-  with_type(a.dtype, [&](auto* type) {
-    launch_adam_of<std::remove_pointer_t<decltype(type)>>(a, count, stream);
-  });
+  with_type(a.dtype,
+            [&](auto* type) { launch_adam_of<std::remove_pointer_t<decltype(type)>>(a, count, stream); });
 }
 
 }  // namespace finescope::cuda

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kOwn = 4;                          // lanes of a dot per thread
-constexpr int kTeam = kLanes / kOwn;             // threads per dot
-constexpr int kTeams = kWarp / kTeam;            // dots of a warp at a time
-constexpr int kPairs = 2;                        // dots per thread
+constexpr int kOwn = 4;                // lanes of a dot per thread
+constexpr int kTeam = kLanes / kOwn;   // threads per dot
+constexpr int kTeams = kWarp / kTeam;  // dots of a warp at a time
+constexpr int kPairs = 2;              // dots per thread
 constexpr int64_t kPerWarp = kTeams * kPairs;
 
 template <class T, bool kAligned>
@@ -61,7 +61,7 @@ __device__ inline void team_dots(const X* const (&x)[R], const W* const (&w)[kPa
   for (int r = 0; r < R; ++r) {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      double(&l)[kOwn] = lane[r][p];
+      double (&l)[kOwn] = lane[r][p];
       for (int half = kTeam / 2; half > 0; half /= 2) {
         for (int o = 0; o < kOwn; ++o) l[o] = l[o] + __shfl_down_sync(kWhole, l[o], half, kTeam);
       }

@@ -53,7 +53,7 @@ __device__ inline int64_t warp_stride() {
 
 // Not inlined: what it takes to print would burden every kernel.
 __device__ __attribute__((noinline)) inline void refuse_index(const char* op, int64_t index, int64_t b,
-                                                             int64_t j, int64_t limit) {
+                                                              int64_t j, int64_t limit) {
   printf("finescope: %s: indices holds %lld at [%lld, %lld], which is outside 0..%lld\n", op,
          static_cast<long long>(index), static_cast<long long>(b), static_cast<long long>(j),
          static_cast<long long>(limit - 1));

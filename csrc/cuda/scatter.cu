@@ -13,11 +13,16 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
+// Named on the device: its printf cannot read the host's words.
+__device__ inline const char* name_of(Scatter op) {
+  return op == Scatter::rows ? "scatter_rows" : op == Scatter::values ? "scatter_values" : "weight_grads";
+}
+
 template <class Key>
-__global__ void __launch_bounds__(kThreads) keys_kernel(const char* op, const int64_t* indices, int64_t pairs,
-                                                        int64_t K, int64_t F, Key* keys) {
+__global__ void __launch_bounds__(kThreads)
+    keys_kernel(Scatter op, const int64_t* indices, int64_t pairs, int64_t K, int64_t F, Key* keys) {
   for (int64_t i = first_thread(); i < pairs; i += thread_stride()) {
-    check_index(op, indices[i], i / K, i % K, F);
+    check_index(name_of(op), indices[i], i / K, i % K, F);
     keys[i] = static_cast<Key>(indices[i]);
   }
 }
@@ -40,8 +45,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_kernel(const int64_t* order, int64_t pairs, int64_t K,
-                                                          const T* values, int64_t* row, T* value) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const int64_t* order, int64_t pairs, int64_t K, const T* values, int64_t* row, T* value) {
   for (int64_t p = first_thread(); p < pairs; p += thread_stride()) {
     if (row != nullptr) row[p] = order[p] / K;
     value[p] = values[order[p]];
@@ -135,12 +140,12 @@ void with_key(int64_t F, const Body& body) {
 
 }  // namespace
 
-void launch_latent_keys(const char* op, const int64_t* indices, int64_t B, int64_t K, int64_t F, void* keys,
+void launch_latent_keys(Scatter op, const int64_t* indices, int64_t B, int64_t K, int64_t F, void* keys,
                         cudaStream_t stream) {
   with_key(F, [&](auto* type) {
     using Key = std::remove_pointer_t<decltype(type)>;
-    launch(op, keys_kernel<Key>, blocks_for(B * K, kThreads), kThreads, 0, stream, op, indices, B * K, K, F,
-           static_cast<Key*>(keys));
+    launch("latent keys", keys_kernel<Key>, blocks_for(B * K, kThreads), kThreads, 0, stream, op, indices,
+           B * K, K, F, static_cast<Key*>(keys));
   });
 }
 

@@ -16,7 +16,8 @@ void launch_sampled_dot(const SampledDotArgs& args, int64_t B, int64_t F, cudaSt
 inline bool narrow_keys(int64_t F) {
   return F <= INT32_MAX;
 }
-void launch_latent_keys(const char* op, const int64_t* indices, int64_t B, int64_t K, int64_t F, void* keys,
+enum class Scatter { rows, values, weight_grads };  // whose indices a message is about
+void launch_latent_keys(Scatter op, const int64_t* indices, int64_t B, int64_t K, int64_t F, void* keys,
                         cudaStream_t stream);
 // start[f] = the first of `pairs` sorted keys that is f or more, for f = 0..F.
 void launch_segment_starts(const void* keys, int64_t pairs, int64_t F, int64_t* start, cudaStream_t stream);

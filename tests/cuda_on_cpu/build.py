@@ -24,6 +24,7 @@ FLAGS = (
     "-O1",
     "-U_FORTIFY_SOURCE",
     "-DFINESCOPE_CUDA_ON_CPU",
+    "-DFINESCOPE_SPARSE_SPARE=64",  # so that searches run out of room
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",
 )

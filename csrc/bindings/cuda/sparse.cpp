@@ -29,7 +29,7 @@ Tensor sampled_dot(const Tensor& rows, const Tensor& indices, const Tensor& weig
 struct Segments {
   Tensor order, start;  // [B * K], [F + 1]
 
-  Segments(const char* op, const Tensor& index, int64_t F, const OnDevice& device) {
+  Segments(Scatter op, const Tensor& index, int64_t F, const OnDevice& device) {
     const int64_t B = index.size(0), K = index.size(1);
     const Tensor keys =
         empty_like_options(index, {B * K}, narrow_keys(F) ? ScalarType::Int : ScalarType::Long);
@@ -45,15 +45,16 @@ struct Segments {
 Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& rows, int64_t num_latents) {
   const OnDevice device(rows);
   const ScatterRowsOperands o(values, indices, rows, num_latents);
-  const Segments segments(o.op, o.index, o.F, device);
+  const Segments segments(Scatter::rows, o.index, o.F, device);
   const int64_t pairs = o.B * o.K;
   const Tensor row = empty_like_options(o.index, {pairs}, ScalarType::Long);
   const Tensor value = empty_like_options(o.coefficients, {pairs}, o.coefficients.scalar_type());
   launch_gather_pairs(data<int64_t>(segments.order), pairs, o.K, o.acc, o.coefficients.const_data_ptr(),
                       static_cast<int64_t*>(row.mutable_data_ptr()), value.mutable_data_ptr(),
                       device.stream());
-  const ScatterRowsArgs args{data<int64_t>(segments.start), data<int64_t>(row), value.const_data_ptr(),
-                             o.x->matrix,                   o.out.mutable_data_ptr(), o.D};
+  const ScatterRowsArgs args{data<int64_t>(segments.start), data<int64_t>(row),
+                             value.const_data_ptr(),        o.x->matrix,
+                             o.out.mutable_data_ptr(),      o.D};
   launch_scatter_rows(args, o.F, device.stream());
   return o.out;
 }
@@ -61,11 +62,11 @@ Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& r
 Tensor scatter_values(const Tensor& values, const Tensor& indices, int64_t num_latents) {
   const OnDevice device(values);
   const ScatterValuesOperands o(values, indices, num_latents);
-  const Segments segments(o.op, o.index, o.F, device);
+  const Segments segments(Scatter::values, o.index, o.F, device);
   const int64_t pairs = o.index.numel();
   const Tensor value = empty_like_options(o.added, {pairs}, o.added.scalar_type());
-  launch_gather_pairs(data<int64_t>(segments.order), pairs, o.index.size(1), o.acc,
-                      o.added.const_data_ptr(), nullptr, value.mutable_data_ptr(), device.stream());
+  launch_gather_pairs(data<int64_t>(segments.order), pairs, o.index.size(1), o.acc, o.added.const_data_ptr(),
+                      nullptr, value.mutable_data_ptr(), device.stream());
   launch_segment_sums(data<int64_t>(segments.start), value.const_data_ptr(), o.acc, o.F,
                       o.sum.mutable_data_ptr(), device.stream());
   return o.sum;
@@ -95,14 +96,14 @@ std::tuple<Tensor, Tensor, Tensor> weight_grads(const Tensor& grad_values, const
                                                 int64_t k, int64_t num_latents) {
   const OnDevice device(values);
   WeightGradOperands o(grad_values, values, indices, x, grad, k, num_latents);
-  const Segments segments(o.op, o.index, o.args.F, device);
+  const Segments segments(Scatter::weight_grads, o.index, o.args.F, device);
   const int64_t pairs = o.index.numel();
   // Pair<dtype>: two numbers of 32 bits and two of the dtype.
   const int64_t width = o.args.dtype == DType::f64 ? 3 : 4;
   const Tensor sorted = empty_like_options(values, {pairs, width}, values.scalar_type());
-  launch_training_pairs(data<int64_t>(segments.order), pairs, o.K, o.k, o.R > 1 ? o.args.B : 0,
-                        o.args.dtype, o.first.const_data_ptr(), o.second.const_data_ptr(),
-                        sorted.mutable_data_ptr(), device.stream());
+  launch_training_pairs(data<int64_t>(segments.order), pairs, o.K, o.k, o.R > 1 ? o.args.B : 0, o.args.dtype,
+                        o.first.const_data_ptr(), o.second.const_data_ptr(), sorted.mutable_data_ptr(),
+                        device.stream());
   const Tensor rows = packed(o.x.tensor);
   o.args.start = data<int64_t>(segments.start);
   o.args.pairs = sorted.const_data_ptr();

@@ -1,0 +1,80 @@
+// Operands of the searches over sparse rows, for every device: checked, except for what is in them.
+#pragma once
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <optional>
+
+#include "bindings/operands.h"
+
+namespace finescope {
+
+// Three tensors as rows; whether pointers rise and latents fit is for whoever reads them.
+struct CsrOperand {
+  Tensor indptr, indices, values;
+  Csr csr;
+
+  CsrOperand(const Tensor& p, const Tensor& i, const Tensor& v, int64_t latents, const char* op,
+             const char* name)
+      : indptr(packed(p)), indices(packed(i)), values(packed(v)) {
+    check(p.dim() == 1 && p.size(0) >= 1 && p.scalar_type() == ScalarType::Long, name,
+          "_indptr must be int64 [N+1]");
+    check(i.dim() == 1 && v.dim() == 1 && i.size(0) == v.size(0), name, "_values must have shape ",
+          shape_text(i), " like ", name, "_indices, got ", shape_text(v));
+    IndexType type;
+    switch (i.scalar_type()) {
+      case ScalarType::UInt16:
+        type = IndexType::u16;
+        break;
+      case ScalarType::Int:
+        type = IndexType::i32;
+        break;
+      case ScalarType::Long:
+        type = IndexType::i64;
+        break;
+      default:
+        fail(name, "_indices must be uint16, int32 or int64, not ", dtype_name(i.scalar_type()));
+    }
+    check_device(p, i, op, "indices");
+    check_device(p, v, op, "values");
+    csr = {data<int64_t>(indptr),
+           indices.const_data_ptr(),
+           values.const_data_ptr(),
+           type,
+           float_dtype(v, op, name),
+           p.size(0) - 1,
+           latents};
+  }
+};
+
+inline bool is_cosine(const std::string& metric) {
+  check(metric == "cosine" || metric == "ip", "metric must be 'cosine' or 'ip', got '", metric, "'");
+  return metric == "cosine";
+}
+
+inline void check_latents(int64_t num_latents) {
+  check(num_latents >= 0 && num_latents <= INT32_MAX, "num_latents must be 0 .. 2^31-1, got ", num_latents);
+}
+
+inline void check_search(int64_t k, int64_t num_latents, const std::string& screen) {
+  const std::string screens[] = {"auto", "int8", "bf16", "float32", "none"};
+  check(std::find(std::begin(screens), std::end(screens), screen) != std::end(screens),
+        "screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", screen, "'");
+  check(k >= 0, "k must be at least 0, got ", k);
+  check_latents(num_latents);
+}
+
+inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask, int64_t Q,
+                          int64_t N) {
+  if (exclude.has_value()) {
+    check(exclude->dim() == 2 && exclude->size(0) == Q && exclude->scalar_type() == ScalarType::Long,
+          "exclude must be int64 [Q, E] with Q=", Q);
+  }
+  if (mask.has_value()) {
+    check(mask->dim() == 1 && mask->size(0) == N && mask->scalar_type() == ScalarType::Bool,
+          "mask must be bool [N] with N=", N);
+  }
+}
+
+}  // namespace finescope
