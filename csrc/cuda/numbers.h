@@ -7,10 +7,17 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "kernels.h"
 
 namespace finescope::cuda {
+
+// As constants: device code may not call what the host's limits are made of.
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+template <class T>
+inline constexpr T kLargest = std::numeric_limits<T>::max();
 
 // The bits of 16-bit elements, as types to overload on.
 struct Bf16 {

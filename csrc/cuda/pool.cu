@@ -1,7 +1,6 @@
 // pool_codes: entries sorted by document and latent, one thread to add up each run of them in its order, and
 // a block to choose the strongest of a document.
 #include <cmath>
-#include <limits>
 
 #include "cuda/pool.h"
 #include "cuda/rows.h"
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
                 int64_t N, int64_t* latent, int32_t* document) {
   for (int64_t i = first_thread(); i < entries; i += thread_stride()) {
     const T value = values[i];
-    if (!(value > 0 && value <= std::numeric_limits<T>::max())) {
+    if (!(value > 0 && value <= kLargest<T>)) {
       latent[i] = 0;
       document[i] = static_cast<int32_t>(N);
       continue;

@@ -11,7 +11,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "cuda/numbers.h"
 
@@ -35,10 +34,9 @@ struct ScreenLine {
 };
 __host__ __device__ inline ScreenLine screen_line(bool cosine, double threshold, double query_norm,
                                                   double error) {
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double t = cosine || !(query_norm > 0.0) ? threshold : threshold / query_norm;
   // Nothing is known yet, or nothing can be told: everything is a hit.
-  if (!(error < kInfinity) || !(t > -1e30)) return {0.0f, -std::numeric_limits<float>::infinity()};
+  if (!(error < kInfinity) || !(t > -1e30)) return {0.0f, -static_cast<float>(kInfinity)};
   const double high = t < 1e30 ? t : 1e30;
   if (cosine) return {round_down(high - error), 0.0f};
   return {round_down(-error), round_down(high - std::fabs(high) * 0x1p-20)};
@@ -47,7 +45,7 @@ __host__ __device__ inline ScreenLine screen_line(bool cosine, double threshold,
 // What min_score says before any score is known: a score just below may round to it.
 __host__ __device__ inline double first_threshold(double min_score) {
   const double t = min_score - std::fabs(min_score) * 0x1p-22 - 1e-40;
-  return t == t ? t : -std::numeric_limits<double>::infinity();
+  return t == t ? t : -kInfinity;
 }
 
 // --- the order in which tiles of rows are visited

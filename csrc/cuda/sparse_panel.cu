@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kWarp)
   for (int q = blockIdx.x; q < kPanel; q += gridDim.x) {
     PanelQuery& query = panel.queries[q];
     if (q >= panel.width) {
-      if (threadIdx.x == 0) query.norm = std::numeric_limits<double>::quiet_NaN();
+      if (threadIdx.x == 0) query.norm = kNaN;
       continue;
     }
     const int64_t row = panel.first + q, begin = job.queries.indptr[row], end = job.queries.indptr[row + 1];
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kWarp)
     for (int half = kWarp / 2; half > 0; half /= 2) lost += __shfl_down_sync(kWhole, lost, half);
     if (threadIdx.x != 0) continue;
     query.norm = norm;
-    query.error = plain || !some ? std::sqrt(lost) * 1.0001 + 1e-12 : std::numeric_limits<double>::infinity();
+    query.error = plain || !some ? std::sqrt(lost) * 1.0001 + 1e-12 : kInfinity;
     query.threshold = first_threshold(job.min_score);
     query.row = INT64_MAX;
     query.kept = 0;

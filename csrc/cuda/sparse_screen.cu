@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kThreads)
       const T score = static_cast<T>(best.score);
       // Scores fall, and so do rounded ones: what min_score leaves comes first.
       const bool stays = i < kept && static_cast<double>(score) >= job.min_score;
-      scores[at + i] = stays ? score : -std::numeric_limits<T>::infinity();
+      scores[at + i] = stays ? score : -static_cast<T>(kInfinity);
       ids[at + i] = stays ? best.row + job.id_offset : -1;
     }
   }
@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t p = first_thread(); p < panel.width * count; p += thread_stride()) {
     const int q = static_cast<int>(p / count);
     const int64_t row = ids[first + p];
-    double score = -std::numeric_limits<double>::infinity();
+    double score = -kInfinity;
     if (row != -1) {
       if (row < 0 || row >= job.corpus.rows) refuse_id(row, panel.first + q, p % count, job.corpus.rows);
       const int64_t begin = job.corpus.indptr[row], end = job.corpus.indptr[row + 1];
