@@ -21,9 +21,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 EMULATED = os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU")
 if EMULATED:
     os.environ["FINESCOPE_NATIVE"] = "0"
+    import finescope.ops  # noqa: F401  defines the operations
 
     _spec = importlib.util.spec_from_file_location("_C_cuda_on_cpu", EMULATED)
-    _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 
 def _has_kernel(key: str) -> bool:

@@ -33,7 +33,9 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str |
 
 
 def search(queries: Tensor, corpus: Tensor, k: int, **options: Any) -> Any:
-    moved = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in options.items()}
+    moved = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in options.items()
+    }
     return tuple(side.cpu() for side in ops.cosine_topk(queries.to(DEVICE), corpus.to(DEVICE), k, **moved))
 
 
@@ -143,4 +145,6 @@ def test_on_the_bound() -> None:
     x = torch.stack([direction, direction * 0.37, direction + 0.01 * torch.randn(256, generator=generator)])
     x = torch.cat([x, torch.randn(20, 256, generator=generator)])
     for screen in SCREENS:
-        assert_same_bytes(encode(x, weight, None, 32, screen), oracle.encode(x, weight, None, 32), f"{screen}")
+        assert_same_bytes(
+            encode(x, weight, None, 32, screen), oracle.encode(x, weight, None, 32), f"{screen}"
+        )

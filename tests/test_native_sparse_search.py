@@ -269,12 +269,15 @@ def test_refused() -> None:
         ),
         (lambda: search(*rows, rows[0], rows[1], rows[2][:-1], 20, 3), "c_values must have shape"),
         (lambda: search(*rows, *rows, 20, -1), "k must be at least 0, got -1"),
-        (lambda: search(*rows, *rows, 20, 3, "dot"), "metric must be 'cosine' or 'ip', got 'dot'"),
+        (lambda: search(*rows, *rows, 20, 3, "dot"), "metric must be one of 'cosine', 'ip', got 'dot'"),
         (lambda: search(*rows, *rows, 20, 3, "ip", "fp4"), "screen must be one of .* got 'fp4'"),
-        (lambda: search(*rows, *rows, 20, 3, mask=torch.ones(3, dtype=torch.bool)), "mask must be bool"),
+        (
+            lambda: search(*rows, *rows, 20, 3, mask=torch.ones(3, dtype=torch.bool)),
+            r"mask \[3\] must",
+        ),
         (
             lambda: search(*rows, *rows, 20, 3, exclude=torch.zeros(3, 1, dtype=torch.int64)),
-            "exclude must be int64",
+            r"exclude \[3, 1\] must have shape \[4, E\]",
         ),
     ]
     for call, message in cases:

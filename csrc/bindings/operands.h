@@ -11,12 +11,6 @@
 
 namespace finescope {
 
-// Every operand lies where the first one does.
-inline void check_device(const Tensor& first, const Tensor& other, const char* op, const char* name) {
-  check(first.get_device_index() == other.get_device_index() && first.is_cpu() == other.is_cpu(), op, ": ",
-        name, " lies on another device");
-}
-
 inline Tensor index_matrix(const Tensor& indices, const char* op) {
   check_dims(indices, 2, op, "indices");
   check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, not ",

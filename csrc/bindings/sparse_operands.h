@@ -1,12 +1,8 @@
 // Operands of the searches over sparse rows, for every device: checked, except for what is in them.
 #pragma once
 
-#include <algorithm>
-#include <iterator>
-#include <limits>
-#include <optional>
-
 #include "bindings/operands.h"
+#include "bindings/search.h"
 
 namespace finescope {
 
@@ -48,33 +44,9 @@ struct CsrOperand {
   }
 };
 
-inline bool is_cosine(const std::string& metric) {
-  check(metric == "cosine" || metric == "ip", "metric must be 'cosine' or 'ip', got '", metric, "'");
-  return metric == "cosine";
-}
-
-inline void check_latents(int64_t num_latents) {
-  check(num_latents >= 0 && num_latents <= INT32_MAX, "num_latents must be 0 .. 2^31-1, got ", num_latents);
-}
-
-inline void check_search(int64_t k, int64_t num_latents, const std::string& screen) {
-  const std::string screens[] = {"auto", "int8", "bf16", "float32", "none"};
-  check(std::find(std::begin(screens), std::end(screens), screen) != std::end(screens),
-        "screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", screen, "'");
-  check(k >= 0, "k must be at least 0, got ", k);
-  check_latents(num_latents);
-}
-
-inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask, int64_t Q,
-                          int64_t N) {
-  if (exclude.has_value()) {
-    check(exclude->dim() == 2 && exclude->size(0) == Q && exclude->scalar_type() == ScalarType::Long,
-          "exclude must be int64 [Q, E] with Q=", Q);
-  }
-  if (mask.has_value()) {
-    check(mask->dim() == 1 && mask->size(0) == N && mask->scalar_type() == ScalarType::Bool,
-          "mask must be bool [N] with N=", N);
-  }
+inline void check_latents(int64_t num_latents, const char* op) {
+  check(num_latents >= 0 && num_latents <= INT32_MAX, op, ": num_latents must be 0 .. 2^31-1, got ",
+        num_latents);
 }
 
 }  // namespace finescope

@@ -71,11 +71,12 @@ int64_t threads() {
 }
 
 std::tuple<Tensor, Tensor> run(const Rows3& queries, const Rows3& corpus, const Options& o,
-                               const PackedSparse* packed_rows) {
-  const bool cosine = is_cosine(o.metric);
+                               const PackedSparse* packed_rows, const char* op) {
+  check_metric(o.metric, op);
+  const bool cosine = o.metric == "cosine";
   const int64_t k = o.k, Q = queries.csr.rows, N = corpus.csr.rows;
-  check(k >= 0, "k must be at least 0, got ", k);
-  check_filters(o.exclude, o.mask, Q, N);
+  check(k >= 0, op, ": k must be at least 0, got ", k);
+  check_filters(o.exclude, o.mask, Q, N, op);
   for (int64_t q = 0; q < Q; ++q) queries.check_row(q, "q");
   std::optional<Tensor> excluded, masked;
   if (o.exclude.has_value()) {
@@ -150,16 +151,18 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
                                   const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
                                   int64_t id_offset) {
   const char* op = "sparse_cosine_topk";
-  check_search(k, num_latents, screen);
+  check_screen(screen, op);
+  check_latents(num_latents, op);
   const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
   const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
-  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, nullptr);
+  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, nullptr, op);
 }
 
 // Rows turned over once for many searches; an empty tensor where that would not pay.
 Tensor pack_sparse(const Tensor& indptr, const Tensor& indices, const Tensor& values, int64_t num_latents) {
-  check_latents(num_latents);
-  const Rows3 rows(indptr, indices, values, num_latents, "c", "pack_sparse_rows");
+  const char* op = "pack_sparse_rows";
+  check_latents(num_latents, op);
+  const Rows3 rows(indptr, indices, values, num_latents, "c", op);
   const std::vector<int64_t> edges = sparse_windows(rows.csr);
   const int64_t n = static_cast<int64_t>(edges.size()) - 1;
   std::vector<int64_t> words(n);
@@ -199,7 +202,7 @@ std::tuple<Tensor, Tensor> search_packed(const Tensor& q_indptr, const Tensor& q
                                          const std::optional<Tensor>& exclude,
                                          const std::optional<Tensor>& mask, int64_t id_offset) {
   const char* op = "sparse_cosine_topk_packed";
-  check_latents(num_latents);
+  check_latents(num_latents, op);
   const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
   const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   check(memory.scalar_type() == ScalarType::Byte && memory.dim() == 1 && memory.is_contiguous(), op,
@@ -209,8 +212,8 @@ std::tuple<Tensor, Tensor> search_packed(const Tensor& q_indptr, const Tensor& q
   check(!held ||
             packed_rows.open(static_cast<const char*>(memory.const_data_ptr()), memory.numel(), corpus.csr),
         op, ": packed does not hold ", corpus.csr.rows, " rows packed from this corpus");
-  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset},
-             held ? &packed_rows : nullptr);
+  return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, held ? &packed_rows : nullptr,
+             op);
 }
 
 // The exact scores of chosen pairs.
@@ -218,7 +221,7 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
                    const Tensor& c_indptr, const Tensor& c_indices, const Tensor& c_values,
                    int64_t num_latents, const Tensor& ids, const std::string& metric) {
   const char* op = "sparse_pair_scores";
-  check_latents(num_latents);
+  check_latents(num_latents, op);
   const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
   const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
@@ -236,7 +239,8 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
   for (int64_t q = 0; q < Q; ++q) queries.check_row(q, "q");
   Tensor scores = empty_like_options(q_values, {Q, k}, ScalarType::Double);
   double* out = static_cast<double*>(scores.mutable_data_ptr());
-  const SparseSearchArgs args{queries.csr, corpus.csr, k, is_cosine(metric), 0.0, nullptr, 0, nullptr, true};
+  check_metric(metric, op);
+  const SparseSearchArgs args{queries.csr, corpus.csr, k, metric == "cosine", 0.0, nullptr, 0, nullptr, true};
   std::atomic<int64_t> bad{-1};
   parallel(Q, 1, [&](int64_t begin, int64_t end) {
     try {

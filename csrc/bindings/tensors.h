@@ -91,6 +91,12 @@ inline void check_dims(const Tensor& t, int64_t dims, const char* op, const char
         ", not shape ", shape_text(t));
 }
 
+// Every operand lies where the first one does.
+inline void check_device(const Tensor& first, const Tensor& other, const char* op, const char* name) {
+  check(first.get_device_index() == other.get_device_index() && first.is_cpu() == other.is_cpu(), op, ": ",
+        name, " lies on another device");
+}
+
 inline Tensor packed(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

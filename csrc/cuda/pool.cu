@@ -13,20 +13,21 @@ constexpr int kThreads = 256;
 constexpr int kChoosers = 128;
 constexpr int kBins = 256;
 
-__device__ __attribute__((noinline)) void refuse_offsets(int64_t first, int64_t last, int64_t B, int64_t n) {
+[[noreturn]] __device__ __attribute__((noinline)) void refuse_offsets(int64_t first, int64_t last, int64_t B,
+                                                                      int64_t n) {
   if (n < 0) {
     printf("finescope: pool_codes: offsets must run from 0 to B=%lld, got %lld to %lld\n",
            static_cast<long long>(B), static_cast<long long>(first), static_cast<long long>(last));
   } else {
     printf("finescope: pool_codes: offsets falls after document %lld\n", static_cast<long long>(n));
   }
-  __trap();
+  stop();
 }
 
-__device__ __attribute__((noinline)) void refuse_latent(int64_t latent) {
+[[noreturn]] __device__ __attribute__((noinline)) void refuse_latent(int64_t latent) {
   printf("finescope: pool_codes: indices holds %lld with a positive value; latents start at 0\n",
          static_cast<long long>(latent));
-  __trap();
+  stop();
 }
 
 __global__ void __launch_bounds__(kThreads) offsets_kernel(const int64_t* offsets, int64_t N, int64_t B) {

@@ -51,13 +51,20 @@ __device__ inline int64_t warp_stride() {
   return thread_stride() / kWarp;
 }
 
+// Ends the kernel, and with it what the device does for this process.
+[[noreturn]] __device__ inline void stop() {
+  __trap();
+  __builtin_unreachable();
+}
+
 // Not inlined: what it takes to print would burden every kernel.
-__device__ __attribute__((noinline)) inline void refuse_index(const char* op, int64_t index, int64_t b,
-                                                              int64_t j, int64_t limit) {
+[[noreturn]] __device__ __attribute__((noinline)) inline void refuse_index(const char* op, int64_t index,
+                                                                           int64_t b, int64_t j,
+                                                                           int64_t limit) {
   printf("finescope: %s: indices holds %lld at [%lld, %lld], which is outside 0..%lld\n", op,
          static_cast<long long>(index), static_cast<long long>(b), static_cast<long long>(j),
          static_cast<long long>(limit - 1));
-  __trap();
+  stop();
 }
 __device__ inline void check_index(const char* op, int64_t index, int64_t b, int64_t j, int64_t limit) {
   if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(limit)) refuse_index(op, index, b, j, limit);

@@ -42,12 +42,6 @@ __host__ __device__ inline ScreenLine screen_line(bool cosine, double threshold,
   return {round_down(-error), round_down(high - std::fabs(high) * 0x1p-20)};
 }
 
-// What min_score says before any score is known: a score just below may round to it.
-__host__ __device__ inline double first_threshold(double min_score) {
-  const double t = min_score - std::fabs(min_score) * 0x1p-22 - 1e-40;
-  return t == t ? t : -kInfinity;
-}
-
 // --- the order in which tiles of rows are visited
 
 // A multiplier without a common divisor with `tiles`, so that i -> i * multiplier % tiles meets every tile
@@ -66,13 +60,13 @@ inline int64_t visiting_step(int64_t tiles) {
   return step;
 }
 
-// Rows of the next slab, if `seen` rows are behind: as many as are expected to hold half of `spare` that are
-// better than the k-th best so far. The first slab is all stored, and fits.
+// Rows of the next slab, if `seen` rows are behind: `spare` of them may be better than the k-th best so far.
+// Of as many rows as were seen, k are expected to be; how many more it may well be follows from how the k-th
+// best of a sample varies, and from neighbours' being alike. The first slab is all stored, and fits.
 inline int64_t next_slab(int64_t seen, int64_t k, int64_t spare) {
-  if (seen == 0) return spare;
+  const double wanted = static_cast<double>(k), most = 0x1p60;
   const double grown =
-      static_cast<double>(seen) * static_cast<double>(spare) / (2.0 * static_cast<double>(k));
-  const double most = 0x1p60;
+      static_cast<double>(seen) * static_cast<double>(spare) / (wanted + 12.0 * std::sqrt(wanted) + 60.0);
   return grown < static_cast<double>(spare) ? spare : static_cast<int64_t>(grown < most ? grown : most);
 }
 

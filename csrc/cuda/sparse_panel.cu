@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kWarp)
     if (threadIdx.x != 0) continue;
     query.norm = norm;
     query.error = plain || !some ? std::sqrt(lost) * 1.0001 + 1e-12 : kInfinity;
-    query.threshold = first_threshold(job.min_score);
+    query.threshold = job.floor;
     query.row = INT64_MAX;
     query.kept = 0;
     query.fresh = 0;
@@ -96,9 +96,10 @@ __global__ void __launch_bounds__(kWarp)
 }  // namespace
 
 void launch_sparse_panel(const SparseJob& job, const SparsePanel& panel, cudaStream_t stream) {
-  launch(job.op, mark_kernel, static_cast<unsigned>(panel.width), kWarp, 0, stream, job, panel);
-  launch(job.op, count_kernel, 1u, kScanThreads, 0, stream, panel.words, (job.queries.latents + 31) / 32);
-  launch(job.op, fill_kernel, static_cast<unsigned>(kPanel), kWarp, 0, stream, job, panel);
+  launch("sparse panel", mark_kernel, static_cast<unsigned>(panel.width), kWarp, 0, stream, job, panel);
+  launch("sparse panel", count_kernel, 1u, kScanThreads, 0, stream, panel.words,
+         (job.queries.latents + 31) / 32);
+  launch("sparse panel", fill_kernel, static_cast<unsigned>(kPanel), kWarp, 0, stream, job, panel);
 }
 
 }  // namespace finescope::cuda

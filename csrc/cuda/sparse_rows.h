@@ -9,16 +9,17 @@
 
 namespace finescope::cuda {
 
-__device__ __attribute__((noinline)) inline void refuse_latent(char side, int64_t latent, int64_t row,
-                                                               int64_t limit) {
+[[noreturn]] __device__ __attribute__((noinline)) inline void refuse_latent(char side, int64_t latent,
+                                                                            int64_t row, int64_t limit) {
   printf("finescope: %c_indices holds %lld in row %lld, which is outside 0..%lld\n", side,
          static_cast<long long>(latent), static_cast<long long>(row), static_cast<long long>(limit - 1));
-  __trap();
+  stop();
 }
-__device__ __attribute__((noinline)) inline void refuse_pointers(char side, int64_t row, int64_t entries) {
+[[noreturn]] __device__ __attribute__((noinline)) inline void refuse_pointers(char side, int64_t row,
+                                                                              int64_t entries) {
   printf("finescope: %c_indptr must rise from 0 to nnz=%lld, and does not at row %lld\n", side,
          static_cast<long long>(entries), static_cast<long long>(row));
-  __trap();
+  stop();
 }
 
 // A latent that is known, or found, to be in range.
@@ -111,10 +112,6 @@ __device__ inline void exact_dots(const E& entries, int64_t begin, int64_t end, 
     const double* line = exact + static_cast<int64_t>(line_of(word, latent)) * kPanel + q;
     for (int c = 0; c < kCount; ++c) dot[c] += line[c] * value;
   }
-}
-
-__device__ inline bool finite(double x) {
-  return x - x == 0.0;
 }
 
 __device__ inline double exact_score(bool cosine, double dot, double square, double query_norm) {

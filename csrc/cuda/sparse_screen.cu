@@ -70,7 +70,7 @@ __device__ __attribute__((noinline)) void take(const SparseJob& job, const Spars
   if (!__any_sync(kWhole, hit != 0)) return;
   double dot[2], square;
   exact_dots<2>(entries, begin, end, words, panel.exact, q, dot, &square);
-  if (!finite(square)) return;
+  if (!isfinite(square)) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     if (!(hit >> h & 1u)) continue;
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const PanelQuery& query = panel.queries[lane * 2 + h];
-    mine.wanted[h] = finite(query.norm);
+    mine.wanted[h] = isfinite(query.norm);
     mine.slope[h] = query.slope;
     mine.offset[h] = query.offset;
   }
@@ -176,7 +176,7 @@ void launch_screen(const SparseJob& job, const SparsePanel& panel, int64_t first
   const size_t words = static_cast<size_t>((job.corpus.latents + 31) / 32) * sizeof(PanelWord);
   const bool shared = lists + words <= kPlainShared;
   const int64_t blocks = (last - first + kWarps - 1) / kWarps;
-  launch(job.op, shared ? screen_kernel<I, T, true> : screen_kernel<I, T, false>,
+  launch("sparse screen", shared ? screen_kernel<I, T, true> : screen_kernel<I, T, false>,
          static_cast<unsigned>(blocks < kBlocks ? blocks : kBlocks), kThreads, lists + (shared ? words : 0),
          stream, job, panel, first, last, tiles, visiting_step(tiles));
 }
@@ -219,25 +219,18 @@ __device__ inline void keep_best(const SparseJob& job, PanelQuery& query, Sparse
   __syncthreads();
 }
 
-// A block for each query. Where a slab held more than there was room for, its rows are scored again, exactly,
-// as many at a time as fit: right whatever the data are, only slower.
+// Where a slab held more for a query than there was room for, its rows are scored again, exactly, as many at
+// a time as fit: right whatever the data are, only slower. A block for each query.
 __global__ void __launch_bounds__(kThreads)
-    keep_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ SparsePanel panel,
-                int64_t first, int64_t last, int64_t tiles, int64_t step) {
+    rescan_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ SparsePanel panel,
+                  int64_t first, int64_t last, int64_t tiles, int64_t step) {
   FINESCOPE_SHARED(SparseFound, near);
   const AnyEntries entries{job.corpus};
   const int64_t* indptr = job.corpus.indptr;
+  const int64_t part = (job.room - job.k) / kTile;
   for (int q = blockIdx.x; q < panel.width; q += gridDim.x) {
     PanelQuery& query = panel.queries[q];
-    if (!finite(query.norm)) continue;
-    SparseFound* const found = job.found + q * job.room;
-    const int64_t count = query.kept + static_cast<int64_t>(query.fresh);
-    if (count <= job.room) {
-      if (query.fresh > 0) keep_best(job, query, found, count, near);
-      __syncthreads();
-      continue;
-    }
-    const int64_t part = (job.room - job.k) / kTile;
+    if (!isfinite(query.norm) || query.kept + static_cast<int64_t>(query.fresh) <= job.room) continue;
     for (int64_t from = first; from < last; from += part) {
       __syncthreads();
       if (threadIdx.x == 0) query.fresh = 0;
@@ -249,11 +242,23 @@ __global__ void __launch_bounds__(kThreads)
         double dot[1], square;
         exact_dots<1>(entries, indptr[row], indptr[row + 1], panel.words, panel.exact, q, dot, &square);
         const double score = exact_score(job.cosine, dot[0], square, query.norm);
-        if (finite(square) && improves(query, score, row)) add(job, panel, q, score, row);
+        if (isfinite(square) && improves(query, score, row)) add(job, panel, q, score, row);
       }
       __syncthreads();
-      keep_best(job, query, found, query.kept + static_cast<int64_t>(query.fresh), near);
+      keep_best(job, query, job.found + q * job.room, query.kept + static_cast<int64_t>(query.fresh), near);
     }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    keep_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ SparsePanel panel) {
+  FINESCOPE_SHARED(SparseFound, near);
+  for (int q = blockIdx.x; q < panel.width; q += gridDim.x) {
+    PanelQuery& query = panel.queries[q];
+    const int64_t fresh = static_cast<int64_t>(query.fresh);
+    __syncthreads();  // all have read it
+    if (isfinite(query.norm) && fresh > 0)
+      keep_best(job, query, job.found + q * job.room, query.kept + fresh, near);
   }
 }
 
@@ -263,7 +268,7 @@ __global__ void __launch_bounds__(kThreads)
                    int64_t k_out, T* scores, int64_t* ids) {
   for (int q = blockIdx.x; q < panel.width; q += gridDim.x) {
     const PanelQuery& query = panel.queries[q];
-    const int64_t kept = finite(query.norm) ? query.kept : 0;
+    const int64_t kept = isfinite(query.norm) ? query.kept : 0;
     const int64_t at = (panel.first + q) * k_out;
     for (int64_t i = threadIdx.x; i < k_out; i += kThreads) {
       const SparseFound best = i < kept ? job.found[q * job.room + i] : SparseFound{0.0, 0};
@@ -276,11 +281,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__device__ __attribute__((noinline)) void refuse_id(int64_t id, int64_t q, int64_t j, int64_t rows) {
+[[noreturn]] __device__ __attribute__((noinline)) void refuse_id(int64_t id, int64_t q, int64_t j,
+                                                                 int64_t rows) {
   printf("finescope: sparse_pair_scores: ids holds %lld at [%lld, %lld], which is outside -1..%lld\n",
          static_cast<long long>(id), static_cast<long long>(q), static_cast<long long>(j),
          static_cast<long long>(rows - 1));
-  __trap();
+  stop();
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -300,7 +306,7 @@ __global__ void __launch_bounds__(kThreads)
       double dot[1], square;
       exact_dots<1>(entries, begin, end, panel.words, panel.exact, q, dot, &square);
       const double norm = panel.queries[q].norm;
-      if (finite(norm) && finite(square)) score = exact_score(job.cosine, dot[0], square, norm);
+      if (isfinite(norm) && isfinite(square)) score = exact_score(job.cosine, dot[0], square, norm);
     }
     out[first + p] = score;
   }
@@ -321,27 +327,29 @@ void launch_sparse_slab(const SparseJob& job, const SparsePanel& panel, int64_t 
     default:
       launch_screen_of<int64_t>(job, panel, first, last, tiles, stream);
   }
-  launch(job.op, keep_kernel, static_cast<unsigned>(panel.width), kThreads,
-         static_cast<size_t>(kSharedItems) * sizeof(SparseFound), stream, job, panel, first, last, tiles,
+  const unsigned blocks = static_cast<unsigned>(panel.width);
+  const size_t shared = static_cast<size_t>(kSharedItems) * sizeof(SparseFound);
+  launch("sparse rescan", rescan_kernel, blocks, kThreads, shared, stream, job, panel, first, last, tiles,
          visiting_step(tiles));
+  launch("sparse keep", keep_kernel, blocks, kThreads, shared, stream, job, panel);
 }
 
 void launch_sparse_results(const SparseJob& job, const SparsePanel& panel, int64_t k_out, bool f64,
                            void* scores, int64_t* ids, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(panel.width);
   if (f64) {
-    launch(job.op, results_kernel<double>, blocks, kThreads, 0, stream, job, panel, k_out,
+    launch("sparse results", results_kernel<double>, blocks, kThreads, 0, stream, job, panel, k_out,
            static_cast<double*>(scores), ids);
   } else {
-    launch(job.op, results_kernel<float>, blocks, kThreads, 0, stream, job, panel, k_out,
+    launch("sparse results", results_kernel<float>, blocks, kThreads, 0, stream, job, panel, k_out,
            static_cast<float*>(scores), ids);
   }
 }
 
 void launch_sparse_pairs(const SparseJob& job, const SparsePanel& panel, const int64_t* ids, int64_t count,
                          double* out, cudaStream_t stream) {
-  launch(job.op, pairs_kernel, blocks_for(panel.width * count, kThreads), kThreads, 0, stream, job, panel,
-         ids, count, out);
+  launch("sparse_pair_scores", pairs_kernel, blocks_for(panel.width * count, kThreads), kThreads, 0, stream,
+         job, panel, ids, count, out);
 }
 
 }  // namespace finescope::cuda

@@ -51,13 +51,12 @@ struct SparseJob {
   int64_t query_entries, corpus_entries;
   int64_t k;  // at most the rows of the corpus
   bool cosine;
-  double min_score;        // -inf for none
-  const int64_t* exclude;  // [Q, E] ids, ascending in each row, or null
+  double floor, min_score;  // what unrounded, and rounded, scores must reach; -inf for none
+  const int64_t* exclude;   // [Q, E] ids, ascending in each row, or null
   int64_t E, id_offset;
   const bool* mask;    // [N] or null
   int64_t room;        // of a query in `found`: k and those of a slab
   SparseFound* found;  // [kPanel, room]
-  const char* op;
 };
 
 // Builds the panel; words, lines and exact are zero before.

@@ -271,4 +271,5 @@ class SparseAutoencoder(nn.Module):
             raise InputError(
                 f"dead_mask must be bool [{self.num_latents}], got {mask.dtype} {tuple(mask.shape)}"
             )
+        # The one place of a step that waits for the device: how large AuxK's problem is depends on it.
         return mask.nonzero().squeeze(1)

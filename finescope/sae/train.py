@@ -179,7 +179,8 @@ class Trainer:
 
         fired = out.latent_acts > 0
         self.since_fired += len(x)
-        self.since_fired[torch.where(fired, out.latent_indices, self.sae.num_latents)] = 0
+        alive = torch.where(fired, out.latent_indices, self.sae.num_latents)
+        self.since_fired.index_fill_(0, alive.view(-1), 0)
         terms = _terms(loss, out, fired)
         self.window.add(terms)
         self.epoch_means.add(terms)
@@ -208,6 +209,8 @@ class Trainer:
 
         A batch that is already on an accelerator is only marked, and refused at the next look at the metrics.
         """
+        if self.device.type == "cuda" and rows.device.type == "cpu":
+            rows = rows.pin_memory()  # else the copy waits for all that the device still has to do
         x = rows.to(device=self.device, dtype=self.sae.dtype, non_blocking=True)
         if rows.device.type == "cpu":
             # The sum is finite unless an element isn't (or the values are near float32's limit): one cheap

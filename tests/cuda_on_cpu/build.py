@@ -24,7 +24,6 @@ FLAGS = (
     "-O1",
     "-U_FORTIFY_SOURCE",
     "-DFINESCOPE_CUDA_ON_CPU",
-    "-DFINESCOPE_SPARSE_SPARE=64",  # so that searches run out of room
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",
 )

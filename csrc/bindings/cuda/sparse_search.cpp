@@ -11,8 +11,8 @@ namespace finescope::cuda {
 namespace {
 
 // Rows that a slab may add to a query's best, at least. The tests have less room, to run out of it.
-#if defined(FINESCOPE_SPARSE_SPARE)
-constexpr int64_t kSpare = FINESCOPE_SPARSE_SPARE;
+#if defined(FINESCOPE_CUDA_ON_CPU)
+constexpr int64_t kSpare = 256;
 #else
 constexpr int64_t kSpare = 2048;
 #endif
@@ -51,15 +51,14 @@ struct Workspace {
   }
 };
 
-SparseJob job_of(const CsrOperand& queries, const CsrOperand& corpus, bool cosine, const char* op) {
+SparseJob job_of(const CsrOperand& queries, const CsrOperand& corpus, bool cosine) {
   SparseJob job{};
   job.queries = queries.csr;
   job.corpus = corpus.csr;
   job.query_entries = queries.indices.size(0);
   job.corpus_entries = corpus.indices.size(0);
   job.cosine = cosine;
-  job.min_score = -std::numeric_limits<double>::infinity();
-  job.op = op;
+  job.min_score = job.floor = -std::numeric_limits<double>::infinity();
   return job;
 }
 
@@ -71,15 +70,18 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
                                   int64_t id_offset) {
   const char* op = "sparse_cosine_topk";
   const OnDevice device(q_values);
-  const bool cosine = is_cosine(metric);
-  check_search(k, num_latents, screen);
+  check_metric(metric, op);
+  check_screen(screen, op);
+  check(k >= 0, op, ": k must be at least 0, got ", k);
+  check_latents(num_latents, op);
   const CsrOperand queries(q_indptr, q_indices, q_values, num_latents, op, "q");
   const CsrOperand corpus(c_indptr, c_indices, c_values, num_latents, op, "c");
   check_device(q_indptr, c_indptr, op, "corpus");
   const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
-  check_filters(exclude, mask, Q, N);
-  SparseJob job = job_of(queries, corpus, cosine, op);
+  check_filters(exclude, mask, Q, N, op);
+  SparseJob job = job_of(queries, corpus, metric == "cosine");
   job.min_score = min_score.value_or(job.min_score);
+  job.floor = floor_of(min_score);
   job.id_offset = id_offset;
   std::optional<Tensor> excluded, masked;
   if (exclude.has_value() && exclude->numel() > 0) {
@@ -125,8 +127,8 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
                    int64_t num_latents, const Tensor& ids, const std::string& metric) {
   const char* op = "sparse_pair_scores";
   const OnDevice device(q_values);
-  const bool cosine = is_cosine(metric);
-  check_latents(num_latents);
+  check_metric(metric, op);
+  check_latents(num_latents, op);
   const CsrOperand queries(q_indptr, q_indices, q_values, num_latents, op, "q");
   const CsrOperand corpus(c_indptr, c_indices, c_values, num_latents, op, "c");
   const int64_t Q = queries.csr.rows;
@@ -137,7 +139,7 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
   const Tensor chosen = packed(ids);
   Tensor out = empty_like_options(q_values, {Q, ids.size(1)}, ScalarType::Double);
   if (out.numel() == 0) return out;
-  const SparseJob job = job_of(queries, corpus, cosine, op);
+  const SparseJob job = job_of(queries, corpus, metric == "cosine");
   Workspace workspace(q_values, job, 0);
   for (int64_t first = 0; first < Q; first += kPanel) {
     workspace.begin(job, first, std::min<int64_t>(kPanel, Q - first), device.stream());
