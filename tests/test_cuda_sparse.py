@@ -131,7 +131,7 @@ def test_a_slab_that_holds_more_than_there_is_room_for(metric: str) -> None:
     """The rows that are visited first are worse than all others: the first threshold lets those through."""
     queries = torch.zeros(2, 40)
     queries[0, 0], queries[1, 1] = 1.0, 1.0
-    tiles, step = 100, 640007  # in tiles of 16 rows, as sparse_bounds.h has it; 256 rows are a first slab
+    tiles, step = 100, 640007  # in tiles of 16 rows, as sparse_plan.h has it; 256 rows are a first slab
     first = torch.tensor([place * step % tiles for place in range(16)])
     corpus = rising(1600, 40)
     corpus.view(tiles, 16, 40)[first, :, 0] *= 0.01

@@ -1,5 +1,4 @@
-// The arithmetic that decides what sparse search looks at. Plain C++, so that the host can plan with it and
-// test it.
+// The arithmetic that decides what sparse search looks at. Plain C++.
 //
 // A query u = q / |q| is rounded to p (bfloat16), and |p - u| is measured. For a row c of n entries the
 // screen's float32 sum s obeys
@@ -40,34 +39,6 @@ __host__ __device__ inline ScreenLine screen_line(bool cosine, double threshold,
   const double high = t < 1e30 ? t : 1e30;
   if (cosine) return {round_down(high - error), 0.0f};
   return {round_down(-error), round_down(high - std::fabs(high) * 0x1p-20)};
-}
-
-// --- the order in which tiles of rows are visited
-
-// A multiplier without a common divisor with `tiles`, so that i -> i * multiplier % tiles meets every tile
-// once, and no run of it stays in one place. Below 2^20: the product fits 64 bits.
-inline int64_t visiting_step(int64_t tiles) {
-  const auto divisor = [](int64_t a, int64_t b) {
-    while (b != 0) {
-      const int64_t rest = a % b;
-      a = b;
-      b = rest;
-    }
-    return a;
-  };
-  int64_t step = 640007;
-  while (divisor(step, tiles) != 1) ++step;
-  return step;
-}
-
-// Rows of the next slab, if `seen` rows are behind: `spare` of them may be better than the k-th best so far.
-// Of as many rows as were seen, k are expected to be; how many more it may well be follows from how the k-th
-// best of a sample varies, and from neighbours' being alike. The first slab is all stored, and fits.
-inline int64_t next_slab(int64_t seen, int64_t k, int64_t spare) {
-  const double wanted = static_cast<double>(k), most = 0x1p60;
-  const double grown =
-      static_cast<double>(seen) * static_cast<double>(spare) / (wanted + 12.0 * std::sqrt(wanted) + 60.0);
-  return grown < static_cast<double>(spare) ? spare : static_cast<int64_t>(grown < most ? grown : most);
 }
 
 }  // namespace finescope::cuda

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kWarp)
     const int64_t row = panel.first + q, begin = job.queries.indptr[row], end = job.queries.indptr[row + 1];
     check_row('q', job.queries, row, begin, end, job.query_entries);
     for (int64_t i = begin + threadIdx.x; i < end; i += kWarp) {
-      const uint32_t latent = latent_below(entries, 'q', i, row, job.queries.latents);
+      const uint32_t latent = in_range('q', entries.stored(i), row, job.queries.latents);
       if (entries.value(i) != 0.0) atomicOr(&panel.words[latent / 32].bits, 1u << (latent % 32));
     }
   }

@@ -22,10 +22,8 @@ namespace finescope::cuda {
   stop();
 }
 
-// A latent that is known, or found, to be in range.
-template <class E>
-__device__ inline uint32_t latent_below(const E& entries, char side, int64_t i, int64_t row, int64_t limit) {
-  const int64_t latent = static_cast<int64_t>(entries.stored(i));
+// A stored latent of a row, found to be in range.
+__device__ inline uint32_t in_range(char side, int64_t latent, int64_t row, int64_t limit) {
   if (static_cast<uint64_t>(latent) >= static_cast<uint64_t>(limit)) refuse_latent(side, latent, row, limit);
   return static_cast<uint32_t>(latent);
 }
@@ -37,7 +35,6 @@ struct Entries {
 
   __device__ explicit Entries(const Csr& rows)
       : indices(static_cast<const I*>(rows.indices)), values(static_cast<const T*>(rows.values)) {}
-  __device__ I stored(int64_t i) const { return indices[i]; }
   __device__ uint32_t latent(int64_t i) const { return static_cast<uint32_t>(indices[i]); }
   __device__ double value(int64_t i) const { return to_double(values[i]); }
   __device__ float narrow(int64_t i) const { return to_narrow(values[i]); }

@@ -2,6 +2,7 @@
 //
 // 32 entries of a row are read at a time. Those whose latent no query holds only count for the norm; the
 // others are handed round through shared memory, and each adds one line of the panel, 128 bytes.
+#include "cuda/sparse_plan.h"
 #include "cuda/sparse_rows.h"
 #include "cuda/sparse_select.h"
 
@@ -80,40 +81,60 @@ __device__ __attribute__((noinline)) void take(const SparseJob& job, const Spars
   }
 }
 
+// One entry for each thread of a warp.
+template <class E>
+struct Chunk {
+  decltype(E::indices[0] + 0) latent;
+  float value;
+
+  __device__ void load(const E& entries, int64_t begin, int64_t end) {
+    const int64_t i = begin + threadIdx.x % kWarp;
+    if (i >= end) return;
+    latent = entries.indices[i];
+    value = entries.narrow(i);
+  }
+};
+
+// Screens a row, whose first entries are in `ahead`; leaves those of the row begin_next..end_next there. They
+// are on their way while this row is worked on.
 template <class E>
 __device__ inline void screen_row(const SparseJob& job, const SparsePanel& panel, const PanelWord* words,
-                                  Item* list, const Thresholds& mine, const E& entries, int64_t row,
-                                  int64_t begin, int64_t end) {
+                                  Item* list, const Thresholds& mine, const E& entries, Chunk<E>& ahead,
+                                  int64_t row, int64_t begin, int64_t end, int64_t begin_next,
+                                  int64_t end_next) {
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const uint32_t* lines = panel.lines + lane;
   float sum[2] = {0.0f, 0.0f}, square = 0.0f;
   uint32_t seen = 0;
   for (int64_t from = begin; from < end; from += kWarp) {
-    const int64_t i = from + lane;
+    const Chunk<E> now = ahead;
+    const bool more = from + kWarp < end;
+    ahead.load(entries, more ? from + kWarp : begin_next, more ? end : end_next);
     bool active = false;
-    Item item = {0, 0.0f};
-    if (i < end) {
-      const uint32_t latent = latent_below(entries, 'c', i, row, job.corpus.latents);
-      const float value = entries.narrow(i);
-      square = fmaf(value, value, square);
+    Item item = {panel.blank, 0.0f};
+    if (from + lane < end) {
+      const uint32_t latent = in_range('c', static_cast<int64_t>(now.latent), row, job.corpus.latents);
+      square = fmaf(now.value, now.value, square);
       const PanelWord word = words[latent / 32];
       active = holds(word, latent);
-      if (active) item = {line_of(word, latent), value};
+      if (active) item = {line_of(word, latent), now.value};
     }
     const unsigned votes = __ballot_sync(kWhole, active);
     const int count = __popc(votes), rank = __popc(votes & ((1u << lane) - 1u));
-    // The others behind them, as zeros: the list is read four at a time.
+    // The others behind them, as blanks: the list is read four at a time.
     list[active ? rank : count + lane - rank] = item;
     __syncwarp();
     for (int j = 0; j < count; j += 4) {
 #pragma unroll
-      for (int u = 0; u < 4; ++u) {
-        const Item other = list[j + u];
-        const uint32_t word = lines[static_cast<int64_t>(other.line) * (kPanel / 2)];
-        // A zero at the end repeats line 0, which is not the row's.
-        seen |= j + u < count ? word : 0u;
-        sum[0] = fmaf(other.value, bits_to_float(word << 16), sum[0]);
-        sum[1] = fmaf(other.value, bits_to_float(word & 0xffff0000u), sum[1]);
+      for (int half = 0; half < 2; ++half) {
+        const Vector<Item, 2> two = *reinterpret_cast<const Vector<Item, 2>*>(list + j + 2 * half);
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const uint32_t word = lines[static_cast<int64_t>(two.element[u].line) * (kPanel / 2)];
+          seen |= word;
+          sum[0] = fmaf(two.element[u].value, bits_to_float(word << 16), sum[0]);
+          sum[1] = fmaf(two.element[u].value, bits_to_float(word & 0xffff0000u), sum[1]);
+        }
       }
     }
     __syncwarp();
@@ -133,7 +154,7 @@ __device__ inline void screen_row(const SparseJob& job, const SparsePanel& panel
 }
 
 template <class I, class T, bool kShared>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     screen_kernel(const __grid_constant__ SparseJob job, const __grid_constant__ SparsePanel panel,
                   int64_t first, int64_t last, int64_t tiles, int64_t step) {
   FINESCOPE_SHARED(Item, lists);
@@ -158,13 +179,24 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t* indptr = job.corpus.indptr;
   for (int64_t place = first + first_warp(); place < last; place += warp_stride()) {
     const int64_t row = place * step % tiles * kTile;
+    const int rows = static_cast<int>(job.corpus.rows - row < kTile ? job.corpus.rows - row : kTile);
     // Where the rows of the tile begin, and the last one ends; all at once.
-    const int64_t pointer = row + lane <= job.corpus.rows && lane <= kTile ? indptr[row + lane] : 0;
-    for (int r = 0; r < kTile && row + r < job.corpus.rows; ++r) {
-      const int64_t begin = __shfl_sync(kWhole, pointer, r), end = __shfl_sync(kWhole, pointer, r + 1);
-      check_row('c', job.corpus, row + r, begin, end, job.corpus_entries);
-      if (job.mask != nullptr && !job.mask[row + r]) continue;
-      screen_row(job, panel, words, list, mine, entries, row + r, begin, end);
+    const int64_t pointer = lane <= rows ? indptr[row + lane] : 0;
+    const int64_t after = __shfl_down_sync(kWhole, pointer, 1);
+    if (lane < rows) check_row('c', job.corpus, row + lane, pointer, after, job.corpus_entries);
+    int64_t begin = __shfl_sync(kWhole, pointer, 0), end = __shfl_sync(kWhole, pointer, 1);
+    Chunk<Entries<I, T>> ahead{};
+    ahead.load(entries, begin, end);
+    for (int r = 0; r < rows; ++r) {
+      // Past the last row there is none: one that ends where it begins.
+      const int64_t end_next = __shfl_sync(kWhole, pointer, r + 2 <= rows ? r + 2 : rows);
+      const bool masked = job.mask != nullptr && !job.mask[row + r];
+      if (masked || begin == end) ahead.load(entries, end, end_next);
+      if (!masked) {
+        screen_row(job, panel, words, list, mine, entries, ahead, row + r, begin, end, end, end_next);
+      }
+      begin = end;
+      end = end_next;
     }
   }
 }
@@ -302,7 +334,7 @@ __global__ void __launch_bounds__(kThreads)
       if (row < 0 || row >= job.corpus.rows) refuse_id(row, panel.first + q, p % count, job.corpus.rows);
       const int64_t begin = job.corpus.indptr[row], end = job.corpus.indptr[row + 1];
       check_row('c', job.corpus, row, begin, end, job.corpus_entries);
-      for (int64_t i = begin; i < end; ++i) latent_below(entries, 'c', i, row, job.corpus.latents);
+      for (int64_t i = begin; i < end; ++i) in_range('c', entries.stored(i), row, job.corpus.latents);
       double dot[1], square;
       exact_dots<1>(entries, begin, end, panel.words, panel.exact, q, dot, &square);
       const double norm = panel.queries[q].norm;

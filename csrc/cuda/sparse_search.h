@@ -41,7 +41,8 @@ struct SparsePanel {
   int64_t first;        // query of the panel's first column
   int32_t width;        // queries, at most kPanel
   PanelWord* words;     // [(F + 31) / 32]
-  uint32_t* lines;      // [lines, kPanel / 2]: two bfloat16, the even query in the low half
+  uint32_t* lines;      // [lines + 1, kPanel / 2]: two bfloat16, the even query in the low half
+  uint32_t blank;       // the last line, which is zero
   double* exact;        // [lines, kPanel]
   PanelQuery* queries;  // [kPanel]
 };

@@ -5,7 +5,7 @@
 
 #include "bindings/cuda/sort.h"
 #include "bindings/sparse_operands.h"
-#include "cuda/sparse_bounds.h"
+#include "cuda/sparse_plan.h"
 
 namespace finescope::cuda {
 namespace {
@@ -26,16 +26,17 @@ struct Workspace {
 
   Workspace(const Tensor& like, const SparseJob& job, int64_t rows_found) {
     const int64_t F = job.queries.latents;
-    // A line for each latent that the queries of a panel can hold; the first one exists in any case.
-    const int64_t lines_needed = std::max<int64_t>(1, std::min(F, job.query_entries));
+    // A line for each latent that the queries of a panel can hold, and a blank one.
+    const int64_t most = std::min(F, job.query_entries);
     const auto room = [&](int64_t bytes) { return empty_like_options(like, {bytes}, ScalarType::Byte); };
     words = room(std::max<int64_t>(1, (F + 31) / 32) * static_cast<int64_t>(sizeof(PanelWord)));
-    lines = room(lines_needed * kPanel * 2);
-    exact = room(lines_needed * kPanel * static_cast<int64_t>(sizeof(double)));
+    lines = room((most + 1) * kPanel * 2);
+    exact = room(most * kPanel * static_cast<int64_t>(sizeof(double)));
     queries = room(kPanel * static_cast<int64_t>(sizeof(PanelQuery)));
     found = room(rows_found * static_cast<int64_t>(sizeof(SparseFound)));
     panel.words = static_cast<PanelWord*>(words.mutable_data_ptr());
     panel.lines = static_cast<uint32_t*>(lines.mutable_data_ptr());
+    panel.blank = static_cast<uint32_t>(most);
     panel.exact = static_cast<double*>(exact.mutable_data_ptr());
     panel.queries = static_cast<PanelQuery*>(queries.mutable_data_ptr());
   }
