@@ -197,8 +197,8 @@ def check_nvcc_fits(nvcc: str, torch: Torch) -> None:
         return
     has = f"one for CUDA {driver[0]}.{driver[1]}" if driver else "none"
     raise BuildError(
-        f"nvcc is of CUDA {compiler[0]}.{compiler[1]} ({nvcc}) but torch {torch.version} of CUDA {torch.cuda}:"
-        f" code of nvcc {compiler[0]} needs a driver for CUDA {compiler[0]}, and this machine has {has};"
+        f"nvcc is of CUDA {compiler[0]}.{compiler[1]} ({nvcc}) but torch {torch.version} of CUDA {torch.cuda}"
+        f": code of nvcc {compiler[0]} needs a driver for CUDA {compiler[0]}, and this machine has {has};"
         f" set CUDA_HOME to a toolkit of CUDA {served}, or install a torch built for CUDA {compiler[0]}"
     )
 

@@ -207,6 +207,19 @@ class SparseCodes:
             check=False,
         )
 
+    def to(self, device: torch.device | str) -> SparseCodes:
+        """Return the codes with their tensors on a device, as operands of a search there.
+
+        What else this class does needs them on the CPU.
+        """
+        return SparseCodes(
+            self.indptr.to(device),
+            self.indices.to(device),
+            self.values.to(device),
+            self.num_latents,
+            check=False,
+        )
+
     # ------------------------------------------------------------------ other forms
 
     @classmethod

@@ -28,6 +28,7 @@ from torch import Tensor
 from finescope.errors import StoreError
 from finescope.files import PathLike, atomic_path, sha256_json
 from finescope.mapped import Mapping as FileMapping
+from finescope.ops.schemas import call
 
 FORMAT = "finescope-index"
 _VERSION = 1
@@ -185,3 +186,20 @@ def _verify(
                 f"{path} was changed after it was written: {name} isn't what was saved, so its rows and "
                 f"their packed copies don't belong together; {_REMEDY}"
             )
+
+
+def check_packed(path: PathLike, rows: Tensor, packed: list[Tensor], tall: int, metric: str) -> None:
+    """Refuse packed copies that the engine can't take for those of these rows."""
+    if packed and len(packed) != -(-len(rows) // tall):
+        raise StoreError(
+            f"{path} is corrupt: {len(packed)} packed copies for {len(rows)} rows; save the index again"
+        )
+    for number, copy in enumerate(packed):
+        block = rows[number * tall : (number + 1) * tall]
+        try:
+            call("cosine_topk_packed", block[:0], block, copy, 0, metric)
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{path} is corrupt: the packed copy of rows {number * tall} to "
+                f"{number * tall + len(block) - 1} isn't one of them; save the index again"
+            ) from error

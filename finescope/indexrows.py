@@ -82,3 +82,23 @@ def as_ids(ids: Any) -> Tensor:
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
         raise TypeError(f"ids must be whole numbers, got {given.dtype}")
     return given.to(torch.int64).reshape(-1)
+
+
+def as_tensor(given: Tensor | np.ndarray[Any, Any] | None, device: torch.device) -> Tensor | None:
+    """An argument that may be an array, as a tensor on a device; tensors stay where they are."""
+    return torch.from_numpy(np.array(given)).to(device) if isinstance(given, np.ndarray) else given
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """The device with its number: that is how tensors name theirs.
+
+    Raises:
+        ValueError: not the CPU or a CUDA device, or one that can't be used.
+    """
+    chosen = torch.device(device)
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be the CPU or a CUDA device, got {device!r}")
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error

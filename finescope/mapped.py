@@ -146,6 +146,15 @@ class BlockedRows:
         return self.shape[0]
 
     @property
+    def source(self) -> Tensor | np.ndarray[Any, Any]:
+        """All rows, where they lie."""
+        if self._array is not None:
+            return self._array
+        if self._rows is None:
+            raise RuntimeError("rows that lie nowhere")
+        return self._rows
+
+    @property
     def height(self) -> int:
         """How many rows share a packed copy that is made now."""
         return max(64, PACKED_BYTES // max(1, self.shape[1] * self.dtype.itemsize))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from finescope import indexfile
 from finescope.codes import SparseCodes
-from finescope.errors import StoreError
 from finescope.files import PathLike
-from finescope.indexrows import Part, Rows, as_ids, as_part, is_sparse, width_of
+from finescope.indexrows import Part, Rows, as_device, as_ids, as_part, as_tensor, is_sparse, width_of
 from finescope.mapped import PACKED_BYTES, READ_BYTES, BlockedRows, native
 from finescope.ops import checks, cosine_topk, pair_scores, sparse_cosine_topk, sparse_pair_scores
 from finescope.ops.engine import NEVER, ordered
 from finescope.ops.packed import PackedCache
 from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.schemas import call
+from finescope.streaming import DEFAULT_MEMORY, part_device, stream
 
 _SPARSE = ("indptr", "indices", "values")
 
@@ -33,11 +34,21 @@ class Index:
     second search on, a packed copy of about a quarter of their float32 size is what is looked at first.
     Memory-mapped arrays and a ``CodeStore`` are read block by block in every search, ahead of their use, and
     their memory is given back, so the corpus may be larger than memory. After ``pack``, or loaded from a file
-    that ``save`` wrote, only the packed copies of arrays are read in full. Results do not depend on how the
-    rows were split into blocks.
+    that ``save`` wrote, only the packed copies of arrays are read in full. With ``device``, rows in memory or
+    in files are searched on that device: every search brings them there block by block, reading,
+    copying and computing at once. Results do not depend on how the rows were split into blocks, nor on the
+    device.
     """
 
-    def __init__(self, corpus: Rows, *, metric: str = "cosine", ids: Any = None) -> None:
+    def __init__(
+        self,
+        corpus: Rows,
+        *,
+        metric: str = "cosine",
+        ids: Any = None,
+        device: torch.device | str | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
         """Index a first block of rows; ``add`` takes more.
 
         Args:
@@ -46,13 +57,19 @@ class Index:
             metric: "cosine" or "ip" (inner product).
             ids: whole numbers [N], 0 or more and distinct, what a search returns for each row; the positions
                 0 … N-1 if None.
+            device: "cuda", "cuda:1" or "cpu": where the rows are searched, wherever they and the queries lie.
+                None searches rows where they lie; queries must lie there too.
+            memory: with ``device``, bytes of that device that blocks on their way may take; searching one
+                takes about as much again. The same of pinned memory is taken on the host.
 
         Raises:
-            ValueError: not two-dimensional, an unknown metric, ids that repeat, are negative or do not fit.
+            ValueError: not two-dimensional, an unknown metric, no such device, ids that repeat, are negative
+                or do not fit.
             TypeError: a dtype or object that can't be searched, ids that aren't whole numbers.
         """
         checks.option(metric, "metric", checks.METRICS)
         self.metric = metric
+        self._place(device, memory)
         self._parts: list[Part] = []
         self._packed: dict[int, PackedCache] = {}
         self._turned: dict[int, PackedCodes | None] = {}
@@ -60,6 +77,13 @@ class Index:
         self._ids: Tensor | None = None
         self._named = ids is not None
         self.add(corpus, ids=ids)
+
+    def _place(self, device: torch.device | str | None, memory: int) -> None:
+        if memory < 1:
+            raise ValueError(f"memory must be a positive number of bytes, got {memory}")
+        self.device = None if device is None else as_device(device)
+        self.memory = memory
+        self._ids_at: dict[torch.device, Tensor] = {}  # copies on other devices, so that searches need none
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -81,10 +105,15 @@ class Index:
             ids: int64 [rows of the block], if and only if the index has ids.
 
         Raises:
-            ValueError: another width, ids that repeat, are negative, do not fit, or are missing.
+            ValueError: another width, rows on a third device, ids that repeat, are negative, do not fit, or
+                are missing.
             TypeError: another kind of rows, ids that aren't whole numbers.
         """
         part = as_part(block)
+        if self.device is not None and part_device(part) not in (torch.device("cpu"), self.device):
+            raise ValueError(
+                f"rows must lie on the CPU or on the index's device {self.device}, got {part_device(part)}"
+            )
         if self._parts:
             if is_sparse(part) != is_sparse(self._parts[0]):
                 held = type(self._parts[0]).__name__
@@ -103,7 +132,7 @@ class Index:
             together = named if self._ids is None else torch.cat([self._ids, named])
             if torch.unique(together).shape[0] != together.shape[0]:
                 raise ValueError("ids must be distinct")
-            self._ids = together
+            self._ids, self._ids_at = together, {}
         self._parts.append(part)
         self._starts.append(self._starts[-1] + count)
 
@@ -127,10 +156,13 @@ class Index:
 
         Returns:
             scores [Q,k], float32 (float64 if any row or query is), and ids [Q,k], int64; -inf and -1 where
-            there are fewer than k results.
+            there are fewer than k results. They lie where the queries do, arrays' on the CPU.
 
         Raises:
-            ValueError: shapes that do not fit, a negative k.
+            ValueError: shapes that do not fit, a negative k; with ``device``, a row larger than a third of
+                ``memory``.
+            RuntimeError: rows could not be read.
+            torch.OutOfMemoryError: the device has no room for ``memory``.
             TypeError: sparse queries for dense rows or the reverse, wrong dtypes.
         """
         sparse = is_sparse(self._parts[0])
@@ -139,17 +171,23 @@ class Index:
             raise TypeError(f"queries must be {kind} like the index, got {type(queries).__name__}")
         if isinstance(queries, np.ndarray):
             queries = torch.from_numpy(native(queries))
-        exclude, mask = _as_tensor(exclude), _as_tensor(mask)
+        asked_on = part_device(queries)
+        exclude, mask = as_tensor(exclude, asked_on), as_tensor(mask, asked_on)
         if mask is not None and tuple(mask.shape) != (len(self),):
             raise ValueError(f"mask must have shape [N] with N={len(self)}, got {list(mask.shape)}")
         exclude = self._positions(exclude)
-        scores, found = self._search(queries, k, exclude, mask)
+        if self.device is not None:
+            queries = queries.to(self.device)
+            exclude, mask = (None if given is None else given.to(self.device) for given in (exclude, mask))
+        with closing(self._blocks(len(queries), k)) as blocks:
+            scores, found = self._search(blocks, queries, k, exclude, mask)
+        scores, found = scores.to(asked_on), found.to(asked_on)
         if min_score is not None:
             gone = ~(scores.double() >= min_score)
             scores, found = scores.masked_fill(gone, NEVER), found.masked_fill(gone, -1)
         if self._ids is None:
             return scores, found
-        named = self._ids.to(found.device)
+        named = self._ids_on(found.device)
         return scores, torch.where(found >= 0, named[found.clamp(min=0)], -1) if len(named) else found
 
     def pack(self) -> None:
@@ -212,11 +250,20 @@ class Index:
             file.facts = {"metric": self.metric, "ids": self._named, "parts": parts}
 
     @classmethod
-    def load(cls, path: PathLike, *, mmap: bool = True) -> Index:
+    def load(
+        cls,
+        path: PathLike,
+        *,
+        mmap: bool = True,
+        device: torch.device | str | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> Index:
         """Open what ``save`` wrote.
 
         Args:
             path: the file.
+            device: as for a new index.
+            memory: as for a new index.
             mmap: map the file, which must stay as it is, and read what a search needs when it needs it;
                 otherwise read all of it now. A mapped file that was touched since it was written (copied, for
                 one) is read once to see that its bytes are still those.
@@ -227,6 +274,7 @@ class Index:
         tensors, facts, mapping = indexfile.read(path, mmap=mmap)
         index = cls.__new__(cls)
         index.metric, index._named = facts["metric"], facts["ids"]
+        index._place(device, memory)
         index._parts, index._packed, index._turned, index._starts = [], {}, {}, [0]
         index._ids = tensors["ids"].clone() if index._named else None
         for number, part in enumerate(facts["parts"]):
@@ -237,7 +285,7 @@ class Index:
             else:
                 rows = tensors[f"rows.{number}"]
                 packed = [tensors[f"packed.{number}.{copy}"] for copy in range(part["packed"])]
-                _check_packed(path, rows, packed, part["tall"], index.metric)
+                indexfile.check_packed(path, rows, packed, part["tall"], index.metric)
                 if packed or mapping is not None:
                     rows = BlockedRows(rows, mapping=mapping, packed=packed, tall=part["tall"])
             index._parts.append(rows)
@@ -245,13 +293,13 @@ class Index:
         return index
 
     def _search(
-        self, queries: Any, k: int, exclude: Tensor | None, mask: Tensor | None
+        self, blocks: Iterable[Any], queries: Any, k: int, exclude: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         sparse = isinstance(queries, SparseCodes)
         search: Any = sparse_cosine_topk if sparse else cosine_topk
         rescore: Any = sparse_pair_scores if sparse else pair_scores
         dtype, best, found = None, None, None
-        for start, block, packed, more in self._blocks(len(queries), k):
+        for start, block, packed, more in blocks:
             allowed = None if mask is None else mask[start : start + len(block)]
             floor: float | None = None if best is None else _floor(best, queries, block)
             if isinstance(packed, Tensor) and isinstance(block, Tensor):
@@ -290,8 +338,12 @@ class Index:
 
     def _blocks(
         self, queries: int, k: int
-    ) -> Iterator[tuple[int, Tensor | SparseCodes, Tensor | PackedCodes | None, bool]]:
+    ) -> Generator[tuple[int, Tensor | SparseCodes, Tensor | PackedCodes | None, bool], None, None]:
         """First position, rows, their packed copy or None, and whether more blocks follow."""
+        if self.device is not None:
+            for first, rows, more in stream(self._parts, self._starts, self.device, self.memory):
+                yield first, rows, None, more
+            return
         last = len(self._parts) - 1
         # A small corpus may stay mapped from one search to the next.
         release = sum(part.nbytes for part in self._parts if isinstance(part, BlockedRows)) > PACKED_BYTES
@@ -318,40 +370,28 @@ class Index:
             self._turned[start] = PackedCodes(codes)
         return self._turned[start]
 
+    def _ids_on(self, device: torch.device) -> Tensor:
+        if self._ids is None:
+            raise RuntimeError("the index has no ids")
+        if device == self._ids.device:
+            return self._ids
+        if device not in self._ids_at:
+            self._ids_at[device] = self._ids.to(device)
+        return self._ids_at[device]
+
     def _positions(self, exclude: Tensor | None) -> Tensor | None:
         """Turn ids to exclude into positions; ids that the index lacks become -1."""
         if exclude is None or self._ids is None or exclude.dtype != torch.int64:
             return exclude  # the operation refuses other dtypes
         if not len(self._ids):
             return torch.full_like(exclude, -1)
-        named, order = torch.sort(self._ids.to(exclude.device))
+        named, order = torch.sort(self._ids_on(exclude.device))
         place = torch.searchsorted(named, exclude.contiguous()).clamp(max=len(named) - 1)
         return torch.where((named[place] == exclude) & (exclude >= 0), order[place], -1)
 
 
-def _as_tensor(given: Tensor | np.ndarray[Any, Any] | None) -> Tensor | None:
-    return torch.from_numpy(np.array(given)) if isinstance(given, np.ndarray) else given
-
-
 def _blocked(part: Tensor | BlockedRows) -> BlockedRows:
     return part if isinstance(part, BlockedRows) else BlockedRows(part.detach().cpu())
-
-
-def _check_packed(path: PathLike, rows: Tensor, packed: list[Tensor], tall: int, metric: str) -> None:
-    """Refuse packed copies that the engine can't take for those of these rows."""
-    if packed and len(packed) != -(-len(rows) // tall):
-        raise StoreError(
-            f"{path} is corrupt: {len(packed)} packed copies for {len(rows)} rows; save the index again"
-        )
-    for number, copy in enumerate(packed):
-        block = rows[number * tall : (number + 1) * tall]
-        try:
-            call("cosine_topk_packed", block[:0], block, copy, 0, metric)
-        except (RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"{path} is corrupt: the packed copy of rows {number * tall} to "
-                f"{number * tall + len(block) - 1} isn't one of them; save the index again"
-            ) from error
 
 
 def _floor(best: Tensor, queries: Any, block: Any) -> float | None:
