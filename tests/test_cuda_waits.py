@@ -15,8 +15,8 @@ from finescope.sae import SparseAutoencoder
 
 pytestmark = cuda_calls.ONLY_CUDA
 
-# About two seconds on any GPU of these years; what is tested takes milliseconds on the host.
-VERY_LONG = 4_000_000_000
+# About half a second on any GPU of these years; what is tested takes milliseconds on the host.
+VERY_LONG = 1_000_000_000
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 
 def _is_queued(work: object) -> bool:
-    """Whether ``work`` comes back although what is queued before it takes seconds."""
+    """Whether ``work`` comes back although what is queued before it takes long."""
     torch.cuda.synchronize()
     torch.cuda._sleep(VERY_LONG)
     before = torch.cuda.Event()

@@ -1,0 +1,157 @@
+"""The GPU benchmarks end with a table whatever fails on the way: nobody watches them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import finescope
+
+ROOT = Path(finescope.__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks/gpu").exists(), reason="not a checkout")
+
+if (ROOT / "benchmarks/gpu").exists():
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.gpu import __main__ as gpu
+    from benchmarks.gpu import timing
+
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    return timing.Bench("cpu", True, tmp_path / "record.json", 30)
+
+
+def options(out: Path, *only: str, seconds: float = 60) -> argparse.Namespace:
+    return argparse.Namespace(device="cpu", tiny=True, seconds=seconds, only=list(only), out=out)
+
+
+def test_a_peer_that_fails_is_reported_and_the_others_are_timed(bench: Any) -> None:
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+
+    medians = bench.measure("work", {"ours": lambda: time.sleep(0.001), "peer": fails}, limit=0.1)
+    bench.compare("work", medians, "ours", {"peer": 2.0})
+    record = json.loads(bench.path.read_text())
+    assert medians["ours"] >= 0.001
+    assert record["timings"][0]["failed"] == {
+        "peer": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 TiB"
+    }
+    assert record["ratios"] == [{"work": "work", "against": "peer", "ratio": None, "target": 2.0}]
+
+
+def test_wrong_results_are_recorded_as_failed(bench: Any) -> None:
+    exact = torch.rand(3, 50, dtype=torch.float64)
+    scores, ids = torch.topk(exact, 5)
+    assert bench.check("right", lambda: timing.check_topk(scores.float(), ids, exact, 5))
+    worse = ids.clone()
+    worse[1, 4] = int(exact[1].argmin())
+    assert not bench.check("wrong row", lambda: timing.check_topk(scores.float(), worse, exact, 5))
+    twice = ids.clone()
+    twice[0, 1] = twice[0, 0]
+    assert not bench.check("row twice", lambda: timing.check_topk(scores.float(), twice, exact, 5))
+    assert not bench.check("bytes", lambda: timing.same_results((scores,), (scores + 1e-9,)))
+    assert bench.record["checks"]["right"] == "passed"
+    assert bench.record["checks"]["wrong row"].startswith("failed: AssertionError")
+
+
+def test_a_command_that_hangs_is_stopped_with_what_it_started() -> None:
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    began = time.monotonic()
+    status, output = gpu.run([sys.executable, "-c", code], 3, echo=False)
+    assert status is None
+    assert time.monotonic() - began < 30
+    for _ in range(50):
+        if not _alive(int(output)):
+            break
+        time.sleep(0.1)
+    assert not _alive(int(output))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A process that was killed and not yet collected is not alive.
+    return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+
+
+def test_a_section_that_breaks_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"finished": True, "checks": {"search": "passed"}, "ratios": [], "notes": ["fast"]}
+
+    def section(command: list[str], seconds: float, echo: bool = True) -> tuple[int | None, str]:
+        name = command[command.index("--section") + 1]
+        record = Path(command[command.index("--record") + 1])
+        if name == "encode":
+            return -11, "Segmentation fault"
+        if name == "dense":
+            record.write_text(json.dumps({**good, "finished": False}))
+            return None, "slow"
+        if name == "train":
+            raise OSError("no more processes")
+        record.write_text(json.dumps(good))
+        return 0, ""
+
+    monkeypatch.setattr(gpu, "run", section)
+    assert gpu.Run(options(tmp_path, "encode", "dense", "train", "sparse")).all() == 1
+    (path,) = tmp_path.glob("*-cpu-tiny.json")
+    stages = json.loads(path.read_text())["stages"]
+    assert stages["encode"]["outcome"] == "failed: exit status -11"
+    assert stages["encode"]["output"] == "Segmentation fault"
+    assert stages["dense"]["outcome"] == "stopped: out of time"
+    assert stages["dense"]["checks"] == {"search": "passed"}
+    assert stages["train"]["outcome"] == "failed: OSError: no more processes"
+    assert stages["sparse"]["outcome"] == "finished"
+    assert "| sparse: search equals float64 | passed |" in capsys.readouterr().out
+
+
+def test_no_time_left_skips(tmp_path: Path) -> None:
+    assert gpu.Run(options(tmp_path, "encode", seconds=1)).all() == 0
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["stages"]["encode"]["outcome"] == "skipped: no time left"
+
+
+def test_the_table_says_what_was_reached() -> None:
+    ratios = [
+        {"work": "a", "against": "p", "ratio": 2.5, "target": 2.0},
+        {"work": "b", "against": "p", "ratio": 1.5, "target": 2.0},
+        {"work": "c", "against": "p", "ratio": None, "target": 2.0},
+        {"work": "d", "against": "p", "ratio": 9.0, "target": None},
+    ]
+    text, failed = gpu.summary({"stages": {"s": {"outcome": "finished", "ratios": ratios}}})
+    assert not failed
+    verdicts = [
+        line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| ") and "| p |" in line
+    ]
+    assert verdicts == ["reached", "missed", "skipped", ""]
+    assert gpu.summary({"stages": {"s": {"outcome": "finished", "checks": {"x": "failed: no"}}}})[1]
+
+
+@pytest.mark.slow
+def test_everything_in_small(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--only", "ceilings", "dense", "sparse", "streaming"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    (path,) = tmp_path.glob("*.json")
+    stages = json.loads(path.read_text())["stages"]
+    assert {stage["outcome"] for stage in stages.values()} == {"finished"}
