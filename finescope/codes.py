@@ -262,8 +262,9 @@ class SparseCodes:
 
     def to_dense(self) -> Tensor:
         """Return the codes as a dense [N,F] tensor of the values' dtype. For small N only."""
-        dense = torch.zeros(self.shape, dtype=self.values.dtype)
-        rows = torch.repeat_interleave(torch.arange(len(self)), self.indptr.diff())
+        device = self.values.device
+        dense = torch.zeros(self.shape, dtype=self.values.dtype, device=device)
+        rows = torch.repeat_interleave(torch.arange(len(self), device=device), self.indptr.diff())
         dense[rows, self.indices.to(torch.int64)] = self.values
         return dense
 

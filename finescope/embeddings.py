@@ -229,7 +229,7 @@ def _documents(activations: Any, offsets: Tensor | None, mask: Tensor | None) ->
     if activations.dim() == 2 and mask is None:
         if offsets is None:
             return (row[None] for row in activations)
-        ends = [int(end) for end in offsets]
+        ends = torch.as_tensor(offsets).tolist()
         if not ends or ends[0] != 0 or ends[-1] != activations.shape[0] or sorted(ends) != ends:
             raise InputError(f"offsets must rise from 0 to {activations.shape[0]}, the number of tokens")
         return (activations[low:high] for low, high in itertools.pairwise(ends))

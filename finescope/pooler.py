@@ -60,18 +60,20 @@ class Pooler:
 
     @torch.no_grad()
     def encode(self, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values [B,K] and latents [B,K] of activations [B,D], on the CPU."""
+        """Return values [B,K] and latents [B,K] of activations [B,D], where the SAE lies."""
         values, indices = [], []
         for part in activations.split(self._batch):  # type: ignore[no-untyped-call]
             encoded = self.sae.encode(part.to(self._device) if self._device is not None else part)
             top = (encoded.top_acts, encoded.top_indices) if hasattr(encoded, "top_acts") else encoded
-            values.append(top[0].detach().cpu())
-            indices.append(top[1].detach().cpu())
+            values.append(top[0].detach())
+            indices.append(top[1].detach())
         return torch.cat(values), torch.cat(indices)
 
     def pool(self, values: Tensor, indices: Tensor, offsets: Tensor) -> PooledRows:
-        """Pool token codes [B,K] over documents given by offsets [n+1]."""
-        return PooledRows(*pool_codes(values, indices, offsets, reduce=self._pooling, keep=self._keep))
+        """Pool token codes [B,K] where they lie, by offsets [n+1]; the documents' codes come to the CPU."""
+        offsets = offsets.to(values.device)
+        pooled = pool_codes(values, indices, offsets, reduce=self._pooling, keep=self._keep)
+        return PooledRows(*(side.cpu() for side in pooled))
 
     def documents(self, documents: list[Tensor], first: int) -> PooledRows:
         """Encode and pool whole documents [T,D]; ``first`` is the number of the first, for errors."""
@@ -133,7 +135,8 @@ class ShardBuilder:
                 spans.append((low, high))
                 continue
             pieces = self._pieces.setdefault(document.index, {})
-            pieces[part] = (values[low:high].clone(), indices[low:high].clone())
+            # A long document must not fill the device until its last window has come.
+            pieces[part] = (values[low:high].to("cpu", copy=True), indices[low:high].to("cpu", copy=True))
             if len(pieces) == document.parts:
                 ordered = [
                     pieces[position] for position in range(document.parts) if pieces[position][0].numel()

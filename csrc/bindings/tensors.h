@@ -130,7 +130,15 @@ const T* data(const Tensor& t) {
 }
 
 inline Tensor empty_like_options(const Tensor& t, std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(t, sizes, dtype);
+  try {
+    return torch::stable::new_empty(t, sizes, dtype);
+  } catch (const std::exception& error) {
+    // Only that torch threw comes through its C interface; with good sizes there is one cause.
+    std::string shape;
+    for (const int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    throw std::runtime_error(
+        words("finescope: out of memory: no room for a tensor [", shape, "] (", error.what(), ")"));
+  }
 }
 
 // Ask for huge pages behind a large result that is about to be written. Fresh memory is otherwise mapped four
