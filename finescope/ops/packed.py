@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from finescope.ops import checks, native
-from finescope.ops.registry import DEFAULTS, default
+from finescope.ops.registry import default
 from finescope.ops.schemas import _fake, call
 
 KINDS = ("encode", *checks.METRICS)
@@ -72,7 +72,7 @@ def _pack_rows(matrix: Tensor, metric: str, screen: str = "auto") -> Tensor:
 def _encode_packed(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = DEFAULTS["topk_encode"](x, weight, bias, k)
+    found: tuple[Tensor, Tensor] = call("topk_encode", x, weight, bias, k, "auto")
     return found
 
 
@@ -88,8 +88,8 @@ def _cosine_packed(
     mask: Tensor | None = None,
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = DEFAULTS["cosine_topk"](
-        queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset
+    found: tuple[Tensor, Tensor] = call(
+        "cosine_topk", queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset
     )
     return found
 

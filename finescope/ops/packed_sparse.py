@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.ops import checks
-from finescope.ops.registry import DEFAULTS, default
+from finescope.ops.registry import default
 from finescope.ops.schemas import _CSR_PAIR, _fake, call
 
 torch.library.define(
@@ -54,12 +54,12 @@ def _fake_search(
     return q_values.new_empty(shape, dtype=dtype), q_values.new_empty(shape, dtype=torch.int64)
 
 
-@default("pack_sparse_rows", cpu_only=True)
+@default("pack_sparse_rows")
 def _pack(indptr: Tensor, indices: Tensor, values: Tensor, num_latents: int) -> Tensor:
     return indptr.new_empty((0,), dtype=torch.uint8)
 
 
-@default("sparse_cosine_topk_packed", cpu_only=True)
+@default("sparse_cosine_topk_packed")
 def _search(
     q_indptr: Tensor,
     q_indices: Tensor,
@@ -77,8 +77,8 @@ def _search(
     id_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     rows = (q_indptr, q_indices, q_values, c_indptr, c_indices, c_values, num_latents)
-    found: tuple[Tensor, Tensor] = DEFAULTS["sparse_cosine_topk"](
-        *rows, k, metric, "auto", min_score, exclude, mask, id_offset
+    found: tuple[Tensor, Tensor] = call(
+        "sparse_cosine_topk", *rows, k, metric, "auto", min_score, exclude, mask, id_offset
     )
     return found
 

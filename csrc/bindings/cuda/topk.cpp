@@ -282,24 +282,6 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
   return Search(problem, device).run();
 }
 
-// On the device a packed copy is made anew in every call: it costs one pass over the matrix.
-Tensor pack_rows(const Tensor& matrix, const std::string&, const std::string&) {
-  return empty_like_options(matrix, {0}, ScalarType::Byte);
-}
-
-std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& weight,
-                                              const std::optional<Tensor>& bias, const Tensor&, int64_t k) {
-  return topk_encode(x, weight, bias, k, "auto");
-}
-
-std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus, const Tensor&,
-                                              int64_t k, const std::string& metric,
-                                              const std::optional<double>& min_score,
-                                              const std::optional<Tensor>& exclude,
-                                              const std::optional<Tensor>& mask, int64_t id_offset) {
-  return cosine_topk(queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset);
-}
-
 Tensor pair_scores(const Tensor& queries, const Tensor& corpus, const Tensor& ids,
                    const std::string& metric) {
   const char* op = "pair_scores";
@@ -325,9 +307,6 @@ STABLE_TORCH_LIBRARY_IMPL(finescope, FINESCOPE_CUDA_KEY, m)
   m.impl("topk_encode", TORCH_BOX(&topk_encode));
   m.impl("cosine_topk", TORCH_BOX(&cosine_topk));
   m.impl("pair_scores", TORCH_BOX(&pair_scores));
-  m.impl("pack_rows", TORCH_BOX(&pack_rows));
-  m.impl("topk_encode_packed", TORCH_BOX(&topk_encode_packed));
-  m.impl("cosine_topk_packed", TORCH_BOX(&cosine_topk_packed));
 }
 
 }  // namespace finescope::cuda
