@@ -198,13 +198,13 @@ class Index:
         memory where they spare enough of reading the rows. To have them in a file, see ``save``. Packed rows
         must not change any more.
         """
-        for start, part in zip(self._starts, self._parts, strict=False):
+        for number, (start, part) in enumerate(zip(self._starts, self._parts, strict=False)):
             if isinstance(part, BlockedRows):
                 part.keep_packed(self.metric)
             elif isinstance(part, Tensor):
                 self._packed.setdefault(start, PackedCache(constant=True)).pack(part, self.metric)
-            elif isinstance(part, SparseCodes) and self._turned.get(start) is None:
-                self._turned[start] = PackedCodes(part)
+            elif isinstance(part, SparseCodes) and self._turned.get(number) is None:
+                self._turned[number] = PackedCodes(part)
 
     def save(self, path: PathLike, *, packed: bool = True) -> None:
         """Write the index to one file, under a temporary name, then rename.
@@ -357,19 +357,19 @@ class Index:
                 packed = self._packed.setdefault(start, PackedCache(constant=True)).get(part, self.metric)
                 yield start, part, packed, number < last
             elif isinstance(part, SparseCodes):
-                yield start, part, self._turn(start, part), number < last
+                yield start, part, self._turn(number, part), number < last
             else:
                 for first, codes in part.stream(READ_BYTES // 2):
                     more = number < last or first + len(codes) < len(part)
                     yield start + first, codes, None, more
 
-    def _turn(self, start: int, codes: SparseCodes) -> PackedCodes | None:
+    def _turn(self, number: int, codes: SparseCodes) -> PackedCodes | None:
         """Codes in memory, packed when they are searched for the second time."""
-        if start not in self._turned:
-            self._turned[start] = None
-        elif self._turned[start] is None and codes.nnz * 8 <= _free_memory():
-            self._turned[start] = PackedCodes(codes)
-        return self._turned[start]
+        if number not in self._turned:
+            self._turned[number] = None
+        elif self._turned[number] is None and codes.nnz * 8 <= _free_memory():
+            self._turned[number] = PackedCodes(codes)
+        return self._turned[number]
 
     def _ids_on(self, device: torch.device) -> Tensor:
         if self._ids is None:

@@ -222,7 +222,7 @@ class _Cuda(_Plain):
 
 
 def stream(
-    parts: Sequence[Part], starts: Sequence[int], device: torch.device, memory: int = DEFAULT_MEMORY
+    parts: Sequence[Part | np.ndarray[Any, Any]], starts: Sequence[int], device: torch.device, memory: int = DEFAULT_MEMORY
 ) -> Iterator[tuple[int, Block, bool]]:
     """Yield the rows of a corpus as blocks on a device.
 
@@ -245,8 +245,9 @@ def stream(
     """
     plan: list[_Run | tuple[int, Block | CodeBlocks]] = []
     for start, part in zip(starts, parts, strict=False):
-        if isinstance(part, BlockedRows):
-            plan.extend(_cut(part.source, start, memory // SLOTS))
+        if isinstance(part, (BlockedRows, np.ndarray)):
+            rows = part.source if isinstance(part, BlockedRows) else part
+            plan.extend(_cut(rows, start, memory // SLOTS))
         elif isinstance(part, (Tensor, SparseCodes)) and part_device(part) != device:
             plan.extend(_cut(part, start, memory // SLOTS))
         else:

@@ -73,7 +73,7 @@ def builds(text: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "isa"),
+    ("name", "level"),
     [
         ("sparse_scalar.cpp", "scalar"),
         ("sparse_avx2.cpp", "avx2"),
@@ -88,8 +88,8 @@ def builds(text: str) -> dict[str, dict[str, str]]:
         ("myavx2.cpp", None),
     ],
 )
-def test_file_names_name_their_instruction_set(name: str, isa: str | None) -> None:
-    assert build_native.file_isa(Path(name)) == isa
+def test_file_names_name_their_instruction_set(name: str, level: str | None) -> None:
+    assert build_native.file_isa(Path(name)) == level
 
 
 def test_flags_per_file(plan: object) -> None:

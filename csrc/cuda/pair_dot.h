@@ -25,7 +25,7 @@ __device__ void pair_dot(const Stored* x, const W* w, int64_t D, double* dot, do
   constexpr bool kExact = sizeof(X) < 8 && sizeof(W) < 8, kExactSquare = sizeof(W) < 8;
   const int lane = threadIdx.x % kLanes;
   double sum = 0.0, square = 0.0;
-#pragma unroll 8
+#pragma unroll 4
   for (int64_t d = lane; d < D; d += kLanes) {
     const double b = to_double(w[d]);
     sum = add_product<kExact>(sum, to_double(x[d]), b);

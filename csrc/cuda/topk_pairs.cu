@@ -3,9 +3,18 @@
 
 #include "cuda/launch.h"
 #include "cuda/pair_dot.h"
+#include "cuda/rows.h"
 
 namespace finescope::cuda {
 namespace {
+
+[[noreturn]] __device__ __attribute__((noinline)) void refuse_id(int64_t id, int64_t row, int64_t j,
+                                                                 int64_t N) {
+  printf("finescope: pair_scores: ids holds %lld at [%lld, %lld], which is outside -1..%lld\n",
+         static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(j),
+         static_cast<long long>(N - 1));
+  stop();
+}
 
 template <class X, class W>
 __global__ void __launch_bounds__(kThreads)
@@ -16,12 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < k; base += step) {
     const int64_t j = base + threadIdx.x / kLanes;
     const int64_t id = ids[row * k + (j < k ? j : base)];
-    if (id < -1 || id >= N) {
-      printf("finescope: pair_scores: ids holds %lld at [%lld, %lld], outside -1..%lld\n",
-             static_cast<long long>(id), static_cast<long long>(row), static_cast<long long>(j),
-             static_cast<long long>(N - 1));
-      __trap();
-    }
+    if (id < -1 || id >= N) refuse_id(id, row, j, N);
     const W* right = static_cast<const W*>(w.data) + id * w.stride;
     double dot, w_norm, square, x_norm;
     // There may be no row at all to read for a -1.
