@@ -67,7 +67,16 @@ class SaeAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; returns what ``closure`` returned."""
+        """Update every parameter that has a gradient; returns what ``closure`` returned.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured. The number of the step is kept on the host, so that a
+                replay would go on with that of the capture: capture loss and backward, and step outside.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "SaeAdam.step can't be captured in a CUDA graph: capture loss and backward, and step outside"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -122,6 +122,20 @@ def test_large_k() -> None:
     assert_same_bytes(encode(queries, corpus, None, 3000), oracle.encode(queries, corpus, None, 3000))
 
 
+@pytest.mark.parametrize("width", [6144, 8192])
+def test_wide_rows(width: int) -> None:
+    """As much shared memory as a block may have, and more than that."""
+    x, weight = rows("gaussian", 1, width, torch.float32, 1), rows("gaussian", 1100, width, torch.float32, 2)
+    assert_same_bytes(encode(x, weight, None, 5), oracle.encode(x, weight, None, 5))
+
+
+def test_bias_below_the_range_of_float32() -> None:
+    x, weight = torch.zeros(2, 8), torch.randn(1300, 8)
+    bias = torch.zeros(1300, dtype=torch.float64)
+    bias[700] = 1e-46
+    assert_same_bytes(encode(x, weight, bias, 3), oracle.encode(x, weight, bias, 3))
+
+
 def test_strides() -> None:
     x, weight = torch.randn(6, 200), torch.randn(1500, 200)
     views = [

@@ -53,8 +53,6 @@ __device__ inline void add(const SparseJob& job, const SparsePanel& panel, int q
   if (at < job.room) job.found[q * job.room + at] = {score, row};
 }
 
-// The rows of a warp's hits: `seen` says which of a thread's queries share a latent with the row; for the
-// others the score is 0.
 // The rows of a warp's hits: bit h of `hit` says that the thread's query h may want the row, bit h of `known`
 // that the two have no latent in common, so that the score is 0. Not inlined: hits are few, and their
 // registers would be missing where rows are screened.

@@ -8,7 +8,7 @@ namespace {
 
 // Widening takes as long as several multiplications, so a block widens its row of x once, into shared memory,
 // where that has room for it.
-constexpr int64_t kWideRow = int64_t{64} << 10;
+constexpr int64_t kWideRow = int64_t{60} << 10;
 inline size_t wide_bytes(int64_t D) {
   return D * 8 <= kWideRow ? static_cast<size_t>(D) * 8 : 0;
 }

@@ -28,7 +28,7 @@ __device__ double sum_warp(double x) {
 // Eight elements side by side, in loads of 16 bytes where the row allows it; zeros behind its end.
 template <class T>
 struct Eight {
-  T at[8];
+  alignas(16) T at[8];
 
   __device__ Eight(const T* from, int64_t left, bool aligned) {
     if (aligned && left >= 8) {
@@ -118,8 +118,10 @@ __global__ void __launch_bounds__(kThreads) measure_kernel(MeasureArgs a, bool a
   } else {
     out.size = round_up(norm * room * scale);
     out.error = round_up((error + a.rounding * copy_norm) * scale);
-    // The screen's sums would mean nothing: let it pass always.
-    if (!tame || !(fabs(bias) <= 0x1p60)) out.size = out.error = INFINITY;
+    // The screen's sums, or the bias in float32, would mean nothing: let it pass always.
+    if (!tame || !(fabs(bias) <= 0x1p60) || (bias != 0.0 && fabs(bias) < 0x1p-100)) {
+      out.size = out.error = INFINITY;
+    }
     if (!finite) out.size = -1.0f;
   }
   out.inverse = static_cast<float>(scale);

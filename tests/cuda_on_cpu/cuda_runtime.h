@@ -223,6 +223,9 @@ inline void run(const char* what, dim3 grid, dim3 size, size_t shared, const std
   block.waits = &waits[what];
   const char* seed = std::getenv("FINESCOPE_FIBER_ORDER");
   block.random = seed != nullptr ? std::strtoull(seed, nullptr, 10) : 0;
+  if (grid.y > 65535 || grid.z > 65535 || size.x * size.y * size.z > 1024) {
+    throw std::runtime_error(std::string(what) + ": more blocks or threads than a device takes");
+  }
   block.grid = grid;
   block.size = size;
   block.shared.resize(shared + 64);

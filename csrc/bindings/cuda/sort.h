@@ -13,6 +13,9 @@ namespace finescope::cuda {
 inline std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
+  check(keys.dim() == 0 || keys.size(-1) <= INT32_MAX,
+        "a CUDA device sorts at most 2^31 - 1 entries at once, got ", keys.numel(),
+        " (B * K): take fewer tokens at a time");
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{-1}),
                                     from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(

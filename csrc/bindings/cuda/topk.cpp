@@ -67,10 +67,11 @@ class Search {
     const bool f64_inputs = p.x.matrix.dtype == DType::f64 || p.w.matrix.dtype == DType::f64;
     // Where most columns are candidates anyway, a screen is of no use; nor where a sum is too long for its
     // bound to mean anything.
-    screen_ = f64_inputs || p.D == 0 || 8 * p.k + 1024 > p.N || rounding_of(p.screen, p.D) > 0.25
+    const int64_t kept = std::min(p.k, p.N);
+    screen_ = f64_inputs || p.D == 0 || 8 * kept + 1024 > p.N || rounding_of(p.screen, p.D) > 0.25
                   ? Screen::none
                   : p.screen;
-    capacity_ = (2 * p.k + 4 * kStep + 1023) / 1024 * 1024;
+    capacity_ = (2 * kept + 4 * kStep + 1023) / 1024 * 1024;
     const int64_t fit = std::max<int64_t>(1, kCandidateBytes / (capacity_ * 12));
     rows_ = std::max<int64_t>(1, std::min({p.B, kRows, fit}));
     if (screen_ == Screen::bf16) rows_ = std::min(rows_, std::max<int64_t>(64, kCopyBytes / (2 * p.D)));
