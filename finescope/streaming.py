@@ -222,7 +222,10 @@ class _Cuda(_Plain):
 
 
 def stream(
-    parts: Sequence[Part | np.ndarray[Any, Any]], starts: Sequence[int], device: torch.device, memory: int = DEFAULT_MEMORY
+    parts: Sequence[Part | np.ndarray[Any, Any]],
+    starts: Sequence[int],
+    device: torch.device,
+    memory: int = DEFAULT_MEMORY,
 ) -> Iterator[tuple[int, Block, bool]]:
     """Yield the rows of a corpus as blocks on a device.
 
