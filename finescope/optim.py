@@ -70,7 +70,7 @@ class SaeAdam(torch.optim.Optimizer):
         """Update every parameter that has a gradient; returns what ``closure`` returned.
 
         Raises:
-            RuntimeError: a CUDA graph is being captured. The number of the step is kept on the host, so that a
+            RuntimeError: a CUDA graph is being captured. The number of the step is kept on the host, so a
                 replay would go on with that of the capture: capture loss and backward, and step outside.
         """
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

@@ -75,7 +75,6 @@ class Index:
         self._turned: dict[int, PackedCodes | None] = {}
         self._starts: list[int] = [0]
         self._ids: Tensor | None = None
-        self._ids_at: dict[torch.device, Tensor] = {}  # copies on other devices, so that searches need none
         self._named = ids is not None
         self.add(corpus, ids=ids)
 
@@ -370,15 +369,6 @@ class Index:
         elif self._turned[number] is None and codes.nnz * 8 <= _free_memory():
             self._turned[number] = PackedCodes(codes)
         return self._turned[number]
-
-    def _ids_on(self, device: torch.device) -> Tensor:
-        if self._ids is None:
-            raise RuntimeError("the index has no ids")
-        if device == self._ids.device:
-            return self._ids
-        if device not in self._ids_at:
-            self._ids_at[device] = self._ids.to(device)
-        return self._ids_at[device]
 
     def _ids_on(self, device: torch.device) -> Tensor:
         if self._ids is None:
