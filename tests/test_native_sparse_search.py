@@ -14,6 +14,8 @@ import torch
 from backends import op
 from torch import Tensor
 
+from finescope.ops import native
+
 pytestmark = pytest.mark.requires_native
 
 INF = float("inf")
@@ -345,6 +347,7 @@ def test_many_windows_and_lists_of_every_length(isa: str) -> None:
     check(corpus[:4], corpus, 60, 25, metrics=("cosine",))
 
 
+@pytest.mark.skipif(native.module("cpu") is None, reason="only the compiled CPU operations pack")
 def test_packed_rows_of_another_corpus_are_refused() -> None:
     rows = csr(random_rows(50, 30, 12, 28), torch.int32, torch.float32)
     other = csr(random_rows(51, 30, 12, 29), torch.int32, torch.float32)
@@ -358,6 +361,7 @@ def test_packed_rows_of_another_corpus_are_refused() -> None:
         op(*rows, *rows, 30, packed.float(), 3)
 
 
+@pytest.mark.names_bad_data
 def test_latents_changed_after_packing_are_named(isa: str) -> None:
     rows = csr([{1: 1.0, 2: 1.0}, {1: 2.0}], torch.int32, torch.float32)
     packed = pack(rows, 20)
@@ -368,6 +372,7 @@ def test_latents_changed_after_packing_are_named(isa: str) -> None:
         )
 
 
+@pytest.mark.names_bad_data
 @pytest.mark.parametrize("bad", [-1, 20])
 def test_latent_out_of_range_is_named_when_packing_and_scoring(isa: str, bad: int) -> None:
     rows = csr([{1: 1.0}, {2: 1.0, 3: 1.0}], torch.int32, torch.float32)

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     const Acc along = static_cast<Acc>(block_dot(grad, weight, D, dot));
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t d = threadIdx.x; d < D; d += kThreads) {
       Acc x = to_accumulator(weight[d]), mean = to_accumulator(m[d]), square = to_accumulator(v[d]);
       rates.update(x, to_accumulator(grad[d]) - x * along, mean, square);
