@@ -12,6 +12,7 @@ namespace finescope {
 //   w = w - step_size * m / (sqrt(v) + eps)
 //   unit_norm: w = w / |w|, unless that is 0
 // Dots and norms are fixed-order dots (16 float64 partial sums) rounded to the accumulator type.
+// With `scales`, step_size and eps are scales[0] and scales[1], read when the kernel runs.
 struct AdamArgs {
   void* weight;
   const void* grad;
@@ -21,6 +22,7 @@ struct AdamArgs {
   int64_t width;
   bool unit_norm;
   double rate1, beta2, rate2, step_size, eps;
+  const double* scales;  // [2] or null
 };
 
 // Reconstructions of `target` from the first k of each token's latents and (R = 2) from all of them:

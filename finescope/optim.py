@@ -34,6 +34,9 @@ class SaeAdam(torch.optim.Optimizer):
         eps: added to the denominator after bias correction; 6.25e-10 is the value of Gao et al. (2024), small
             because gradients of a loss that is normalised over a batch are small.
         unit_norm: apply steps 1 and 3; only for matrices [F,D], float32 or float64.
+        capturable: keep the number of the step, and compute with it, where the parameter is, so that a CUDA
+            graph of :meth:`step` counts on when it is replayed. Then ``lr`` may be a 0-dim float64 tensor
+            there too, to be changed between replays; a number is fixed by the capture.
 
     Raises:
         ValueError: an option out of range, ``unit_norm`` on what is not a matrix, or a sparse gradient.
@@ -42,13 +45,20 @@ class SaeAdam(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 6.25e-10,
         *,
         unit_norm: bool = False,
+        capturable: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_norm": unit_norm})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "unit_norm": unit_norm, "capturable": capturable}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("capturable", False)  # state dicts of before it was an option
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; its options are checked here."""
@@ -70,13 +80,12 @@ class SaeAdam(torch.optim.Optimizer):
         """Update every parameter that has a gradient; returns what ``closure`` returned.
 
         Raises:
-            RuntimeError: a CUDA graph is being captured. The number of the step is kept on the host, so a
-                replay would go on with that of the capture: capture loss and backward, and step outside.
+            RuntimeError: a CUDA graph is being captured without ``capturable``, so that every replay would
+                repeat one step, or before the first step, so that every replay would start anew.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "SaeAdam.step can't be captured in a CUDA graph: capture loss and backward, and step outside"
-            )
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError("SaeAdam.step is captured in a CUDA graph only with SaeAdam(capturable=True)")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -92,20 +101,38 @@ class SaeAdam(torch.optim.Optimizer):
             raise ValueError("SaeAdam needs dense gradients: Adam moves rows without a gradient too")
         state = self.state[parameter]
         if not state:
-            state["step"] = 0
+            if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "take one step of SaeAdam before capturing it: the first makes the moments"
+                )
+            # As in torch.optim: float32, which state dicts are loaded as.
+            state["step"] = parameter.new_zeros((), dtype=torch.float32) if group["capturable"] else 0
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         moments = state["exp_avg"], state["exp_avg_sq"]
-        options = (group["lr"], *group["betas"], group["eps"], group["unit_norm"])
-        call("sae_adam_step_", parameter, grad, *moments, state["step"], *options)
+        lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
+        options = beta1, beta2, eps, group["unit_norm"]
+        if group["capturable"]:
+            scales = _scales(state["step"], lr, beta1, beta2, eps)
+            call("sae_adam_step_", parameter, grad, *moments, 1, 0.0, *options, scales)
+        else:
+            call("sae_adam_step_", parameter, grad, *moments, state["step"], float(lr), *options)
         # A backward that saved the parameter must notice the change.
         torch.autograd.graph.increment_version(parameter)
 
 
+def _scales(step: Tensor, lr: float | Tensor, beta1: float, beta2: float, eps: float) -> Tensor:
+    """Return step size and eps of step ``step``, Adam's bias corrections folded in: float64 [2]."""
+    number = step.double()
+    root2 = (1 - beta2**number).sqrt()
+    return torch.stack([lr * root2 / (1 - beta1**number), eps * root2])
+
+
 def _check_group(group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
-    if not group["lr"] >= 0:
+    # Looking into a tensor would wait for the device.
+    if not isinstance(group["lr"], Tensor) and not group["lr"] >= 0:
         raise ValueError(f"lr must not be negative, got {group['lr']}")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")

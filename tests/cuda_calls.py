@@ -63,7 +63,7 @@ def _grads(k: int) -> Args:
     return torch.randn(50, 12), values, indices, torch.randn(50, 40), grad, k, 300
 
 
-def _adam(unit: bool) -> Args:
+def _adam(unit: bool, *scales: Tensor) -> Args:
     weight = torch.nn.functional.normalize(torch.randn(300, 40))
     return (
         weight,
@@ -76,6 +76,7 @@ def _adam(unit: bool) -> Args:
         0.999,
         1e-8,
         unit,
+        *scales,
     )
 
 
@@ -118,6 +119,7 @@ CALLS: dict[str, tuple[str, Callable[[], Args]]] = {
     "weight grads, MultiTopK": ("weight_grads", lambda: _grads(3)),
     "adam": ("sae_adam_step_", lambda: _adam(False)),
     "adam on the sphere": ("sae_adam_step_", lambda: _adam(True)),
+    "adam with scales": ("sae_adam_step_", lambda: _adam(True, torch.rand(2, dtype=torch.float64))),
     **{
         f"pool {reduce}": ("pool_codes", lambda reduce=reduce: _pool(reduce))
         for reduce in ("mean", "max", "sum", "sqrt_mean", "count")

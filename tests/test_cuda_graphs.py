@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import cuda_calls
+import pytest
 import torch
 from cuda_calls import arguments, every_call, run
 from equivalence import assert_same_bytes
 
 from finescope import SaeConfig
+from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder
 
 pytestmark = cuda_calls.ONLY_CUDA
@@ -51,6 +53,56 @@ def test_capture_and_replay(call: str) -> None:
 
 def _copied(values: tuple[object, ...]) -> list[object]:
     return [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def test_a_whole_training_step() -> None:
+    """Loss, backward and optimiser in one graph: three replays are three more steps."""
+
+    def autoencoder() -> tuple[SparseAutoencoder, SaeAdam]:
+        sae = SparseAutoencoder(48, SaeConfig(num_latents=3000, k=16), device="cuda")
+        free = [sae.encoder.weight, sae.encoder.bias, sae.b_dec]
+        groups = [{"params": free}, {"params": [sae.W_dec], "unit_norm": True}]
+        return sae, SaeAdam(groups, capturable=True)
+
+    batches = torch.randn(6, 64, 48, device="cuda")
+    x = batches[0].clone()
+
+    def step(sae: SparseAutoencoder, adam: SaeAdam) -> None:
+        adam.zero_grad(set_to_none=True)
+        sae(x).fvu.backward()
+        adam.step()
+
+    eager, captured = autoencoder(), autoencoder()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for batch in batches[:3]:
+            x.copy_(batch)
+            step(*captured)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*captured)
+    for batch in batches[3:]:
+        x.copy_(batch)
+        graph.replay()
+    for batch in batches:
+        x.copy_(batch)
+        step(*eager)
+    torch.cuda.synchronize()
+    assert_same_bytes(
+        tuple(p.detach().cpu() for p in captured[0].parameters()),
+        tuple(p.detach().cpu() for p in eager[0].parameters()),
+    )
+
+
+def test_the_first_step_and_one_counted_on_the_host_are_not_captured() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    parameter.grad = torch.ones_like(parameter)
+    for capturable, words in ((False, "capturable=True"), (True, "before capturing")):
+        optimiser = SaeAdam([parameter], capturable=capturable)
+        with pytest.raises(RuntimeError, match=words), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimiser.step()
 
 
 def test_loss_and_gradients_of_an_autoencoder() -> None:

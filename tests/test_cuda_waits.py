@@ -9,9 +9,11 @@ import pytest
 import torch
 from cuda_calls import arguments, every_call, run
 
-from finescope import SaeConfig
+from finescope import SaeConfig, TrainingConfig
 from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder
+from finescope.sae.sources import TensorSource
+from finescope.sae.train import Trainer
 
 pytestmark = cuda_calls.ONLY_CUDA
 
@@ -47,12 +49,14 @@ def test_an_operation(call: str) -> None:
     assert _is_queued(lambda: run(call, args)), f"{call} waited for the device"
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("multi_topk", [False, True])
 @pytest.mark.usefixtures("_waiting_is_an_error")
-def test_a_training_step(multi_topk: bool) -> None:
+def test_a_training_step(multi_topk: bool, capturable: bool) -> None:
     sae = SparseAutoencoder(48, SaeConfig(num_latents=3000, k=16, multi_topk=multi_topk), device="cuda")
     free = [sae.encoder.weight, sae.encoder.bias, sae.b_dec]
-    adam = SaeAdam([{"params": free}, {"params": [sae.W_dec], "unit_norm": True}])
+    groups = [{"params": free}, {"params": [sae.W_dec], "unit_norm": True}]
+    adam = SaeAdam(groups, capturable=capturable)
     x = torch.randn(64, 48, device="cuda")
 
     def step() -> None:
@@ -63,6 +67,19 @@ def test_a_training_step(multi_topk: bool) -> None:
 
     step()
     assert _is_queued(step), "a training step waited for the device"
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+def test_a_step_of_a_run_with_dead_latents() -> None:
+    """The size of AuxK's problem is known from the step before."""
+    x = torch.randn(256, 48, device="cuda")
+    cfg = TrainingConfig(batch_size=64, dead_feature_threshold=64, device="cuda")
+    trainer = Trainer(TensorSource(x, cfg), SaeConfig(num_latents=3000, k=16), cfg, None)
+    trainer.prepare(resume=False)
+    for _ in range(3):
+        trainer._step(x[:64])
+    assert len(trainer.dead.latents(64))
+    assert _is_queued(lambda: trainer._step(x[:64])), "a step with AuxK waited for the device"
 
 
 @pytest.mark.usefixtures("_waiting_is_an_error")

@@ -6,6 +6,8 @@ sets, and would make runs on two machines part ways.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import training_oracle as oracle
@@ -70,6 +72,17 @@ def test_adam_at_every_width(isa: str, dtype: torch.dtype, unit_norm: bool) -> N
         wanted = oracle.adam_step(w, g, m, v, *options)
         op.sae_adam_step_(w, g, m, v, *options)
         check_all((w, m, v), wanted, D)
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_adam_with_scales_is_adam_with_what_they_stand_for(isa: str, unit_norm: bool) -> None:
+    state = [torch.nn.functional.normalize(torch.randn(5, 40)), *torch.rand(3, 5, 40)]
+    twin = [tensor.clone() for tensor in state]
+    root2 = math.sqrt(1 - 0.999**7)
+    scales = torch.tensor([0.01 * root2 / (1 - 0.9**7), 1e-8 * root2], dtype=torch.float64)
+    op.sae_adam_step_(*state, 7, 0.01, 0.9, 0.999, 1e-8, unit_norm)
+    op.sae_adam_step_(*twin, 1, 0.0, 0.9, 0.999, 0.0, unit_norm, scales)
+    check_all(tuple(twin), state, "scales")
 
 
 def test_defaults_are_the_same_operations(device: str) -> None:
@@ -160,6 +173,9 @@ def test_bad_arguments_are_refused_before_anything_is_read(name: str) -> None:
         run("sae_adam_step_", weight, weight, x, weight, 1, 0.1, 0.9, 0.999, 1e-8, False)
     with pytest.raises(ValueError, match="step"):
         run("sae_adam_step_", weight, weight, weight, weight, 0, 0.1, 0.9, 0.999, 1e-8, False)
+    for scales in (torch.ones(2), torch.ones(3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="scales must be"):
+            run("sae_adam_step_", weight, weight, weight, weight, 1, 0.1, 0.9, 0.999, 1e-8, False, scales)
     with pytest.raises(ValueError, match="matrix"):
         run("sae_adam_step_", bias, bias, bias, bias, 1, 0.1, 0.9, 0.999, 1e-8, True)
 

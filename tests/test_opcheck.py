@@ -53,7 +53,9 @@ def test_training_step(dtype: torch.dtype, k: int) -> None:
     opcheck(_op("decode_residual"), (values, indices, weight, None, x, k))
     opcheck(_op("weight_grads"), (values, values, indices, x, torch.stack([x, x]), k, 20))
     moments = torch.zeros_like(weight), torch.zeros_like(weight)
-    opcheck(_op("sae_adam_step_"), (weight, weight.clone(), *moments, 1, 0.1, 0.9, 0.999, 1e-8, True))
+    adam = (weight, weight.clone(), *moments, 1, 0.1, 0.9, 0.999, 1e-8, True)
+    opcheck(_op("sae_adam_step_"), adam)
+    opcheck(_op("sae_adam_step_"), (*adam, torch.tensor([0.1, 1e-8], dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "sum", "sqrt_mean", "count"])

@@ -126,6 +126,45 @@ def test_state_dict_round_trip_continues_to_the_bit() -> None:
     assert torch.equal(whole, second)
 
 
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+def test_a_step_counted_on_the_device_is_the_same_step(
+    monkeypatch: pytest.MonkeyPatch, unit: bool, native: bool
+) -> None:
+    if not native:
+        monkeypatch.setattr(optim, "call", lambda name, *args: DEFAULTS[name](*args))
+    start = normalise_rows_(torch.randn(9, 7))
+    plain, counted = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    rate = torch.tensor(0.03, dtype=torch.float64)
+    left = SaeAdam([plain], lr=0.03, unit_norm=unit)
+    right = SaeAdam([counted], lr=rate, unit_norm=unit, capturable=True)
+    for step in range(12):
+        plain.grad = torch.randn(9, 7)
+        counted.grad = plain.grad.clone()
+        left.param_groups[0]["lr"] = 0.03 / (step + 1)
+        rate.fill_(0.03 / (step + 1))
+        left.step()
+        right.step()
+        if step == 5:  # on from a copy, whose number of steps is a tensor as well
+            state = copy.deepcopy(right.state_dict())
+            right = SaeAdam([counted], lr=rate)
+            right.load_state_dict(state)
+            right.param_groups[0]["lr"] = rate
+    assert right.state[counted]["step"].item() == 12
+    torch.testing.assert_close(counted, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_state_dicts_of_before_capturable_are_read() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimiser = SaeAdam([parameter])
+    state = copy.deepcopy(optimiser.state_dict())
+    del state["param_groups"][0]["capturable"]
+    optimiser.load_state_dict(state)
+    parameter.grad = torch.ones(3)
+    optimiser.step()
+    assert optimiser.state[parameter]["step"] == 1
+
+
 def test_the_closure_is_run_with_gradients_and_its_value_returned() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimiser = SaeAdam([parameter], lr=0.1)

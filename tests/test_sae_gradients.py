@@ -157,6 +157,13 @@ def test_each_matrix_gets_its_gradient_once() -> None:
     assert len({storage.data_ptr() for storage in watch.held}) == 2
 
 
+def test_dead_latents_may_be_given_by_number() -> None:
+    sae, x, dead = make(20)
+    by_mask, by_number = sae(x, dead), sae(x, dead.nonzero().squeeze(1))
+    assert torch.equal(by_mask.auxk_loss, by_number.auxk_loss)
+    assert bool(by_mask.auxk_loss > 0)
+
+
 def test_k_aux_bounds_the_dead_latents_per_token() -> None:
     sae, x, dead = make(20)
     pre = torch.relu((x - sae.b_dec) @ sae.encoder.weight.T + sae.encoder.bias)

@@ -105,7 +105,7 @@ def test_dead_latents_are_counted_in_tokens_and_by_firing() -> None:
     trainer.sae.requires_grad_(True)
     batches = list(trainer.source.batches(0))
     trainer.run(progress=False)
-    since = trainer.since_fired[:-1]
+    since = trainer.dead.since_fired[:-1]
     frozen: SparseAutoencoder = trainer.sae
     expected = torch.full((F,), 300)
     for number, rows in enumerate(batches):
@@ -123,7 +123,7 @@ def test_zero_activations_do_not_count_as_firing() -> None:
     trainer.prepare(resume=False)
     records: list[dict[str, float]] = []
     trainer.run(progress=records.append)
-    assert trainer.since_fired[:-1].tolist() == [64] * 16
+    assert trainer.dead.since_fired[:-1].tolist() == [64] * 16
     assert records[-1]["l0"] == 0
     assert records[-1]["dead_fraction"] == 1.0
 

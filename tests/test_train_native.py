@@ -39,7 +39,7 @@ def remember(batch):
     before = trainer.window.state()
     step(batch)
     losses.append([a - b for a, b in zip(trainer.window.state(), before)])
-    dead.append(int((trainer.since_fired[:-1] >= 2000).sum()))
+    dead.append(int((trainer.dead.since_fired[:-1] >= 2000).sum()))
 dead = []
 trainer._step = remember
 trainer.run(False)

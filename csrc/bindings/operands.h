@@ -203,7 +203,7 @@ struct AdamOperands {
 
   AdamOperands(const Tensor& parameter_, const Tensor& grad, const Tensor& exp_avg_,
                const Tensor& exp_avg_sq_, int64_t step, double lr, double beta1, double beta2, double eps,
-               bool unit_norm)
+               bool unit_norm, const std::optional<Tensor>& scales)
       : parameter(parameter_), exp_avg(exp_avg_), exp_avg_sq(exp_avg_sq_) {
     const DType dtype = float_dtype(parameter, op, "parameter");
     check_like(grad, "grad");
@@ -212,6 +212,13 @@ struct AdamOperands {
     check(step >= 1, op, ": step must be at least 1, got ", step);
     check(!unit_norm || parameter.dim() == 2, op, ": unit_norm needs a matrix [F, D], got shape ",
           shape_text(parameter));
+    if (scales) {
+      check(scales->scalar_type() == ScalarType::Double && scales->dim() == 1 && scales->size(0) == 2 &&
+                scales->is_contiguous(),
+            op, ": scales must be contiguous float64 [2] (step size, eps), got ",
+            dtype_name(scales->scalar_type()), " ", shape_text(*scales));
+      check_device(parameter, *scales, op, "scales");
+    }
     w = packed(parameter), g = packed(grad), m = packed(exp_avg), v = packed(exp_avg_sq);
     const double root2 = std::sqrt(1 - std::pow(beta2, static_cast<double>(step)));
     rows = unit_norm ? parameter.size(0) : parameter.numel();
@@ -226,7 +233,8 @@ struct AdamOperands {
             beta2,
             1 - beta2,
             lr * root2 / (1 - std::pow(beta1, static_cast<double>(step))),
-            eps * root2};
+            eps * root2,
+            scales ? data<double>(*scales) : nullptr};
   }
 
   void write_back() {

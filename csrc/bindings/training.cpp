@@ -13,8 +13,9 @@ namespace {
 // --- Adam
 
 void adam_step(Tensor parameter, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_sq, int64_t step,
-               double lr, double beta1, double beta2, double eps, bool unit_norm) {
-  AdamOperands o(parameter, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_norm);
+               double lr, double beta1, double beta2, double eps, bool unit_norm,
+               const std::optional<Tensor>& scales) {
+  AdamOperands o(parameter, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_norm, scales);
   const auto kernel = training_kernels().adam_step;
   parallel(o.rows, grain(8 * o.args.width), [&](int64_t begin, int64_t end) { kernel(o.args, begin, end); });
   o.write_back();

@@ -59,8 +59,8 @@ struct Adam {
       : rate1(static_cast<Acc>(a.rate1)),
         beta2(static_cast<Acc>(a.beta2)),
         rate2(static_cast<Acc>(a.rate2)),
-        step_size(static_cast<Acc>(a.step_size)),
-        eps(static_cast<Acc>(a.eps)) {}
+        step_size(static_cast<Acc>(a.scales ? a.scales[0] : a.step_size)),
+        eps(static_cast<Acc>(a.scales ? a.scales[1] : a.eps)) {}
 
   // One lane or one register of the update; V is Acc or a vector of it.
   template <class V>

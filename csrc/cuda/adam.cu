@@ -14,13 +14,22 @@ constexpr size_t kKept = size_t{96} << 10;
 template <class Acc>
 struct Rates {
   Acc rate1, beta2, rate2, step_size, eps;
+  const double* scales;
 
   explicit Rates(const AdamArgs& a)
       : rate1(static_cast<Acc>(a.rate1)),
         beta2(static_cast<Acc>(a.beta2)),
         rate2(static_cast<Acc>(a.rate2)),
         step_size(static_cast<Acc>(a.step_size)),
-        eps(static_cast<Acc>(a.eps)) {}
+        eps(static_cast<Acc>(a.eps)),
+        scales(a.scales) {}
+
+  // First thing in a kernel: where a graph is replayed, the scales are those of the replay's step.
+  __device__ void read_scales() {
+    if (scales == nullptr) return;
+    step_size = static_cast<Acc>(scales[0]);
+    eps = static_cast<Acc>(scales[1]);
+  }
 
   // Every operation rounds by itself, as on the CPU.
   __device__ void update(Acc& w, Acc g, Acc& m, Acc& v) const {
@@ -35,6 +44,7 @@ __global__ void __launch_bounds__(kThreads)
     plain_kernel(T* w, const T* g, T* m, T* v, int64_t n, Rates<Accumulator<T>> rates) {
   using Acc = Accumulator<T>;
   using Wide = Vector<T, V>;
+  rates.read_scales();
   for (int64_t at = first_thread() * V; at < n; at += thread_stride() * V) {
     const Wide weights = *reinterpret_cast<const Wide*>(w + at),
                grads = *reinterpret_cast<const Wide*>(g + at), means = *reinterpret_cast<const Wide*>(m + at),
@@ -72,6 +82,7 @@ __global__ void __launch_bounds__(kThreads)
     unit_norm_kernel(T* weights, const T* grads, T* means, T* squares, int64_t rows, int64_t D,
                      Rates<Accumulator<T>> rates) {
   using Acc = Accumulator<T>;
+  rates.read_scales();
   FINESCOPE_SHARED(double, dot);
   T* const kept = reinterpret_cast<T*>(dot + 2);
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {

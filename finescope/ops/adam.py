@@ -29,19 +29,25 @@ def _sae_adam_step_(
     beta2: float,
     eps: float,
     unit_norm: bool,
+    scales: Tensor | None = None,
 ) -> None:
-    checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm)
+    checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm, scales)
     # Adam's two bias corrections, folded into the step size and eps so that the blocks needn't apply them.
     root2 = math.sqrt(1 - beta2**step)
     step_size = lr * root2 / (1 - beta1**step)
     eps = eps * root2
+    if scales is not None:
+        size, shift = scales.to(torch.promote_types(parameter.dtype, torch.float32)).unbind()
     for w, g, m, v in _blocks(parameter, grad, exp_avg, exp_avg_sq, rows=unit_norm):
         if unit_norm:
             along = torch.linalg.vecdot(g, w, dim=1).unsqueeze_(1)
             g = torch.addcmul(g, along, w, value=-1)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        w.addcdiv_(m, v.sqrt().add_(eps), value=-step_size)
+        if scales is None:
+            w.addcdiv_(m, v.sqrt().add_(eps), value=-step_size)
+        else:
+            w.sub_(m * size / v.sqrt().add_(shift))
         if unit_norm:
             normalise_rows_(w)
 

@@ -190,7 +190,13 @@ def weight_grads(
 
 
 def sae_adam_step(
-    parameter: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int, unit_norm: bool
+    parameter: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    unit_norm: bool,
+    scales: Tensor | None,
 ) -> None:
     """Reject what ``sae_adam_step_`` can't take."""
     _floating(parameter, "parameter")
@@ -206,6 +212,12 @@ def sae_adam_step(
         raise ValueError(f"step must be at least 1, got {step}")
     if unit_norm and parameter.dim() != 2:
         raise ValueError(f"unit_norm needs a matrix [F, D], got shape {_shape(parameter)}")
+    if scales is not None:
+        if scales.dtype != torch.float64 or scales.shape != (2,) or not scales.is_contiguous():
+            raise ValueError(
+                f"scales must be contiguous float64 [2] (step size, eps), got {scales.dtype} {_shape(scales)}"
+            )
+        _same_device(parameter, "parameter", scales=scales)
 
 
 def pool_codes(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int) -> None:

@@ -127,7 +127,7 @@ def _fake_weight_grads(
 torch.library.define(
     "finescope::sae_adam_step_",
     "(Tensor(a!) parameter, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr, "
-    "float beta1, float beta2, float eps, bool unit_norm) -> ()",
+    "float beta1, float beta2, float eps, bool unit_norm, Tensor? scales=None) -> ()",
 )
 
 
@@ -143,8 +143,9 @@ def _fake_sae_adam_step_(
     beta2: float,
     eps: float,
     unit_norm: bool,
+    scales: Tensor | None = None,
 ) -> None:
-    checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm)
+    checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm, scales)
 
 
 torch.library.define(

@@ -173,11 +173,13 @@ class SparseAutoencoder(nn.Module):
 
         Args:
             x: activations [...,D]; all leading dimensions are the batch, B tokens in all.
-            dead_mask: bool [F], True for latents that AuxK shall revive; None for none.
+            dead_mask: bool [F], True for latents that AuxK shall revive; or their numbers, int64 [n], each
+                once, for which nothing waits for the device. None for none.
             k_aux: dead latents that AuxK lets take part per token; D/2 if left out.
 
         Raises:
-            InputError: the width of ``x`` isn't D, its dtype isn't floating, or the mask isn't bool [F].
+            InputError: the width of ``x`` isn't D, its dtype isn't floating, or ``dead_mask`` is neither
+                bool [F] nor int64 [n].
         """
         flat = self._rows(x)
         dead = None if dead_mask is None else self._dead_latents(dead_mask)
@@ -267,9 +269,11 @@ class SparseAutoencoder(nn.Module):
         return encode_centred(rows, self.b_dec, self.encoder.weight, self.encoder.bias, k)
 
     def _dead_latents(self, mask: Tensor) -> Tensor:
+        if mask.dtype == torch.int64 and mask.dim() == 1:
+            return mask
         if mask.dtype != torch.bool or mask.shape != (self.num_latents,):
             raise InputError(
-                f"dead_mask must be bool [{self.num_latents}], got {mask.dtype} {tuple(mask.shape)}"
+                f"dead_mask must be bool [{self.num_latents}] or int64 [n], got {mask.dtype}"
+                f" {tuple(mask.shape)}"
             )
-        # The one place of a step that waits for the device: how large AuxK's problem is depends on it.
         return mask.nonzero().squeeze(1)

@@ -16,6 +16,7 @@ from finescope.errors import FineScopeError, InputError, StoreError
 from finescope.files import remove_temporaries, write_json
 from finescope.optim import SaeAdam
 from finescope.sae import losses
+from finescope.sae.dead import DeadLatents
 from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
 from finescope.sae.model import ForwardOutput, SparseAutoencoder
 from finescope.sae.progress import Meter, Metrics, Progress, Reporter
@@ -88,16 +89,13 @@ class Trainer:
         self.out_dir = out_dir
         self.device = _device(cfg.device)
         self.sae = SparseAutoencoder(source.width, sae_cfg, device=self.device, seed=cfg.seed)
-        latents = self.sae.num_latents
-        self.peak_lr = cfg.learning_rate or 2e-4 / math.sqrt(latents / 2**14)
+        self.peak_lr = cfg.learning_rate or 2e-4 / math.sqrt(self.sae.num_latents / 2**14)
         groups: list[dict[str, Any]] = [
             {"params": [self.sae.encoder.weight, self.sae.encoder.bias, self.sae.b_dec]},
             {"params": [self.sae.W_dec], "unit_norm": sae_cfg.normalize_decoder},
         ]
         self.optimiser = SaeAdam(groups, lr=self.peak_lr)
-        # Tokens since each latent last fired. The extra entry takes the writes of activations that are
-        # zero, so that a step needs neither a boolean index nor, with it, a wait for the device.
-        self.since_fired = torch.zeros(latents + 1, dtype=torch.int64, device=self.device)
+        self.dead = DeadLatents(self.sae.num_latents, self.device)
         self.position = Position()
         self.window = Meter(self.device)
         self.epoch_means = Meter(self.device)
@@ -117,7 +115,7 @@ class Trainer:
             remove_temporaries(self.out_dir)
             state = self.out_dir / STATE_NAME
             if resume and state.exists():
-                self.position = load_state(state, self.sae, self.optimiser, self.since_fired, self._who)
+                self.position = load_state(state, self.sae, self.optimiser, self.dead.since_fired, self._who)
                 self.window.restore(self.position.sums["window"])
                 self.epoch_means.restore(self.position.sums["epoch"])
                 self.sae.save(self.out_dir)  # the run may have been killed between the two
@@ -171,28 +169,26 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate(here.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.autocast == "bf16"):
-            out = self.sae(x, self._dead_mask(), k_aux=self.cfg.auxk_k)
+            dead = self.dead.latents(here.dead_threshold) if self._revives() else None
+            out = self.sae(x, dead, k_aux=self.cfg.auxk_k)
+        fired = out.latent_acts > 0
+        self.dead.count(out.latent_indices, fired, len(x))
+        here.step += 1
+        here.batch += 1
+        here.tokens += len(x)
+        if self._revives():
+            self.dead.look(here.dead_threshold)
         loss = losses.total(out, self.cfg.loss, self.cfg.l1_weight, self.cfg.auxk_alpha)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-
-        fired = out.latent_acts > 0
-        self.since_fired += len(x)
-        alive = torch.where(fired, out.latent_indices, self.sae.num_latents)
-        self.since_fired.index_fill_(0, alive.view(-1), 0)
         terms = _terms(loss, out, fired)
         self.window.add(terms)
         self.epoch_means.add(terms)
-        here.step += 1
-        here.batch += 1
-        here.tokens += len(x)
 
-    def _dead_mask(self) -> Tensor | None:
-        """Return which latents are dead; None while none can be, which needs no look at the device."""
-        if self.cfg.auxk_alpha == 0 or self.position.tokens < self.position.dead_threshold:
-            return None
-        return self.since_fired[:-1] >= self.position.dead_threshold
+    def _revives(self) -> bool:
+        """Return whether AuxK may have work: it is wanted, and a latent has had the time to be dead."""
+        return self.cfg.auxk_alpha != 0 and self.position.tokens >= self.position.dead_threshold
 
     def _learning_rate(self, step: int) -> float:
         warmup = self.position.warmup_steps
@@ -246,7 +242,7 @@ class Trainer:
         seconds = max(time.perf_counter() - began, 1e-9)
         total = self.total_steps
         left = None if total is None else seconds * (total - here.step) / max(1, here.step - first_step)
-        dead = (self.since_fired[:-1] >= here.dead_threshold).double().mean()
+        dead = self.dead.mask(here.dead_threshold).double().mean()
         epoch = here.epoch if event == "epoch" else here.epoch + 1
         return {
             "event": event,
@@ -280,7 +276,7 @@ class Trainer:
         self._check_health(self.sae.parameters())
         self.position.sums = {"window": self.window.state(), "epoch": self.epoch_means.state()}
         path = self.out_dir / STATE_NAME
-        save_state(path, self.sae, self.optimiser, self.since_fired, self.position, self._who)
+        save_state(path, self.sae, self.optimiser, self.dead.since_fired, self.position, self._who)
         self.sae.save(self.out_dir)
 
 

@@ -73,9 +73,10 @@ Tensor scatter_values(const Tensor& values, const Tensor& indices, int64_t num_l
 }
 
 void adam_step(Tensor parameter, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_sq, int64_t step,
-               double lr, double beta1, double beta2, double eps, bool unit_norm) {
+               double lr, double beta1, double beta2, double eps, bool unit_norm,
+               const std::optional<Tensor>& scales) {
   const OnDevice device(parameter);
-  AdamOperands o(parameter, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_norm);
+  AdamOperands o(parameter, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_norm, scales);
   launch_adam(o.args, o.rows, device.stream());
   o.write_back();
 }
