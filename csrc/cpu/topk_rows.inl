@@ -338,13 +338,17 @@ int64_t keep(float* score, int32_t* column, int64_t n, float lowest) {
 int64_t pick(const float* score, int64_t n, float lowest, int32_t first, float* to_score,
              int32_t* to_column) {
   int64_t kept = 0, i = 0;
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
   // Mostly there is nothing in a register.
-  const __m256 least = _mm256_set1_ps(lowest);
-  for (; i + 8 <= n; i += 8) {
-    const __m256 over = _mm256_cmp_ps(_mm256_loadu_ps(score + i), least, _CMP_GE_OQ);
-    for (int m = _mm256_movemask_ps(over); m != 0; m &= m - 1) {
-      const int64_t at = i + __builtin_ctz(static_cast<unsigned>(m));
+  for (; i + kF32Lanes <= n; i += kF32Lanes) {
+#if defined(__AVX512F__)
+    uint32_t over = _mm512_cmp_ps_mask(_mm512_loadu_ps(score + i), _mm512_set1_ps(lowest), _CMP_GE_OQ);
+#else
+    uint32_t over = static_cast<uint32_t>(
+        _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(score + i), _mm256_set1_ps(lowest), _CMP_GE_OQ)));
+#endif
+    for (; over != 0; over &= over - 1) {
+      const int64_t at = i + __builtin_ctz(over);
       to_score[kept] = score[at];
       to_column[kept++] = first + static_cast<int32_t>(at);
     }
