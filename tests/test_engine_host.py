@@ -3,8 +3,8 @@
 A bound that is a little too small almost never shows in results, and neither does a read past the end of a
 row. So the kernels are compiled into programs of their own, with AddressSanitizer and UBSan, which compare
 every screened score and every result with plain arithmetic and read from arrays that end where they should.
-The same programs are compiled for aarch64 and run in an emulator: whatever the machine, the results have the
-same bytes.
+The same programs are compiled for aarch64 and run in an emulator, and the levels of AVX-512 from their own
+source for processors without it: whatever the machine, the results have the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "avx512_on_cpu")]
+
+import levels  # noqa: E402
 
 import build_native  # noqa: E402
 
@@ -30,12 +32,24 @@ CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 EMULATED = {"engine": ("outliers", "corners"), "kernels": ()}
 
 
-def compile_programs(compiler: tuple[str, ...], arch: str, flags: tuple[str, ...], folder: Path) -> None:
-    """Compile every program for all instruction sets of ``arch`` into ``folder``."""
+def compile_programs(
+    compiler: tuple[str, ...],
+    arch: str,
+    flags: tuple[str, ...],
+    folder: Path,
+    *,
+    without_avx512: Path | None = None,
+) -> None:
+    """Compile every program for all instruction sets of ``arch`` into ``folder``.
+
+    With ``without_avx512`` the levels of AVX-512 are those for processors without it, and everything else is
+    taken as it was compiled in that folder.
+    """
+    isa_flags = build_native.ISA_FLAGS[arch] if without_avx512 is None else levels.isa_flags()
     baseline = build_native.BASELINE_FLAGS[arch]
     isas = {
         isa: own
-        for isa, own in build_native.ISA_FLAGS[arch].items()
+        for isa, own in isa_flags.items()
         if not build_native.compiles(compiler, (*baseline, *own), "")
     }
     shared = (
@@ -54,6 +68,8 @@ def compile_programs(compiler: tuple[str, ...], arch: str, flags: tuple[str, ...
     mains = [Path(__file__).with_name(f"{stem}.cpp") for stems in PROGRAMS.values() for stem in stems]
 
     def compiled(path: Path) -> str:
+        if without_avx512 is not None and path.stem != "isa" and "avx512" not in path.stem:
+            return str(without_avx512 / f"{path.stem}.o")
         made = str(folder / f"{path.stem}.o")
         command = [*compiler, *shared, *kernels.get(path, ()), "-c", str(path), "-o", made]
         subprocess.run(command, check=True)
@@ -102,6 +118,18 @@ def test_kernels_sanitized(tmp_path: Path) -> None:
     compile_programs(host_compiler(), build_native.architecture(), ("-O1", *SANITIZE), tmp_path)
     for name in PROGRAMS:
         assert run([str(tmp_path / name)])
+
+
+@pytest.mark.slow
+def test_kernels_of_avx512_without_it(plain_programs: Path, tmp_path: Path) -> None:
+    if build_native.architecture() != "x86":
+        pytest.skip("the levels of AVX-512 stand on those of x86")
+    flags = ("-O1", *SANITIZE, *levels.FLAGS)
+    compile_programs(host_compiler(), "x86", flags, tmp_path, without_avx512=plain_programs)
+    for name, arguments in EMULATED.items():
+        results = run([str(tmp_path / name), *arguments])
+        assert list(results) == list(build_native.ISA_FLAGS["x86"])
+        assert len(set(results.values())) == 1, results
 
 
 @pytest.mark.slow

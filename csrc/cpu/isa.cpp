@@ -51,6 +51,9 @@ bool cpu_has(Isa isa) {
                     has(leaf1.c, 28) /* avx */ && has(leaf1.c, 29) /* f16c */ && has(leaf7.b, 3) /* bmi1 */ &&
                     has(leaf7.b, 5) /* avx2 */ && has(leaf7.b, 8) /* bmi2 */ &&
                     has(extended.c, 5) /* lzcnt */;
+#if defined(FINESCOPE_AVX512_ON_CPU)  // tests/avx512_on_cpu: compiled for AVX2, whatever their name
+  return isa <= Isa::avx512_bf16 && (isa == Isa::scalar || avx2);
+#endif
   const bool avx512 = avx2 && zmm && has(leaf7.b, 16) /* f */ && has(leaf7.b, 17) /* dq */ &&
                       has(leaf7.b, 28) /* cd */ && has(leaf7.b, 30) /* bw */ && has(leaf7.b, 31) /* vl */;
   const bool vnni = avx512 && has(leaf7.c, 11);

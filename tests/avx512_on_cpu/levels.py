@@ -1,0 +1,55 @@
+"""The levels of AVX-512 for processors without it: their own source, compiled for AVX2 with ``intrinsics.h``.
+
+``python tests/avx512_on_cpu/levels.py FOLDER`` compiles the CPU object with such levels, beside a copy of
+the package; a Python that starts in the folder of the copy finds them usable.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import build_native  # noqa: E402
+
+sys.path.remove(str(ROOT))
+
+# For every file; what the compiler says of vectors that no register holds is about other compilers' calls.
+FLAGS = ("-DFINESCOPE_AVX512_ON_CPU", "-Wno-psabi")
+
+
+def isa_flags() -> dict[str, tuple[str, ...]]:
+    """The instruction sets of x86 and their flags, those of AVX-512 in the terms of AVX2."""
+    isas = build_native.ISA_FLAGS["x86"]
+    emulated = (*isas["avx2"], "-include", str(Path(__file__).with_name("intrinsics.h")))
+    return {isa: emulated if isa.startswith("avx512") else flags for isa, flags in isas.items()}
+
+
+def build(folder: Path) -> Path:
+    """Compile the CPU object in ``folder``, whatever has changed, beside a copy of the package; returns that.
+
+    Raises:
+        build_native.BuildError: a tool is missing, or a source does not compile.
+    """
+    real, build_native.ISA_FLAGS["x86"] = build_native.ISA_FLAGS["x86"], isa_flags()
+    try:
+        plan = build_native.make_plan("cpu", ROOT)
+    finally:
+        build_native.ISA_FLAGS["x86"] = real
+    # The other files are not what is tested here.
+    quick = tuple("-O2" if flag == "-O3" else flag for flag in plan.flags)
+    plan = replace(plan, flags=(*quick, *FLAGS))
+    made = build_native.run(plan, folder / "objects", ROOT)["_C"]
+    package = folder / "package" / "finescope"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "finescope", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy2(made, package / made.name)
+    return package.parent
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build/avx512-on-cpu"))
