@@ -1,4 +1,7 @@
-"""``sparse_decode`` and its backward against ``torch.nn.functional.embedding_bag``."""
+"""``sparse_decode`` and its backward against ``torch.nn.functional.embedding_bag``.
+
+Latents are drawn evenly, or as those of a trained SAE are: the r-th most common one in proportion to 1/r.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,15 @@ from finescope.ops import sparse_decode
 B, D, F = 2048, 512, 16384
 
 
-def problem(K: int) -> tuple[Tensor, Tensor, Tensor]:
+def problem(K: int, latents: str) -> tuple[Tensor, Tensor, Tensor]:
     """Values [B,K], latents [B,K] and decoder rows [F,D]."""
     torch.manual_seed(0)
     weight = torch.nn.functional.normalize(torch.randn(F, D)).requires_grad_()
-    return torch.rand(B, K).requires_grad_(), torch.randint(0, F, (B, K)), weight
+    indices = torch.randint(0, F, (B, K))
+    if latents == "zipf":
+        frequency = 1 / torch.arange(1, F + 1)[torch.randperm(F)]
+        indices = torch.multinomial(frequency.expand(B, F), K)
+    return torch.rand(B, K).requires_grad_(), indices, weight
 
 
 def peer(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -27,9 +34,10 @@ def peer(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     return embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
+@pytest.mark.parametrize("latents", ["even", "zipf"])
 @pytest.mark.parametrize("K", [32, 128])
-def bench_sparse_decode(benchmark: Any, K: int) -> None:
-    values, indices, weight = problem(K)
+def bench_sparse_decode(benchmark: Any, K: int, latents: str) -> None:
+    values, indices, weight = problem(K, latents)
     with torch.no_grad():
         ours = sparse_decode(values, indices, weight, None)
         torch.testing.assert_close(ours, peer(values, indices, weight), rtol=1e-4, atol=1e-5)
@@ -41,9 +49,10 @@ def bench_sparse_decode(benchmark: Any, K: int) -> None:
         )
 
 
+@pytest.mark.parametrize("latents", ["even", "zipf"])
 @pytest.mark.parametrize("K", [32, 128])
-def bench_sparse_decode_backward(benchmark: Any, K: int) -> None:
-    values, indices, weight = problem(K)
+def bench_sparse_decode_backward(benchmark: Any, K: int, latents: str) -> None:
+    values, indices, weight = problem(K, latents)
     grad = torch.randn(B, D)
 
     def gradients(out: Tensor) -> tuple[Tensor, ...]:

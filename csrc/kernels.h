@@ -56,6 +56,15 @@ struct ScatterRowsArgs {
   int64_t D;
 };
 
+// Both gradients of a decoding in one pass over the pairs: `sums` is scatter_rows of the gradient, and
+// grad_values[position[i]] = <rows[row[i], :], weight[f, :]>, the fixed-order dot, rounded once.
+struct DecodeGradsArgs {
+  ScatterRowsArgs sums;
+  const int64_t* position;  // [B * K] where in [B, K] each pair stands
+  Matrix weight;            // [F, D] dtype of sums.rows
+  void* grad_values;        // [B, K] contiguous, accumulator type
+};
+
 enum class Reduce : int32_t { mean, max, sum, sqrt_mean, count };
 
 // Document n pools the codes of tokens offsets[n]..offsets[n + 1]. Entries that are not positive and finite
@@ -84,6 +93,7 @@ using FindOutOfRange = int64_t (*)(const int64_t* indices, int64_t n, int64_t li
 using SparseDecode = void (*)(const SparseDecodeArgs&, int64_t begin, int64_t end);
 using SampledDot = void (*)(const SampledDotArgs&, int64_t begin, int64_t end);
 using ScatterRows = void (*)(const ScatterRowsArgs&, int64_t begin, int64_t end);
+using DecodeGrads = void (*)(const DecodeGradsArgs&, int64_t begin, int64_t end);
 
 // N sparse rows in compressed form: row n holds entries indptr[n]..indptr[n + 1], latents ascending.
 enum class IndexType : int32_t { u16, i32, i64 };
@@ -171,6 +181,7 @@ struct SparseKernels {
   SparseDecode sparse_decode;
   SampledDot sampled_dot;
   ScatterRows scatter_rows;
+  DecodeGrads decode_grads;
 };
 
 }  // namespace finescope

@@ -41,13 +41,14 @@ void check_sums(DType dtype, int64_t D) {
     expect("sparse_decode", dtype, D, out, wanted);
   }
   // The same pairs by latent.
-  std::vector<int64_t> start(1, 0), row;
+  std::vector<int64_t> start(1, 0), row, position;
   Rows pair_values(acc, 1, B * K), out(acc, F, D), wanted(acc, F, D);
   for (int64_t f = 0; f < F; ++f) {
     for (int64_t i = 0; i < B * K; ++i) {
       if (indices[i] != f) continue;
       pair_values.put(static_cast<int64_t>(row.size()), values.at(i));
       row.push_back(i / K);
+      position.push_back(i);
     }
     start.push_back(static_cast<int64_t>(row.size()));
     for (int64_t d = 0; d < D; ++d) {
@@ -61,6 +62,17 @@ void check_sums(DType dtype, int64_t D) {
   sparse_kernels().scatter_rows(
       {start.data(), row.data(), pair_values.data(), tokens.matrix(), out.data(), D}, 0, F);
   expect("scatter_rows", dtype, D, out, wanted);
+
+  Rows sums(acc, F, D), dots(acc, B, K), wanted_dots(acc, B, K);
+  const DecodeGradsArgs grads{{start.data(), row.data(), pair_values.data(), tokens.matrix(), sums.data(), D},
+                              position.data(),
+                              weight.matrix(),
+                              dots.data()};
+  sparse_kernels().decode_grads(grads, 0, 5);
+  sparse_kernels().decode_grads(grads, 5, F);
+  for (int64_t i = 0; i < B * K; ++i) wanted_dots.put(i, dot(D, tokens, i / K, weight, indices[i]));
+  expect("decode_grads, weight", dtype, D, sums, wanted);
+  expect("decode_grads, values", dtype, D, dots, wanted_dots);
 }
 
 void check_dots(DType x_type, DType w_type, int64_t D) {

@@ -27,6 +27,14 @@ def problem(B: int, K: int, F: int, D: int, dtype: torch.dtype = torch.float32) 
     return values, indices, torch.randn(F, D).to(dtype), torch.randn(D).to(dtype), torch.randn(B, D).to(dtype)
 
 
+def grads_fit(values: Tensor, indices: Tensor, weight: Tensor, rows: Tensor) -> bool:
+    """Whether both gradients from one pass are those that the two operations are defined by."""
+    dots, sums = op.decode_grads(values, indices, weight, rows)
+    return same_bytes(dots, oracle.sampled_dot(rows, indices, weight)) and same_bytes(
+        sums, oracle.scatter_rows(values, indices, rows, weight.shape[0])
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_width(isa: str, dtype: torch.dtype) -> None:
     for D in WIDTHS:
@@ -38,9 +46,34 @@ def test_every_width(isa: str, dtype: torch.dtype) -> None:
         assert same_bytes(got, oracle.sampled_dot(rows, indices, weight)), D
         got = op.scatter_rows(values, indices, rows, 11)
         assert same_bytes(got, oracle.scatter_rows(values, indices, rows, 11)), D
+        assert grads_fit(values, indices, weight, rows), D
         assert same_bytes(
             op.scatter_values(values, indices, 11), oracle.scatter_values(values, indices, 11)
         ), D
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [513, 1025, 1100])
+def test_rows_wider_than_a_block_of_columns(isa: str, D: int, dtype: torch.dtype) -> None:
+    values, indices, weight, bias, rows = problem(3, 13, 11, D, dtype)
+    for added in (None, bias):
+        got = op.sparse_decode(values, indices, weight, added)
+        assert same_bytes(got, oracle.sparse_decode(values, indices, weight, added))
+    assert grads_fit(values, indices, weight, rows)
+
+
+def test_gradients_take_the_room_of_others_but_never_of_live_ones(isa: str) -> None:
+    values, indices, _weight, _, rows = problem(40, 9, 6000, 512)
+    wanted = oracle.scatter_rows(values, indices, rows, 6000)
+    alive = []
+    for _ in range(7):  # more than are kept
+        for _ in range(2):
+            alive.append(op.scatter_rows(values, indices, rows, 6000))
+            op.scatter_rows(values * 2, indices, rows, 6000)
+    assert len({gradient.data_ptr() for gradient in alive}) == len(alive)
+    assert all(same_bytes(gradient, wanted) for gradient in alive)
+    alive.clear()
+    assert same_bytes(op.scatter_rows(values, indices, rows, 6000), wanted)
 
 
 @pytest.mark.parametrize("K", [0, 1, 2, 3, 4, 5, 7, 8, 9, 33])
@@ -53,6 +86,7 @@ def test_every_number_kept(isa: str, K: int) -> None:
     assert same_bytes(
         op.scatter_rows(values, indices, rows, 6), oracle.scatter_rows(values, indices, rows, 6)
     )
+    assert grads_fit(values, indices, weight, rows)
 
 
 @pytest.mark.parametrize("values_dtype", DTYPES, ids=str)
@@ -64,7 +98,9 @@ def test_mixed_dtypes(device: str, values_dtype: torch.dtype, weight_dtype: torc
         op.sparse_decode(values, indices, weight, bias), oracle.sparse_decode(values, indices, weight, bias)
     )
     assert same_bytes(op.sampled_dot(rows, indices, weight), oracle.sampled_dot(rows, indices, weight))
+    assert grads_fit(values, indices, weight, rows)
     rows = rows.to(weight_dtype)
+    assert grads_fit(values, indices, weight, rows)
     assert same_bytes(
         op.scatter_rows(values, indices, rows, 9), oracle.scatter_rows(values, indices, rows, 9)
     )

@@ -42,6 +42,8 @@ def test_decode_and_its_backward(dtype: torch.dtype) -> None:
     opcheck(_op("sampled_dot"), (rows, indices, weight))
     opcheck(_op("scatter_rows"), (values, indices, rows, 20))
     opcheck(_op("scatter_values"), (values, indices, 20))
+    detached = [tensor.detach() for tensor in (values, weight, rows)]
+    opcheck(_op("decode_grads"), (detached[0], indices, *detached[1:]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -34,6 +34,8 @@ def _cases() -> dict[str, Callable[[], Tensor]]:
         "sparse_decode": lambda: op.sparse_decode(values, indices, weight, rows[0]),
         "sampled_dot": lambda: op.sampled_dot(rows, indices, weight),
         "scatter_rows": lambda: op.scatter_rows(values, indices, rows, F),
+        "decode_grads, values": lambda: op.decode_grads(values, indices, weight, rows)[0],
+        "decode_grads, weight": lambda: op.decode_grads(values, indices, weight, rows)[1],
         "scatter_values": lambda: op.scatter_values(values, indices, F),
     }
 

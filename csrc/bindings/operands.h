@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "bindings/tensors.h"
+#include "bindings/room.h"
 #include "kernels_training.h"
 
 namespace finescope {
@@ -121,7 +121,7 @@ struct ScatterRowsOperands {
     acc = wide ? DType::f64 : DType::f32;
     x.emplace(wide ? as(rows, type) : rows, op, "rows");
     coefficients = as(values, type);
-    out = empty_like_options(rows, {F, D}, type);
+    out = gradient_room(rows, {F, D}, type);
   }
 };
 
@@ -354,8 +354,8 @@ struct WeightGradOperands {
     check(R * B <= int64_t{std::numeric_limits<uint32_t>::max()}, op, ": too many tokens in one batch: ", B);
     first = packed(grad_values), second = packed(values), gradient = packed(grad);
     const ScalarType type = values.scalar_type();
-    encoder = empty_like_options(values, {F, D}, type);
-    decoder = empty_like_options(values, {F, D}, type);
+    encoder = gradient_room(values, {F, D}, type);
+    decoder = gradient_room(values, {F, D}, type);
     bias = empty_like_options(values, {F}, type);
     args.encoder = encoder.mutable_data_ptr();
     args.bias = bias.mutable_data_ptr();

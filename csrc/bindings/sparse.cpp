@@ -2,6 +2,7 @@
 #include "cpu/sparse.h"
 
 #include <optional>
+#include <tuple>
 
 #include "bindings/codes.h"
 
@@ -29,11 +30,11 @@ Tensor sampled_dot(const Tensor& rows, const Tensor& indices, const Tensor& weig
 // accumulator.
 template <class T>
 struct Segments {
-  std::vector<int64_t> start, row;
+  std::vector<int64_t> start, row, position;
   std::vector<T> value;
 
   Segments(const T* values, const int64_t* indices, int64_t B, int64_t K, int64_t F)
-      : start(F + 1, 0), row(B * K), value(B * K) {
+      : start(F + 1, 0), row(B * K), position(B * K), value(B * K) {
     for (int64_t i = 0; i < B * K; ++i) ++start[indices[i] + 1];
     for (int64_t f = 0; f < F; ++f) start[f + 1] += start[f];
     std::vector<int64_t> next(start.begin(), start.end() - 1);
@@ -41,6 +42,7 @@ struct Segments {
       for (int64_t i = b * K; i < (b + 1) * K; ++i) {
         const int64_t slot = next[indices[i]]++;
         row[slot] = b;
+        position[slot] = i;
         value[slot] = values[i];
       }
     }
@@ -64,6 +66,37 @@ Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& r
   const auto run = o.acc == DType::f64 ? scatter<double> : scatter<float>;
   run(o.coefficients, data<int64_t>(o.index), o.x->matrix, o.B, o.K, o.F, o.D, o.out.mutable_data_ptr());
   return o.out;
+}
+
+template <class T>
+void run_decode_grads(const ScatterRowsOperands& o, const DotOperands& dots) {
+  const Segments<T> pairs(data<T>(o.coefficients), data<int64_t>(o.index), o.B, o.K, o.F);
+  const DecodeGradsArgs args{
+      {pairs.start.data(), pairs.row.data(), pairs.value.data(), o.x->matrix, o.out.mutable_data_ptr(), o.D},
+      pairs.position.data(),
+      dots.w.matrix,
+      dots.out.mutable_data_ptr()};
+  const auto kernel = sparse_kernels().decode_grads;
+  over_latents(pairs.start.data(), o.F, grain(2 * o.D),
+               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+std::tuple<Tensor, Tensor> decode_grads(const Tensor& values, const Tensor& indices, const Tensor& weight,
+                                        const Tensor& grad) {
+  const DotOperands dots(grad, indices, weight);
+  const ScatterRowsOperands o(values, indices, grad, dots.F);
+  // Mixed dtypes are rare: they take both passes.
+  if (o.x->matrix.dtype != dots.w.matrix.dtype || (o.acc == DType::f64) != dots.args.f64_out) {
+    return {sampled_dot(grad, indices, weight), scatter_rows(values, indices, grad, dots.F)};
+  }
+  check_indices(o.index, o.F, "decode_grads");
+  prefer_huge_pages(o.out);
+  if (o.acc == DType::f64) {
+    run_decode_grads<double>(o, dots);
+  } else {
+    run_decode_grads<float>(o, dots);
+  }
+  return {dots.out, o.out};
 }
 
 template <class T>
@@ -93,6 +126,7 @@ STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
   m.impl("sparse_decode", TORCH_BOX(&sparse_decode));
   m.impl("sampled_dot", TORCH_BOX(&sampled_dot));
   m.impl("scatter_rows", TORCH_BOX(&scatter_rows));
+  m.impl("decode_grads", TORCH_BOX(&decode_grads));
   m.impl("scatter_values", TORCH_BOX(&scatter_values));
 }
 

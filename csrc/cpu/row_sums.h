@@ -1,6 +1,8 @@
 // Weighted sums of rows, and fixed-order dot products, in terms of vec.h; included by the .inl files.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/vec.h"
 
 namespace finescope {
@@ -15,43 +17,66 @@ FINESCOPE_INLINE void prefetch(const T* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + at);
 }
 
-// out[0..R lanes) = sum over i of coefficient(i) * row(i)[0..R lanes); the accumulators stay in registers.
-// `item(i, &coefficient)` returns the row; `ahead(i)` one that is needed soon.
-template <class T, int R, class Item, class Ahead, class Finish>
-FINESCOPE_INLINE void sum_block(int64_t n, int64_t d, Item item, Ahead ahead, Finish finish) {
+// acc[0..D) += c[0] * rows[0], then += c[1] * rows[1], ...: J whole rows on one way through `acc`, which
+// stays in the nearest cache. J streams of adjacent lines suit the memory better than strips of many rows do:
+// each page is looked up once. The rows `next` are fetched meanwhile, where there are any.
+template <class T, int J>
+FINESCOPE_INLINE void add_rows(const T* const* rows, const typename Lanes<T>::Acc* c, int64_t D,
+                               typename Lanes<T>::Acc* acc, const T* const* next = nullptr) {
   using L = Lanes<T>;
-  typename L::Vec acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = typename L::Vec{};
-  for (int64_t i = 0; i < n; ++i) {
-    typename L::Acc c;
-    const T* row = item(i, &c) + d;
-    prefetch(ahead(i) + d, R * L::n * int64_t{sizeof(T)});
-    for (int r = 0; r < R; ++r) acc[r] += c * L::load(row + r * L::n);
+  using Acc = typename L::Acc;
+  using Vec = typename L::Vec;
+  int64_t d = 0;
+  for (; d + 2 * L::n <= D; d += 2 * L::n) {
+    for (int j = 0; j < J && next != nullptr; ++j) prefetch(next[j] + d, 2 * L::n * int64_t{sizeof(T)});
+    Vec low = load_raw<Acc, Vec>(acc + d), high = load_raw<Acc, Vec>(acc + d + L::n);
+    for (int j = 0; j < J; ++j) {
+      low += c[j] * L::load(rows[j] + d);
+      high += c[j] * L::load(rows[j] + d + L::n);
+    }
+    Lanes<Acc>::store(low, acc + d);
+    Lanes<Acc>::store(high, acc + d + L::n);
   }
-  for (int r = 0; r < R; ++r) finish(d + r * L::n, acc[r]);
+  for (; d < D; ++d) {
+    for (int j = 0; j < J; ++j) acc[d] += c[j] * L::load1(rows[j] + d);
+  }
 }
 
-// The whole width D, in blocks of 8 registers, then single registers, then single elements.
+// out[0..D) = sum over i of coefficient(i) * row(i)[0..D), then + bias. `item(i, &coefficient)` returns the
+// row; `ahead(i)` the one kAhead items later.
 template <class T, class Out, class Item, class Ahead>
 FINESCOPE_INLINE void sum_rows(int64_t n, int64_t D, Item item, Ahead ahead,
                                const typename Lanes<T>::Acc* bias, Out* out) {
   using L = Lanes<T>;
-  const auto finish = [&](int64_t d, typename L::Vec v) __attribute__((always_inline)) {
-    if (bias != nullptr) v += load_raw<typename L::Acc, typename L::Vec>(bias + d);
-    Lanes<Out>::store(v, out + d);
-  };
-  int64_t d = 0;
-  for (; d + 8 * L::n <= D; d += 8 * L::n) sum_block<T, 8>(n, d, item, ahead, finish);
-  for (; d + L::n <= D; d += L::n) sum_block<T, 1>(n, d, item, ahead, finish);
-  for (; d < D; ++d) {
-    typename L::Acc acc = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      typename L::Acc c;
-      const T* row = item(i, &c);
-      acc += c * L::load1(row + d);
+  using Acc = typename L::Acc;
+  // kAhead rows of this width and the next kAhead fit into a nearest cache of 32 KiB.
+  constexpr int64_t kWide = 2048 / sizeof(T);
+  alignas(64) Acc acc[kWide];
+  for (int64_t from = 0; from < D; from += kWide) {
+    const int64_t width = D - from < kWide ? D - from : kWide;
+    std::memset(acc, 0, width * sizeof(Acc));
+    int64_t i = 0;
+    const auto add = [&](auto rows_at_once) __attribute__((always_inline)) {
+      constexpr int J = decltype(rows_at_once)::value;
+      const T *rows[J], *next[J];
+      Acc c[J];
+      for (int j = 0; j < J; ++j) rows[j] = item(i + j, c + j) + from, next[j] = ahead(i + j) + from;
+      add_rows<T, J>(rows, c, width, acc, next);
+      i += J;
+    };
+    while (i + 8 <= n) add(std::integral_constant<int, 8>{});
+    if (i + 4 <= n) add(std::integral_constant<int, 4>{});
+    if (i + 2 <= n) add(std::integral_constant<int, 2>{});
+    if (i < n) add(std::integral_constant<int, 1>{});
+    int64_t d = 0;
+    for (; d + L::n <= width; d += L::n) {
+      typename L::Vec v = load_raw<Acc, typename L::Vec>(acc + d);
+      if (bias != nullptr) v += load_raw<Acc, typename L::Vec>(bias + from + d);
+      Lanes<Out>::store(v, out + from + d);
     }
-    if (bias != nullptr) acc += bias[d];
-    Lanes<Out>::store1(acc, out + d);
+    for (; d < width; ++d) {
+      Lanes<Out>::store1(bias != nullptr ? acc[d] + bias[from + d] : acc[d], out + from + d);
+    }
   }
 }
 

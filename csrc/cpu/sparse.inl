@@ -26,32 +26,23 @@ int64_t find_out_of_range(const int64_t* indices, int64_t n, int64_t limit) {
 // --- weighted sums of rows: sparse_decode and scatter_rows
 // --------------------------------------------------------
 
-// A strip of columns at a time, for all rows of the range: the strip of the weights stays in a near cache
-// where the whole matrix would not, and a latent that several tokens hold is fetched from far away once.
-constexpr int64_t kStripBytes = 512;
-
 template <class T>
 void decode_rows(const SparseDecodeArgs& a, int64_t begin, int64_t end) {
   using Acc = typename Lanes<T>::Acc;
-  constexpr int64_t kStrip = kStripBytes / sizeof(T);
+  const T* weight = static_cast<const T*>(a.weight.data);
   const int64_t stride = a.weight.stride, last = end * a.K - 1;
-  for (int64_t d = 0; d < a.D; d += kStrip) {
-    const int64_t width = a.D - d < kStrip ? a.D - d : kStrip;
-    const T* weight = static_cast<const T*>(a.weight.data) + d;
-    const Acc* bias = a.bias == nullptr ? nullptr : static_cast<const Acc*>(a.bias) + d;
-    for (int64_t b = begin; b < end; ++b) {
-      const Acc* values = static_cast<const Acc*>(a.values) + b * a.K;
-      const int64_t* indices = a.indices + b * a.K;
-      const auto item = [&](int64_t j, Acc* c) __attribute__((always_inline)) {
-        *c = values[j];
-        return weight + indices[j] * stride;
-      };
-      const auto ahead = [&](int64_t j) __attribute__((always_inline)) {
-        const int64_t pair = b * a.K + j + kAhead;
-        return weight + a.indices[pair < last ? pair : last] * stride;
-      };
-      sum_rows<T>(a.K, width, item, ahead, bias, static_cast<T*>(a.out) + b * a.D + d);
-    }
+  for (int64_t b = begin; b < end; ++b) {
+    const Acc* values = static_cast<const Acc*>(a.values) + b * a.K;
+    const int64_t* indices = a.indices + b * a.K;
+    const auto item = [&](int64_t j, Acc* c) __attribute__((always_inline)) {
+      *c = values[j];
+      return weight + indices[j] * stride;
+    };
+    const auto ahead = [&](int64_t j) __attribute__((always_inline)) {
+      const int64_t pair = b * a.K + j + kAhead;
+      return weight + a.indices[pair < last ? pair : last] * stride;
+    };
+    sum_rows<T>(a.K, a.D, item, ahead, static_cast<const Acc*>(a.bias), static_cast<T*>(a.out) + b * a.D);
   }
 }
 
@@ -72,6 +63,42 @@ void scatter(const ScatterRowsArgs& a, int64_t begin, int64_t end) {
       return rows + a.row[pair < last ? pair : last] * stride;
     };
     sum_rows<T>(n, a.D, item, ahead, static_cast<const Acc*>(nullptr), static_cast<Acc*>(a.out) + f * a.D);
+  }
+}
+
+// Both gradients of a decoding, latent by latent: the dots of a weight row with the gradients of the tokens
+// that hold it, and the sum of those, while all of them are in the nearest cache. The weights are read once
+// and in order; what is gathered is the gradient [B, D], which is far smaller.
+template <class T>
+void grads_of_decode(const DecodeGradsArgs& a, int64_t begin, int64_t end) {
+  using Acc = typename Lanes<T>::Acc;
+  const ScatterRowsArgs& s = a.sums;
+  const T* grad = static_cast<const T*>(s.rows.data);
+  const Acc* value = static_cast<const Acc*>(s.value);
+  const int64_t last = s.start[end] - 1;
+  for (int64_t f = begin; f < end; ++f) {
+    const T* weight = static_cast<const T*>(a.weight.data) + f * a.weight.stride;
+    Acc* out = static_cast<Acc*>(s.out) + f * s.D;
+    std::memset(out, 0, s.D * sizeof(Acc));
+    int64_t pair = s.start[f];
+    const auto add = [&](auto rows_at_once) __attribute__((always_inline)) {
+      constexpr int J = decltype(rows_at_once)::value;
+      const T *rows[J], *next[J];
+      double dot[J];
+      for (int j = 0; j < J; ++j) {
+        const int64_t later = pair + j + J < last ? pair + j + J : last;
+        rows[j] = grad + s.row[pair + j] * s.rows.stride, next[j] = grad + s.row[later] * s.rows.stride;
+      }
+      dots<J>(weight, rows, s.D, dot, next);
+      add_rows<T, J>(rows, value + pair, s.D, out);
+      for (int j = 0; j < J; ++j) {
+        static_cast<Acc*>(a.grad_values)[a.position[pair + j]] = static_cast<Acc>(dot[j]);
+      }
+      pair += J;
+    };
+    while (pair + kDotRows <= s.start[f + 1]) add(std::integral_constant<int, kDotRows>{});
+    if (pair + 2 <= s.start[f + 1]) add(std::integral_constant<int, 2>{});
+    if (pair < s.start[f + 1]) add(std::integral_constant<int, 1>{});
   }
 }
 
@@ -138,6 +165,10 @@ void scatter_rows(const ScatterRowsArgs& a, int64_t begin, int64_t end) {
   visit(a.rows.dtype, [&](auto t) { scatter<decltype(t)>(a, begin, end); });
 }
 
+void decode_grads(const DecodeGradsArgs& a, int64_t begin, int64_t end) {
+  visit(a.weight.dtype, [&](auto t) { grads_of_decode<decltype(t)>(a, begin, end); });
+}
+
 void sampled_dot(const SampledDotArgs& a, int64_t begin, int64_t end) {
   visit(a.rows.dtype, [&](auto x) {
     visit(a.weight.dtype, [&](auto w) { sampled<decltype(x), decltype(w)>(a, begin, end); });
@@ -146,7 +177,7 @@ void sampled_dot(const SampledDotArgs& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot, scatter_rows};
+const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot, scatter_rows, decode_grads};
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope

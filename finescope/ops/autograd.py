@@ -49,8 +49,11 @@ def _decode_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, indices, weight, bias = ctx.saved_tensors
     needs_values, _, needs_weight, needs_bias = ctx.needs_input_grad
-    grad_values = call("sampled_dot", grad, indices, weight) if needs_values else None
-    grad_weight = call("scatter_rows", values, indices, grad, weight.shape[0]) if needs_weight else None
+    if needs_values and needs_weight and not torch.is_grad_enabled():
+        grad_values, grad_weight = call("decode_grads", values, indices, weight, grad)
+    else:  # one of them only, or results that are to be differentiated themselves
+        grad_values = call("sampled_dot", grad, indices, weight) if needs_values else None
+        grad_weight = call("scatter_rows", values, indices, grad, weight.shape[0]) if needs_weight else None
     grad_bias = grad.sum(dim=0) if needs_bias else None
     return _cast(grad_values, values), None, _cast(grad_weight, weight), _cast(grad_bias, bias)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from finescope.ops import checks
 from finescope.ops.fixed_order import pair_dots
 from finescope.ops.registry import default
+from finescope.ops.schemas import call
 
 # Elements of the output that are summed at a time: the block and one gathered block stay in cache.
 _BLOCK_ELEMENTS = 1 << 17
@@ -83,6 +84,14 @@ def _scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: in
     token = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(indices.shape[1])
     scale = values.reshape(-1).to(dtype)
     return segment_sums(indices.reshape(-1), num_latents, rows.to(dtype), token, scale)
+
+
+@default("decode_grads")
+def _decode_grads(values: Tensor, indices: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        call("sampled_dot", grad, indices, weight),
+        call("scatter_rows", values, indices, grad, weight.shape[0]),
+    )
 
 
 @default("scatter_values")

@@ -74,6 +74,21 @@ def _fake_scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latent
     return rows.new_empty((num_latents, rows.shape[1]), dtype=checks.result_dtype(values, rows))
 
 
+# sampled_dot(grad, indices, weight) and scatter_rows(values, indices, grad, F) from one pass over the pairs.
+torch.library.define(
+    "finescope::decode_grads",
+    "(Tensor values, Tensor indices, Tensor weight, Tensor grad) -> (Tensor grad_values, Tensor grad_weight)",
+)
+
+
+@_fake("decode_grads")
+def _fake_decode_grads(
+    values: Tensor, indices: Tensor, weight: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    dots = _fake_sampled_dot(grad, indices, weight)
+    return dots, _fake_scatter_rows(values, indices, grad, weight.shape[0])
+
+
 torch.library.define(
     "finescope::scatter_values", "(Tensor values, Tensor indices, int num_latents) -> Tensor"
 )
