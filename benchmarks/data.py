@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finescope import SparseCodes
 
-KINDS = ("gaussian", "real", "heavy-tailed")
+KINDS = ("gaussian", "real", "heavy-tailed", "common mean")
 # Width of the real rows, and how many there are.
 REAL_D, REAL_ROWS = 384, 65536
 
@@ -20,8 +20,9 @@ REAL_D, REAL_ROWS = 384, 65536
 def rows(kind: str, n: int, d: int, seed: int = 0) -> Tensor:
     """[n,d] float32 rows.
 
-    "heavy-tailed": six coordinates a hundred times the others, and a common mean. "real": hidden states of
-    all-MiniLM-L6-v2 over docstrings, of which there are ``REAL_ROWS``, d = ``REAL_D``; the seed chooses.
+    "heavy-tailed": six coordinates a hundred times the others, and a common mean. "common mean": a mean ten
+    times the spread around it, so that all cosines are about 0.99. "real": hidden states of all-MiniLM-L6-v2
+    over docstrings, of which there are ``REAL_ROWS``, d = ``REAL_D``; the seed chooses.
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "real":
@@ -34,6 +35,8 @@ def rows(kind: str, n: int, d: int, seed: int = 0) -> Tensor:
         outliers = torch.randperm(d, generator=torch.Generator().manual_seed(7))[:6]
         x[:, outliers] *= 100.0
         x += torch.randn(d, generator=torch.Generator().manual_seed(8))
+    if kind == "common mean":
+        x += 10.0 * torch.randn(d, generator=torch.Generator().manual_seed(8))
     return x
 
 

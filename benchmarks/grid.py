@@ -30,6 +30,7 @@ ENCODER_BIG = [
 ENCODER_KINDS = {
     "real": [(4096, 384, 16384, 32), (1024, 384, 16384, 32)],
     "heavy-tailed": [(4096, 512, 16384, 32), (1024, 512, 16384, 32), (512, 2048, 65536, 64)],
+    "common mean": [(1024, 512, 16384, 32)],
 }
 
 # Q, N, D, k
@@ -53,6 +54,7 @@ SEARCH_BIG = [
 SEARCH_KINDS = {
     "real": [(64, 60_000, 384, 100), (1024, 60_000, 384, 100)],
     "heavy-tailed": [(64, 200_000, 384, 100), (1024, 100_000, 768, 100)],
+    "common mean": [(64, 200_000, 384, 100)],
 }
 
 
@@ -69,5 +71,5 @@ def cases(
     for kind, size, is_big in rows:
         name = "-".join(f"{letter}{value}" for letter, value in zip(letters, size, strict=True))
         marks = [pytest.mark.big] if is_big else []
-        found.append(pytest.param(kind, size, id=f"{name}-{kind}", marks=marks))
+        found.append(pytest.param(kind, size, id=f"{name}-{kind.replace(' ', '-')}", marks=marks))
     return found

@@ -31,7 +31,7 @@ from finescope.mapped import Mapping as FileMapping
 from finescope.ops.schemas import call
 
 FORMAT = "finescope-index"
-_VERSION = 1
+_VERSION = 2  # 2: packed copies that may hold a common mean
 _REMEDY = "save the index again"
 _DTYPES = {
     "F64": torch.float64,
@@ -157,6 +157,11 @@ def _header(path: PathLike, file: BinaryIO, size: int) -> tuple[dict[str, Any], 
         kind, version = metadata["format"], int(metadata["version"])
         if kind == FORMAT and version > _VERSION:
             raise StoreError(f"{path} is of version {version}; this release reads up to {_VERSION}")
+        if kind == FORMAT and version < _VERSION:
+            raise StoreError(
+                f"{path} is of version {version}, whose packed copies this release doesn't read "
+                f"(version {_VERSION}); save the index again from its rows"
+            )
         contents = json.loads(metadata["contents"])
         if kind != FORMAT or metadata["digest"] != sha256_json([header, contents]):
             raise ValueError("its header isn't what was written")

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "cpu/topk_centre.h"
 #include "cpu/topk_screen.h"
 #include "host.h"
 
@@ -14,8 +15,8 @@ using namespace finescope;
 
 namespace {
 
-const char* const kKinds[] = {"gaussian", "outliers", "mean",  "sparse", "corners",
-                              "tiny",     "onehot",   "zeros", "crowd"};
+const char* const kKinds[] = {"gaussian", "outliers", "mean",   "far",   "equal", "sparse",
+                              "corners",  "tiny",     "onehot", "zeros", "crowd"};
 
 // Exactly n * d floats: what is read behind them, a sanitizer sees.
 std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
@@ -28,6 +29,9 @@ std::vector<float> data(const std::string& kind, int64_t n, int64_t d) {
     for (int64_t j = 0; j < d; ++j) {
       if (kind == "outliers" && j % 50 == 3) row[j] *= 300.0f;
       if (kind == "mean") row[j] += 20.0f;
+      // Common to all rows: nearly everything, and everything but the last places of a few elements.
+      if (kind == "far") row[j] += 1e4f * common[j];
+      if (kind == "equal") row[j] = common[j] * (host::random.next() % 8 ? 1.0f : 1.0f + 0x1p-23f);
       if (kind == "sparse" && host::random.next() % 10) row[j] = 0.0f;
       // Half a step of the int8 grid away from it, every element in the same direction: errors as large as
       // they get.
@@ -91,15 +95,27 @@ class Plain {
 };
 
 // |exact - screened| <= bound for every pair: with an open threshold, every pair comes out of the screen. A
-// sum in float64 is wrong by less than a part in 2^40 of |x||w|; bounds are rounded up by one in 2^20.
-void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metric, ScreenKind screen) {
-  const std::vector<float> x = data(kind, B, d), w = data(kind, N, d);
+// sum in float64 is wrong by less than a part in 2^40 of |x||w|; bounds are rounded up by one in 2^20. What
+// is taken out of rows is what they have in common, if anything; any row; or the first of them.
+enum class Taken { common, any, first };
+void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metric, ScreenKind screen,
+                  Taken taken) {
+  const std::vector<float> w = data(kind, N, d);
+  std::vector<float> x = data(kind, B, d);
+  if (taken == Taken::first) {  // rows of one kind, with a mean in common with those of w
+    for (int64_t i = 0; i < B * d; ++i) x[i] = 0.5f * x[i] + w[i % d];
+  }
   std::vector<double> bias(static_cast<size_t>(N));
   for (double& b : bias) b = host::random.normal();
   TopkProblem p = problem(x, B, w, N, d, N, metric, metric == Metric::encode ? bias.data() : nullptr);
   p.floor = -std::numeric_limits<double>::infinity();
   const Workers workers{1, host::run_threads};
-  const PackRequest request{p.w, N, d, metric, screen, false};
+  std::vector<float> centre = common_mean(p.w, N, d, metric);
+  if (taken == Taken::any) centre = data("gaussian", 1, d);
+  if (taken == Taken::first) centre.assign(w.begin(), w.begin() + d);
+  const bool mean = std::string(kind) == "mean" || std::string(kind) == "far" || std::string(kind) == "equal";
+  if (mean && centre.empty()) host::fail("%s: nothing found in common", kind);
+  const PackRequest request{p.w, N, d, metric, screen, false, centre.empty() ? nullptr : centre.data()};
   Block memory(packed_bytes(request));
   const Packed packed = pack(request, workers, memory.get());
   const ScreenPlan plan(p, packed);
@@ -117,8 +133,9 @@ void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metr
       const int32_t column = screening.column(i)[c], id = packed.row[column];
       const int64_t panel = column / packed.nr;
       const double bound = static_cast<double>(rows.norm[i]) * packed.err[panel] +
-                           static_cast<double>(rows.err[i]) * packed.norm[panel] + plan.slack[panel];
-      const double wrong = std::fabs(exact.score(i, id) - screening.score(i)[c]);
+                           static_cast<double>(rows.err[i]) * packed.norm[panel] + plan.slack[panel] +
+                           rows.rounding[i];
+      const double wrong = std::fabs(exact.score(i, id) - rows.shift[i] - screening.score(i)[c]);
       if (!(wrong <= bound)) {
         return host::fail("%s d=%d metric %d screen %d: off by %g, bound %g", kind, int(d), int(metric),
                           int(screen), wrong, bound);
@@ -328,8 +345,10 @@ int main(int argc, char** argv) {
         for (Metric metric : {Metric::encode, Metric::ip, Metric::cosine}) {
           for (ScreenKind screen : {ScreenKind::f32, ScreenKind::bf16, ScreenKind::int8, ScreenKind::int16}) {
             const host::Random before = host::random;
-            if (screen_available(screen)) check_bounds(kind, 17, 70, d, metric, screen);
-            host::random = before;
+            for (Taken taken : {Taken::common, Taken::any, Taken::first}) {
+              if (screen_available(screen)) check_bounds(kind, 17, 70, d, metric, screen, taken);
+              host::random = before;
+            }
           }
         }
       }

@@ -181,6 +181,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Index.load(tmp_path / "codes")
 
 
+@pytest.mark.parametrize("version", ["1", "9"])
+def test_other_versions_are_refused(saved: Path, version: str) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content.replace(b'"version":"2"', f'"version":"{version}"'.encode(), 1))
+    with pytest.raises(StoreError, match=f"is of version {version}"):
+        Index.load(saved)
+
+
 def test_packed_copies_of_other_rows_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where checksums agree, the engine is never given a copy that it can't use."""
     wrong = torch.zeros(4096, dtype=torch.uint8)

@@ -8,6 +8,7 @@
 
 #include "bindings/tensors.h"
 #include "bindings/topk.h"
+#include "cpu/topk_centre.h"
 
 namespace finescope {
 
@@ -62,9 +63,13 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const Metric kind = metric_of(metric, op);
   PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32, false};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
+  std::vector<float> mean;
   if (possible) {
     // The rows themselves stand for what they will be compared with, and k for two in a thousand.
-    request.kind = best_screen(choice, {rows.matrix, rows.matrix, n, n, d, kind, nullptr, 0.002});
+    mean = common_mean(rows.matrix, n, d, kind);
+    if (!mean.empty()) request.centre = mean.data();
+    request.kind =
+        best_screen(choice, {rows.matrix, rows.matrix, n, n, d, kind, nullptr, 0.002, request.centre});
     request.half = request.kind == ScreenKind::int8 && kind == Metric::encode;
   }
   Tensor packed = empty_like_options(matrix, {possible ? packed_bytes(request) : 0}, ScalarType::Byte);

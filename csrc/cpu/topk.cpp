@@ -97,8 +97,8 @@ class Search {
 
   // What is known about row i of packed rows, as row `row` of the superblock.
   void finish_row(const PackedRows& rows, int64_t i, int64_t row, float tau) {
-    s_.tau[row] = rows.state[i] == PackedRows::kScan ? kClosed : tau;
-    s_.raised[row] = tau > plan_.open;
+    s_.tau[row] = rows.certain(i, rows.state[i] == PackedRows::kScan ? kClosed : tau);
+    s_.raised[row] = tau > rows.tau[i];
     s_.bad[row] = rows.state[i] == PackedRows::kBad;
     s_.norm64[row] = rows.norm64[i];
   }
@@ -147,8 +147,8 @@ class Search {
     } else {
       n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
-      n = refiner.refine(plan_, refiner.load(p_, s_.first + row), rows.norm64[i],
-                         p_.metric == Metric::cosine ? 1.0f : rows.size[i], column, n);
+      const double x_norm = rows.norm64[i];
+      n = refiner.refine(plan_, refiner.load(plan_, s_.first + row, x_norm), x_norm, rows.size[i], column, n);
     }
     finish_row(rows, i, row, tau);
     s_.count[row] = static_cast<int32_t>(n);
@@ -274,11 +274,13 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32, false}))
       return direct_all(p, workers, out, stats);
     const double share = static_cast<double>(p.k + p.E) / static_cast<double>(p.N);
-    const ScreenKind kind = best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share});
+    const std::vector<float> mean = common_mean(p.w, p.N, p.d, p.metric);
+    const float* centre = mean.empty() ? nullptr : mean.data();
+    const ScreenKind kind = best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share, centre});
     // A search has fewer candidates for each row of w, which is larger: there the copy would cost more than
     // it saves.
     const bool half = p.metric == Metric::encode && kind == ScreenKind::int8 && p.B >= kHalfRows;
-    const PackRequest request{p.w, p.N, p.d, p.metric, kind, half};
+    const PackRequest request{p.w, p.N, p.d, p.metric, kind, half, centre};
     if (few && kind == ScreenKind::f32) return direct_all(p, workers, out, stats);
     memory = Block(packed_bytes(request));
     own = pack(request, workers, memory.get());

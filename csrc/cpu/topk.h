@@ -1,6 +1,7 @@
 // Exact top-k by inner product on the CPU: the engine behind topk_encode and cosine_topk.
 //
 //   choose   the precision of the screen, by a sample (topk_choose.cpp)
+//   centre   what all rows have in common is taken out, where it is much (topk_centre.h)
 //   pack     once per matrix w: rows to low precision, in panels, with their measured errors (topk_pack.cpp)
 //   screen   x against the panels: candidates that may be among the k best, and a threshold (topk_screen.cpp)
 //   rescore  candidates gathered by row of w, in float64 and the fixed order (topk_rescore.cpp)
@@ -70,6 +71,8 @@ struct Packed {
   const int32_t* row;                           // by column: its row of w
   const double* norm64;                         // by row: the fixed-order norm; null unless cosine
   const char* half;                             // w in bfloat16, for the second stage; or null
+  const float* centre;                          // [d] taken out of every row before all of this; or null
+  const float* along;                           // by column: <centre, its row - centre>; null without centre
 };
 
 struct TopkProblem {
@@ -104,8 +107,9 @@ struct PairSample {
   Matrix x, w;
   int64_t B, N, d;
   Metric metric;
-  const double* bias;  // [N], or null
-  double share;        // of the rows of w that are asked for
+  const double* bias;             // [N], or null
+  double share;                   // of the rows of w that are asked for
+  const float* centre = nullptr;  // common_mean of w, or null
 };
 // The screen that a choice stands for, or, left to the engine, the best one for these pairs, among those that
 // the active instruction set has.
@@ -118,6 +122,7 @@ struct PackRequest {
   Metric metric;
   ScreenKind kind;
   bool half;
+  const float* centre = nullptr;  // common_mean of w, or null
 };
 // Whether it can be packed at all: float64 rows, and more rows or columns than the screens count, cannot.
 bool can_pack(const PackRequest& request);

@@ -4,6 +4,7 @@
 // rows are, the more so the heavier their tails; and every pair that it cannot rule out is looked at again.
 #include <algorithm>
 
+#include "cpu/topk_centre.h"
 #include "cpu/topk_internal.h"
 #include "cpu/topk_quantize.h"
 
@@ -17,6 +18,7 @@ struct Sampled {
   std::vector<float> row;  // as float32, ready to be quantized
   std::vector<const float*> pointer;
   std::vector<float> norm, err, size;
+  std::vector<double> dot;
 
   Sampled(const RowQuantizer& q, const TopkKernels& kernels, const Matrix& m, int64_t of, int64_t n) {
     const WholeNumbers& form = kernels.whole[static_cast<int>(q.kind)];
@@ -33,6 +35,7 @@ struct Sampled {
       norm.push_back(r.norm);
       err.push_back(r.err);
       size.push_back(r.size);
+      dot.push_back(loaded.dot);
     }
   }
 };
@@ -40,9 +43,12 @@ struct Sampled {
 // The share of all pairs that int8 cannot rule out, beyond those that are asked for.
 double survivors(const PairSample& s) {
   const TopkKernels& kernels = topk_kernels();
-  const RowQuantizer q(ScreenKind::int8, s.metric, s.d);
+  RowQuantizer q(ScreenKind::int8, s.metric, s.d), of_x = q;
+  const Centring centring(s.x, s.B, s.d, s.metric, s.centre);
+  if (centring.any()) q.centre = s.centre, q.mean = centring.mean.data();
+  if (!centring.x.empty()) of_x.centre = centring.x.data();
   const int64_t nx = std::min(s.B, kSampledX), nw = std::clamp<int64_t>(s.N / 16, 1, kSampledW);
-  const Sampled x(q, kernels, s.x, s.B, nx), w(q, kernels, s.w, s.N, nw);
+  const Sampled x(of_x, kernels, s.x, s.B, nx), w(q, kernels, s.w, s.N, nw);
   const int64_t stride = round_up(nw, 3);
   std::vector<float> score(static_cast<size_t>(nx * stride)), order(static_cast<size_t>(nw));
   kernels.block_dots(x.pointer.data(), nx, w.pointer.data(), nw, q.padded, score.data(), stride);
@@ -51,6 +57,8 @@ double survivors(const PairSample& s) {
   for (int64_t i = 0; i < nx; ++i) {
     float* row = score.data() + i * stride;
     for (int64_t j = 0; s.bias != nullptr && j < nw; ++j) row[j] += static_cast<float>(s.bias[s.N * j / nw]);
+    // <ν, w - μ>, and something that is the same for all.
+    for (int64_t j = 0; j < nw; ++j) row[j] += static_cast<float>(centring.factor * w.dot[j]);
     std::copy(row, row + nw, order.begin());
     std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
     for (int64_t j = 0; j < nw; ++j) {

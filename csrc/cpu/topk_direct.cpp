@@ -26,8 +26,7 @@ struct Bounds {
   float lost;      // what products and sums that fall below the range of float32 add up to
 
   explicit Bounds(int64_t d) {
-    const double u = 0x1p-24, roundings = static_cast<double>(d) + 2;
-    const double gamma = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u));
+    const double gamma = rounding_of_dots(d);
     // 2^-20 and 2^-19 for everything that is done with a dot and an x of norm 1 on the way to a comparison.
     relative = static_cast<float>(gamma + 0x1p-20);
     // Of the dot, and of |w|, whose relative error is half of that of its square.

@@ -1,6 +1,7 @@
 // What the files of the top-k engine share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstring>
@@ -63,6 +64,12 @@ class Array {
   Block memory_;
   int64_t size_ = 0, reserved_ = 0;
 };
+
+// The relative rounding of a dot that block_dots makes.
+inline double rounding_of_dots(int64_t d) {
+  const double u = 0x1p-24, roundings = static_cast<double>(d) / 4 + 8;
+  return 1.01 * roundings * u / (1 - std::min(0.5, roundings * u));
+}
 
 struct Hit {
   double score;
@@ -135,7 +142,7 @@ struct Superblock {
   std::vector<Part> parts;
   std::vector<int64_t> begin;   // [rows + 1] place of each row's first candidate
   std::vector<int32_t> count;   // [rows]
-  std::vector<float> tau;       // [rows] threshold; kClosed: scan the row
+  std::vector<double> tau;      // [rows] threshold; kClosed: scan the row
   std::vector<uint8_t> raised;  // [rows] tau is a guess to be confirmed
   std::vector<uint8_t> bad;     // [rows] a NaN or an infinity in x
   std::vector<double> norm64;   // [rows] cosine only

@@ -114,10 +114,11 @@ struct TopkKernels {
   void (*stream_dots)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
                       double* squared);
   // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part
-  // in more than d + 1 roundings.
+  // in more than d / 16 + 24 roundings.
   void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);
 
-  // out[i * out_stride + j] = the dot of x[i] and rows[j] as quick_dots makes it; rows end in zeros up to a
+  // out[i * out_stride + j] = the dot of x[i] and rows[j] in float32 and any order: no element takes part in
+  // more than d / 4 + 8 roundings, as there are at least four partial sums; rows end in zeros up to a
   // multiple of 16, those of `rows` follow one another at one distance and are read once. out_stride is a
   // multiple of 3 that is not less than n.
   void (*block_dots)(const float* const* x, int64_t nx, const float* const* rows, int64_t n, int64_t d,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/topk_centre.h"
 #include "cpu/topk_internal.h"
 #include "cpu/topk_quantize.h"
 
@@ -16,7 +17,8 @@ RowQuantizer::RowQuantizer(ScreenKind kind, Metric metric, int64_t d)
   units = (depth + per_unit - 1) / per_unit;
   padded = round_up(depth, 64);
   // Roundings before an element is quantized, in units of 2^-24 of the norm of its row: of the division by
-  // the norm, of each stage of the transform, and of the reflection across its blocks.
+  // the norm or of the subtraction of a mean, of each stage of the transform, and of the reflection across
+  // its blocks.
   int64_t block = 64, stages = 6;
   while (rotated && depth % (2 * block) == 0) block *= 2, ++stages;
   relative = static_cast<float>(rotated ? stages + 4 * (depth / block) + 16 : 4) * 0x1p-24f;
@@ -43,11 +45,16 @@ RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* 
     std::fill(out, out + padded, 0.0f);
     return result;
   }
+  if (mean != nullptr) {
+    const float* raw = out;
+    kernels.dots_f32(mean, &raw, 1, round_up(d, 16), &result.dot);
+  }
   if (metric == Metric::cosine) {
     // Worked out in float64: the square of a float32 number neither over- nor underflows there.
     result.norm = std::sqrt(kernels.squared_norm(out, round_up(d, 16)));
     if (result.norm > 0) {
       const double inverse = 1.0 / result.norm;
+      result.dot *= inverse;
       if (largest >= kTameLow && largest <= kTameHigh) {
         kernels.multiply(out, round_up(d, 16), static_cast<float>(inverse));
       } else {
@@ -62,8 +69,20 @@ RowQuantizer::Loaded RowQuantizer::load(const TopkKernels& kernels, const void* 
     result.lost = largest * std::sqrt(static_cast<float>(d)) * 1.001f;
     std::fill(out, out + padded, 0.0f);
   }
+  if (centre != nullptr) take_out_centre(out, result);
   if (rotated) kernels.rotate(out, signs.data(), depth);
   return result;
+}
+
+void RowQuantizer::take_out_centre(float* row, Loaded& result) const {
+  // The division by the norm rounded in proportion to the row as it was, of norm 1.
+  if (metric == Metric::cosine) result.lost += 0x1p-21f;
+  subtract(row, centre, d);
+  float largest = 0.0f;
+  for (int64_t i = 0; i < d; ++i) largest = std::max(largest, std::fabs(row[i]));
+  if (largest == 0.0f || largest >= kTameLow) return;
+  result.lost += largest * std::sqrt(static_cast<float>(d)) * 1.001f;
+  std::fill(row, row + d, 0.0f);
 }
 
 RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float* row, float scale,
@@ -91,17 +110,18 @@ namespace {
 
 // The memory of a packed matrix: a header, then its arrays, each on a multiple of 64 bytes.
 struct Header {
-  static constexpr uint64_t kMagic = 0x314b504f54534e46;  // "FNSTOPK1", so the layout has a version
+  static constexpr uint64_t kMagic = 0x324b504f54534e46;  // "FNSTOPK2", so the layout has a version
   uint64_t magic;
   int64_t n, d, depth, units;
-  int32_t kind, metric, nr, rotated, finite, tame, half;
+  int32_t kind, metric, nr, rotated, finite, tame, half, centred;
   float max_norm, max_err, half_err;
 };
 
 struct Layout {
-  int64_t panels, panel_bytes, data, scale, inv_scale, norm, err, valid, row, norm64, half, end;
+  int64_t panels, panel_bytes, data, scale, inv_scale, norm, err, valid, row, norm64, half, centre, along,
+      end;
 
-  Layout(int64_t n, int64_t d, int64_t units, int nr, bool cosine, bool has_half) {
+  Layout(int64_t n, int64_t d, int64_t units, int nr, bool cosine, bool has_half, bool centred) {
     panels = (n + nr - 1) / nr;
     panel_bytes = units * nr * 4;
     int64_t at = round_up(sizeof(Header), 64);
@@ -115,12 +135,18 @@ struct Layout {
     row = take(panels * nr * 4);
     norm64 = take(cosine ? n * 8 : 0);
     half = take(has_half ? n * d * 2 : 0);
+    centre = take(centred ? d * 4 : 0);
+    along = take(centred ? panels * nr * 4 : 0);
     end = at;
   }
 };
 
 bool has_half(const PackRequest& r) {
   return r.half && r.w.dtype == DType::f32;
+}
+
+Layout layout_of(const PackRequest& r, const RowQuantizer& q) {
+  return {r.n, r.d, q.units, topk_kernels().nr, r.metric == Metric::cosine, has_half(r), r.centre != nullptr};
 }
 
 struct Writer {
@@ -135,6 +161,8 @@ struct Writer {
   int32_t* row;
   double* norm64;
   char* half;
+  float* along;
+  double squared_mean;
   std::atomic<bool> finite{true}, tame{true};
   std::atomic<float> half_err{0.0f};
 
@@ -143,6 +171,7 @@ struct Writer {
     rows.resize(n * q.padded);
     units.resize(static_cast<size_t>(q.padded * nr));
     std::vector<float> key(static_cast<size_t>(n)), lost(static_cast<size_t>(n));
+    std::vector<double> dot(static_cast<size_t>(n));
     std::vector<uint8_t> usable(static_cast<size_t>(n));
     std::vector<int32_t> order(static_cast<size_t>(n));
     const bool whole = in_whole_numbers(q.kind);
@@ -154,6 +183,7 @@ struct Writer {
       if (!loaded.tame) tame = false;
       usable[i] = loaded.finite;
       lost[i] = loaded.lost;
+      dot[i] = loaded.dot;
       if (whole) key[i] = form.step(row, q.padded);
       order[i] = static_cast<int32_t>(i);
       if (q.metric == Metric::cosine) norm64[first + i] = loaded.norm;
@@ -163,6 +193,9 @@ struct Writer {
     if (whole) {
       std::sort(order.begin(), order.end(),
                 [&](int32_t a, int32_t b) { return key[a] > key[b] || (key[a] == key[b] && a < b); });
+    }
+    for (int64_t at = 0; along != nullptr && at < round_up(n, nr); ++at) {
+      along[first + at] = at < n ? static_cast<float>(dot[order[at]] - squared_mean) : 0.0f;
     }
     for (int64_t at = 0; at < n; at += nr) {
       pack_panel((first + at) / nr, first, order.data() + at, std::min<int64_t>(nr, n - at), rows, key, lost,
@@ -175,6 +208,7 @@ struct Writer {
     float* row = reinterpret_cast<float*>(units.data());
     kernels.to_f32(row_of(w, i), w.dtype, q.d, row);
     if (!usable) std::fill(row, row + q.d, 0.0f);
+    if (q.centre != nullptr) subtract(row, q.centre, q.d);
     uint32_t* copy = units.data() + round_up(q.d, 16);
     const Quantized h =
         kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
@@ -231,13 +265,24 @@ bool can_pack(const PackRequest& r) {
 
 int64_t packed_bytes(const PackRequest& r) {
   const RowQuantizer q(r.kind, r.metric, r.d);
-  return Layout(r.n, r.d, q.units, topk_kernels().nr, r.metric == Metric::cosine, has_half(r)).end;
+  return layout_of(r, q).end;
 }
 
 Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   const TopkKernels& kernels = topk_kernels();
-  const RowQuantizer q(r.kind, r.metric, r.d);
-  const Layout layout(r.n, r.d, q.units, kernels.nr, r.metric == Metric::cosine, has_half(r));
+  RowQuantizer q(r.kind, r.metric, r.d);
+  const Layout layout = layout_of(r, q);
+  std::vector<double> mean;
+  double squared_mean = 0.0;
+  if (r.centre != nullptr) {
+    float* kept = at<float>(memory, layout.centre);
+    std::copy(r.centre, r.centre + r.d, kept);
+    mean.assign(static_cast<size_t>(round_up(r.d, 16)), 0.0);
+    std::copy(r.centre, r.centre + r.d, mean.begin());
+    for (double v : mean) squared_mean += v * v;
+    q.centre = kept;
+    q.mean = mean.data();
+  }
   Writer writer{r.w,
                 q,
                 kernels,
@@ -251,7 +296,9 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
                 at<uint32_t>(memory, layout.valid),
                 at<int32_t>(memory, layout.row),
                 at<double>(memory, layout.norm64),
-                has_half(r) ? memory + layout.half : nullptr};
+                has_half(r) ? memory + layout.half : nullptr,
+                r.centre != nullptr ? at<float>(memory, layout.along) : nullptr,
+                squared_mean};
 
   // A block of rows is read once and stays in cache until its panels are written.
   constexpr int64_t kBlockBytes = int64_t{2} << 20;
@@ -277,6 +324,7 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   header.finite = writer.finite;
   header.tame = writer.tame;
   header.half = has_half(r);
+  header.centred = r.centre != nullptr;
   header.half_err = writer.half_err * (1.0f + 0x1p-20f);
   for (int64_t p = 0; p < layout.panels; ++p) {
     header.max_norm = std::max(header.max_norm, writer.norm[p]);
@@ -296,7 +344,7 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
     return false;
   if (h.kind < 0 || h.kind >= kScreenKinds || (h.nr != 8 && h.nr != 16 && h.nr != 32)) return false;
   const RowQuantizer q(static_cast<ScreenKind>(h.kind), metric, d);
-  const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.half != 0);
+  const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.half != 0, h.centred != 0);
   if (layout.end != bytes || h.units != q.units || h.depth != q.depth || h.rotated != q.rotated) return false;
   char* m = const_cast<char*>(memory);
   Packed& p = *out;
@@ -323,7 +371,9 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
        at<uint32_t>(m, layout.valid),
        at<int32_t>(m, layout.row),
        metric == Metric::cosine ? at<double>(m, layout.norm64) : nullptr,
-       h.half ? memory + layout.half : nullptr};
+       h.half ? memory + layout.half : nullptr,
+       h.centred ? at<float>(m, layout.centre) : nullptr,
+       h.centred ? at<float>(m, layout.along) : nullptr};
   // It may come from a file: a row that is not there must never be read.
   for (int64_t c = 0; c < p.panels * p.nr; ++c) {
     const bool usable = (p.valid[c / p.nr] >> (c % p.nr)) & 1u;

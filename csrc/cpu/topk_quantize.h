@@ -15,13 +15,18 @@ struct RowQuantizer {
   bool rotated;
   float relative;
   std::vector<uint32_t> signs;  // of the rotation
+  // A row that rows have in common, [d], taken out of each; or null.
+  const float* centre = nullptr;
+  // A row, with zeros up to a multiple of 16, whose dot with each is wanted; or null.
+  const double* mean = nullptr;
 
   RowQuantizer(ScreenKind kind, Metric metric, int64_t d);
 
   struct Loaded {
     bool finite, tame;
-    float lost;   // size of elements taken for zeros
+    float lost;   // error of what was done to the row before it is quantized, beyond `relative`
     double norm;  // cosine only: the fixed-order norm
+    double dot;   // of the row (cosine: divided by its norm) and `mean`
   };
   // The row, ready to be quantized, in `padded` floats; zeros if it is not finite or not tame.
   Loaded load(const TopkKernels& kernels, const void* row, DType dtype, float* out) const;
@@ -36,6 +41,9 @@ struct RowQuantizer {
                int32_t offset, uint32_t* out) const;
 
   float arithmetic() const;
+
+ private:
+  void take_out_centre(float* row, Loaded& result) const;
 };
 
 }  // namespace finescope

@@ -146,15 +146,22 @@ class Gathered {
 
 }  // namespace
 
-const float* Refiner::load(const TopkProblem& p, int64_t b) {
-  if (p.x.dtype == DType::f32) return reinterpret_cast<const float*>(row_of(p.x, b));
+const float* Refiner::load(const ScreenPlan& plan, int64_t b, double x_norm) {
+  const TopkProblem& p = plan.problem;
+  const bool as_it_is = plan.centring.x.empty();
+  if (as_it_is && p.x.dtype == DType::f32) return reinterpret_cast<const float*>(row_of(p.x, b));
   x_.resize(static_cast<size_t>(round_up(p.d, 16)));
-  topk_kernels().to_f32(row_of(p.x, b), p.x.dtype, p.d, x_.data());
+  plan.kernels.to_f32(row_of(p.x, b), p.x.dtype, p.d, x_.data());
+  if (as_it_is) return x_.data();
+  if (p.metric == Metric::cosine && x_norm > 0) {
+    for (int64_t i = 0; i < p.d; ++i) x_[i] = static_cast<float>(double{x_[i]} / x_norm);
+  }
+  subtract(x_.data(), plan.centring.x.data(), p.d);
   return x_.data();
 }
 
-int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column,
-                        int64_t n) {
+int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float rows_size,
+                        int32_t* column, int64_t n) {
   const TopkProblem& p = plan.problem;
   const int64_t wanted = plan.wanted;
   // One exact score more costs about as much as looking at two candidates here.
@@ -168,19 +175,27 @@ int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, f
     rows_[i] = half ? w.half + id * p.d * 2 : row_of(p.w, id);
   }
   plan.kernels.quick_dots(x, rows_.data(), half ? DType::bf16 : p.w.dtype, n, p.d, score_.data());
-  if (p.metric == Metric::encode && p.bias != nullptr) {
-    for (int64_t i = 0; i < n; ++i) score_[i] += plan.bias[column[i]];
-  } else if (p.metric == Metric::cosine) {
+  const bool centred = !plan.centring.x.empty();
+  if (p.metric == Metric::cosine) {
     for (int64_t i = 0; i < n; ++i) {
-      const double norms = x_norm * w.norm64[w.row[column[i]]];
+      const double norms = (centred ? 1.0 : x_norm) * w.norm64[w.row[column[i]]];
+      // Products of such rows over- or underflow float32: nothing is known about their cosines.
+      if (norms > 0 && !(norms > 0x1p-100 && norms < 0x1p120)) return n;
       score_[i] = norms > 0 ? static_cast<float>(static_cast<double>(score_[i]) / norms) : 0.0f;
     }
   }
-  const double u = 0x1p-24, roundings = static_cast<double>(p.d) + 2;
+  if (!plan.bias.empty()) {
+    for (int64_t i = 0; i < n; ++i) score_[i] += plan.bias[column[i]];
+  }
+  const double u = 0x1p-24, roundings = static_cast<double>(p.d) / 16 + 24;
   const double gamma = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20;
-  const float size = w.max_norm + (half ? w.half_err : 0.0f);
-  const float error =
-      (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) + plan.max_slack) * 1.001f;
+  // The copy is of what was left of w; x was rounded when ν was taken out of it.
+  const float size = half ? w.max_norm + w.half_err : plan.max_size;
+  const float x_size = centred || p.metric != Metric::cosine ? rows_size : 1.0f;
+  const float x_err = centred ? x_size * 0x1p-22f + (p.metric == Metric::cosine ? 0x1p-22f : 0.0f) : 0.0f;
+  const float error = (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) +
+                       x_err * size + plan.max_slack) *
+                      1.001f;
   // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by
   // another error is below all of them.
   const float at = plan.kernels.about_kth(score_.data(), n, wanted, wanted);

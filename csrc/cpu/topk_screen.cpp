@@ -9,27 +9,15 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
     : problem(p),
       packed(w),
       kernels(topk_kernels()),
+      centring(p.x, p.B, p.d, p.metric, w.centre),
       quantizer(w.kind, w.metric, w.d),
       valid(w.valid, w.valid + w.panels) {
-  const size_t panel_count = static_cast<size_t>(w.panels);
-  slack.assign(panel_count, 0.0f);
+  slack.assign(static_cast<size_t>(w.panels), 0.0f);
   usable = w.tame;
-  if (p.bias != nullptr) {
-    bias.assign(panel_count * static_cast<size_t>(w.nr), 0.0f);
-    for (int64_t panel = 0; panel < w.panels; ++panel) {
-      float largest = 0.0f;
-      for (int64_t c = panel * w.nr; c < (panel + 1) * w.nr; ++c) {
-        if (w.row[c] < 0) continue;
-        const double b = p.bias[w.row[c]];
-        if (!(std::fabs(b) < 0x1p60)) usable = false;
-        bias[c] = static_cast<float>(b);
-        largest = std::max(largest, std::fabs(bias[c]));
-      }
-      // Rounding of the bias, and of the sum with it; 2^-100 covers a bias that float32 cannot hold.
-      slack[panel] = largest * 0x1p-20f + 0x1p-100f;
-      max_slack = std::max(max_slack, slack[panel]);
-    }
-  }
+  max_size = w.max_norm + static_cast<float>(centring.mean_size) * (1.0f + 0x1p-20f);
+  if (centring.any()) quantizer.mean = centring.mean.data();
+  if (!centring.x.empty()) quantizer.centre = centring.x.data();
+  if (p.bias != nullptr || !centring.x.empty()) add_bias();
   if (p.mask != nullptr) {
     for (int64_t c = 0; c < w.panels * w.nr; ++c) {
       if (w.row[c] >= 0 && !p.mask[w.row[c]]) valid[c / w.nr] &= ~(1u << (c % w.nr));
@@ -46,7 +34,32 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
   // it.
   capacity = round_up((8 + w.depth / 64) * wanted + 1024, 16);
   panels = {w.data, w.panel_bytes, w.units,      w.scale,      w.inv_scale,
-            w.norm, w.err,         slack.data(), valid.data(), p.bias ? bias.data() : nullptr};
+            w.norm, w.err,         slack.data(), valid.data(), bias.empty() ? nullptr : bias.data()};
+}
+
+// The bias of p, and <ν, w - μ>.
+void ScreenPlan::add_bias() {
+  const Packed& w = packed;
+  const double factor = centring.factor;
+  // ν in float32 is not quite a multiple of μ, and `along` is rounded to float32.
+  const double rounding = centring.x_size * 0x1p-23 * w.max_norm + std::fabs(factor) * 0x1p-140;
+  bias.assign(static_cast<size_t>(w.panels * w.nr), 0.0f);
+  for (int64_t panel = 0; panel < w.panels; ++panel) {
+    double largest = 0.0;
+    for (int64_t c = panel * w.nr; c < (panel + 1) * w.nr; ++c) {
+      if (w.row[c] < 0) continue;
+      const double given = problem.bias != nullptr ? problem.bias[w.row[c]] : 0.0;
+      const double along = factor != 0.0 ? factor * w.along[c] : 0.0;
+      const double size = std::fabs(given) + std::fabs(along);
+      if (!(size < 0x1p60)) usable = false;
+      bias[c] = static_cast<float>(given + along);
+      largest = std::max(largest, size);
+    }
+    // Rounding of the bias, and of the sum with it; 2^-100 covers a bias that float32 cannot hold.
+    slack[panel] = static_cast<float>(largest * 0x1p-20 + rounding * 1.001) + 0x1p-100f;
+    max_slack = std::max(max_slack, slack[panel]);
+    max_bias = std::max(max_bias, static_cast<float>(largest * 1.001));
+  }
 }
 
 namespace {
@@ -105,6 +118,8 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   start.assign(entries, 0);
   norm64.assign(entries, 0.0);
   size.assign(entries, 0.0f);
+  shift.assign(static_cast<size_t>(n), 0.0);
+  rounding.assign(static_cast<size_t>(n), 0.0);
   state.assign(static_cast<size_t>(n), kScreen);
   groups = RowGroups(plan.kernels, form, q.units, n);
   std::vector<float> row(static_cast<size_t>(q.padded));
@@ -123,9 +138,32 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
     err[i] = r.err;
     size[i] = r.size;
     if (form.offset != 0) start[i] = -form.offset * r.sum;
-    if (state[i] == kScreen) tau[i] = plan.open;
+    if (plan.centring.any()) {
+      shift[i] = loaded.dot;
+      // Of <x, μ>, of <ν, w - μ> and of the score itself, all added up in float64.
+      const double x_size = r.size + 2 * plan.centring.x_size,
+                   w_size = plan.max_size + plan.centring.mean_size;
+      rounding[i] =
+          static_cast<double>(plan.problem.d + 64) * 0x1p-51 * x_size * w_size + plan.max_bias * 0x1p-50;
+    }
+    if (state[i] == kScreen) tau[i] = lowest(plan, i);
     groups.put(i, units.data());
   }
+}
+
+float PackedRows::lowest(const ScreenPlan& plan, int64_t i) const {
+  const double floor = plan.problem.floor;
+  if (!plan.centring.any() || !std::isfinite(floor)) return plan.open;
+  const double at = floor - shift[i] - rounding[i] - (std::fabs(floor) + std::fabs(shift[i])) * 0x1p-50;
+  if (!(std::fabs(at) < 0x1p60)) return at < 0 ? kOpen : kClosed;
+  const float rounded = static_cast<float>(at);
+  return rounded > at ? std::nextafter(rounded, kOpen) : rounded;
+}
+
+double PackedRows::certain(int64_t i, float threshold) const {
+  if (threshold == kClosed) return kClosed;
+  const double t = threshold, sum = t + shift[i] + rounding[i];
+  return rounding[i] > 0 ? sum + (std::fabs(t) + std::fabs(shift[i])) * 0x1p-50 : sum;
 }
 
 void Screening::begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared) {

@@ -1,6 +1,7 @@
 // Screening a block of rows of x: packed rows, thresholds and candidates.
 #pragma once
 
+#include "cpu/topk_centre.h"
 #include "cpu/topk_internal.h"
 #include "cpu/topk_quantize.h"
 
@@ -11,17 +12,25 @@ struct ScreenPlan {
   const TopkProblem& problem;
   const Packed& packed;
   const TopkKernels& kernels;
-  RowQuantizer quantizer;
+  Centring centring;
+  RowQuantizer quantizer;  // of rows of x
   ScreenPanels panels;
   std::vector<float> bias, slack;
   std::vector<uint32_t> valid;
-  float max_slack = 0.0f;
+  float max_slack = 0.0f, max_bias = 0.0f;
+  float max_size;    // >= |w| of every row, as it was before anything was taken out
   bool usable;       // the bias and w are in the range of the screen's arithmetic
-  float open;        // threshold to start from
+  float open;        // threshold to start from, where nothing is taken out
   int64_t wanted;    // candidates that a threshold must leave: k, and one for each excluded row
   int64_t capacity;  // of candidates for each row
 
   ScreenPlan(const TopkProblem& problem, const Packed& packed);
+  // Points into itself.
+  ScreenPlan(const ScreenPlan&) = delete;
+  ScreenPlan& operator=(const ScreenPlan&) = delete;
+
+ private:
+  void add_bias();
 };
 
 // Rows of x in units, as a screen reads them: in groups of nearly one height, unit by unit.
@@ -46,7 +55,9 @@ struct PackedRows {
   std::vector<float> scale, inv_scale, norm, err, tau;
   std::vector<int32_t> start;
   std::vector<double> norm64;
-  std::vector<float> size;     // >= |x|
+  std::vector<float> size;  // >= |x|
+  // Screened scores are smaller than the scores they stand for by `shift`, up to a rounding of `rounding`.
+  std::vector<double> shift, rounding;
   std::vector<uint8_t> state;  // kScreen, kBad or kScan
 
   enum : uint8_t { kScreen, kBad, kScan };
@@ -54,6 +65,11 @@ struct PackedRows {
   // Rows first..first+n of x.
   void pack(const ScreenPlan& plan, int64_t first, int64_t n);
   int64_t rows() const { return static_cast<int64_t>(state.size()); }
+  // What everything that a threshold may have dropped lies below.
+  double certain(int64_t i, float threshold) const;
+
+ private:
+  float lowest(const ScreenPlan& plan, int64_t i) const;
 };
 
 // The candidates of packed rows in some range of panels. `shared`, if given, holds the highest threshold that
@@ -101,10 +117,10 @@ int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row
 // The second stage: candidates of one row in float32, against a bfloat16 copy of w if there is one.
 class Refiner {
  public:
-  // Row b of x as float32.
-  const float* load(const TopkProblem& p, int64_t b);
+  // Row b of x as float32, less what is taken out of it.
+  const float* load(const ScreenPlan& plan, int64_t b, double x_norm);
   // Drops candidates that certainly are not among the `wanted` best; returns how many are left.
-  int64_t refine(const ScreenPlan& plan, const float* x, double x_norm, float x_size, int32_t* column,
+  int64_t refine(const ScreenPlan& plan, const float* x, double x_norm, float rows_size, int32_t* column,
                  int64_t n);
 
  private:
