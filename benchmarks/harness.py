@@ -62,13 +62,16 @@ class Limit:
 
     Attributes:
         products: multiplications of the work that is measured.
-        depth: terms of one inner product; it decides the kind of multiplication.
+        depth: terms of one inner product.
+        packed: whether the screen is that of a packed copy, int8 wherever there is such a screen; what packs
+            anew for every call chooses by depth and data.
         read: a matrix that has to be read once, or None where the products cost far more.
     """
 
     products: int
     depth: int
     read: torch.Tensor | None = None
+    packed: bool = False
 
     # A few rows and columns of any depth fit into the second-level cache, and into whole tiles.
     ROWS, COLUMNS = 84, 64
@@ -81,11 +84,17 @@ class Limit:
         if module is None:
             return {}
         self._module = module
+        self._kind = "int8" if self.packed else "auto"
+        try:
+            self._multiply(1)
+        except ValueError:  # no such screen on this processor
+            self._kind = "auto"
         start = time.perf_counter()
-        done = module.bare_multiply("auto", self.ROWS, self.COLUMNS, self.depth, 50)
+        self._multiply(50)
+        done = self._done
         rate = done / (time.perf_counter() - start)
         self._repeats = max(1, int(min(self.products, rate * self.SPAN) * 50 / done))
-        found: dict[str, Work] = {"limit: multiply": self._multiply}
+        found: dict[str, Work] = {"limit: multiply": lambda: self._multiply(self._repeats)}
         if self.read is not None:
             found["limit: read"] = self._read
         return found
@@ -96,8 +105,8 @@ class Limit:
         multiply = statistics.median(times["limit: multiply"]) * scale
         return max(multiply, statistics.median(times.get("limit: read", [0.0])))
 
-    def _multiply(self) -> None:
-        self._done = self._module.bare_multiply("auto", self.ROWS, self.COLUMNS, self.depth, self._repeats)
+    def _multiply(self, repeats: int) -> None:
+        self._done = self._module.bare_multiply(self._kind, self.ROWS, self.COLUMNS, self.depth, repeats)
 
     def _read(self) -> None:
         if self.read is not None:

@@ -28,7 +28,7 @@ def table(result: dict[str, Any]) -> str:
         **machine
     )
     lines += ["", f"{about}; medians of interleaved runs in one process. The limit is a bare loop of as many"]
-    lines += ["multiplications by the same kernel."]
+    lines += ["multiplications by the same kernel. “ours, …” and “once” are other ways to call ours."]
     return "\n".join(lines)
 
 

@@ -431,7 +431,11 @@ class TestFindTorch:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "tag"),
-    [({"FINESCOPE_BUILD": "none"}, "py3-none-any"), ({"CXX": "false"}, "py3-none-any"), ({"FINESCOPE_BUILD": "cpu"}, "linux")],
+    [
+        ({"FINESCOPE_BUILD": "none"}, "py3-none-any"),
+        ({"CXX": "false"}, "py3-none-any"),
+        ({"FINESCOPE_BUILD": "cpu"}, "linux"),
+    ],
     ids=["none", "no compiler", "cpu"],
 )
 def test_wheel_tag(
