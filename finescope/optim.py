@@ -109,6 +109,8 @@ class SaeAdam(torch.optim.Optimizer):
             state["step"] = parameter.new_zeros((), dtype=torch.float32) if group["capturable"] else 0
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if group["capturable"] and not isinstance(state["step"], Tensor):  # the option was set on the way
+            state["step"] = parameter.new_full((), state["step"], dtype=torch.float32)
         state["step"] += 1
         moments = state["exp_avg"], state["exp_avg_sq"]
         lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]

@@ -154,6 +154,18 @@ def test_a_step_counted_on_the_device_is_the_same_step(
     torch.testing.assert_close(counted, plain, rtol=1e-6, atol=1e-7)
 
 
+def test_capturable_may_be_set_on_the_way() -> None:
+    plain, turned = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    left, right = SaeAdam([plain], lr=0.1), SaeAdam([turned], lr=0.1)
+    for step in range(4):
+        plain.grad = torch.randn(3)
+        turned.grad = plain.grad.clone()
+        right.param_groups[0]["capturable"] = step >= 2
+        left.step()
+        right.step()
+    torch.testing.assert_close(turned, plain, rtol=1e-6, atol=0)
+
+
 def test_state_dicts_of_before_capturable_are_read() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     optimiser = SaeAdam([parameter])

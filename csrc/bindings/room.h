@@ -1,6 +1,6 @@
 // Room for the gradients of a training step. Memory that the system hands out anew has to be cleared page by
 // page first, which costs more than computing the gradient does; so a few blocks that gradients leave behind
-// are kept for the next ones.
+// are kept for the next ones. Such tensors can't be resized in place.
 #pragma once
 
 #include <mutex>
@@ -20,7 +20,8 @@ namespace finescope {
 class Room {
  public:
   static constexpr size_t kHuge = size_t{1} << 21;
-  static constexpr size_t kKept = 4;  // blocks
+  // What is kept at most; idle, the system may take it back, but it counts as the process's own until then.
+  static constexpr size_t kKept = 4, kKeptBytes = size_t{4} << 30;
 
   // Never destroyed: tensors may outlive everything.
   static Room& get() {
@@ -31,11 +32,13 @@ class Room {
   // Null if there is no memory.
   void* take(size_t bytes) {
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (size_t i = 0; i < kept_.size(); ++i) {
+      // Never waits: after a fork, the lock may be held by a thread that the child does not have.
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      for (size_t i = 0; lock.owns_lock() && i < kept_.size(); ++i) {
         if (kept_[i].bytes != bytes) continue;
         void* data = kept_[i].data;
         kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
+        kept_bytes_ -= bytes;
         return data;
       }
     }
@@ -51,11 +54,19 @@ class Room {
 
   void give(void* data, size_t bytes) {
     madvise(data, bytes, MADV_FREE);
-    const std::lock_guard<std::mutex> lock(mutex_);
-    kept_.push_back({data, bytes});
-    if (kept_.size() <= kKept) return;
-    munmap(kept_.front().data, kept_.front().bytes);
-    kept_.erase(kept_.begin());
+    std::vector<Block> old;
+    if (const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock()) {
+      kept_.push_back({data, bytes});
+      kept_bytes_ += bytes;
+      while (kept_.size() > kKept || kept_bytes_ > kKeptBytes) {
+        old.push_back(kept_.front());
+        kept_bytes_ -= kept_.front().bytes;
+        kept_.erase(kept_.begin());
+      }
+    } else {
+      old.push_back({data, bytes});
+    }
+    for (const Block& block : old) munmap(block.data, block.bytes);
   }
 
  private:
@@ -65,6 +76,7 @@ class Room {
   };
   std::mutex mutex_;
   std::vector<Block> kept_;
+  size_t kept_bytes_ = 0;
 };
 
 // Tensors of memory that is given back by a function came with torch 2.11; older ones do without. Looked up

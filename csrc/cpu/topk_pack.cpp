@@ -213,8 +213,10 @@ struct Writer {
     const Quantized h =
         kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
     std::memcpy(half + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
+    // Squares of errors below 2^-63 are lost in its sum.
+    const float err = h.err + std::sqrt(static_cast<float>(q.d)) * 0x1p-62f;
     float known = half_err.load(std::memory_order_relaxed);
-    while (known < h.err && !half_err.compare_exchange_weak(known, h.err, std::memory_order_relaxed)) {
+    while (known < err && !half_err.compare_exchange_weak(known, err, std::memory_order_relaxed)) {
     }
   }
 

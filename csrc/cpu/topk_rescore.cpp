@@ -195,7 +195,9 @@ int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, f
   const float x_err = centred ? x_size * 0x1p-22f + (p.metric == Metric::cosine ? 0x1p-22f : 0.0f) : 0.0f;
   const float error = (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) +
                        x_err * size + plan.max_slack) *
-                      1.001f;
+                          1.001f +
+                      // What products that fall below the range of float32 add up to; cosines have none.
+                      (p.metric == Metric::cosine ? 0.0f : static_cast<float>(p.d) * 0x1p-124f);
   // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by
   // another error is below all of them.
   const float at = plan.kernels.about_kth(score_.data(), n, wanted, wanted);
