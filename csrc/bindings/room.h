@@ -3,9 +3,8 @@
 // are kept for the next ones. Such tensors can't be resized in place.
 #pragma once
 
-#include <mutex>
-
 #include "bindings/tensors.h"
+#include "cpu/spare.h"
 
 #if defined(__linux__)
 #include <dlfcn.h>
@@ -20,8 +19,6 @@ namespace finescope {
 class Room {
  public:
   static constexpr size_t kHuge = size_t{1} << 21;
-  // What is kept at most; idle, the system may take it back, but it counts as the process's own until then.
-  static constexpr size_t kKept = 4, kKeptBytes = size_t{4} << 30;
 
   // Never destroyed: tensors may outlive everything.
   static Room& get() {
@@ -31,17 +28,7 @@ class Room {
 
   // Null if there is no memory.
   void* take(size_t bytes) {
-    {
-      // Never waits: after a fork, the lock may be held by a thread that the child does not have.
-      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-      for (size_t i = 0; lock.owns_lock() && i < kept_.size(); ++i) {
-        if (kept_[i].bytes != bytes) continue;
-        void* data = kept_[i].data;
-        kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(i));
-        kept_bytes_ -= bytes;
-        return data;
-      }
-    }
+    if (void* kept = kept_.take(bytes)) return kept;
     void* whole = mmap(nullptr, bytes + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (whole == MAP_FAILED) return nullptr;
     char* begin = static_cast<char*>(whole);
@@ -54,29 +41,12 @@ class Room {
 
   void give(void* data, size_t bytes) {
     madvise(data, bytes, MADV_FREE);
-    std::vector<Block> old;
-    if (const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock()) {
-      kept_.push_back({data, bytes});
-      kept_bytes_ += bytes;
-      while (kept_.size() > kKept || kept_bytes_ > kKeptBytes) {
-        old.push_back(kept_.front());
-        kept_bytes_ -= kept_.front().bytes;
-        kept_.erase(kept_.begin());
-      }
-    } else {
-      old.push_back({data, bytes});
-    }
-    for (const Block& block : old) munmap(block.data, block.bytes);
+    for (const SpareBlocks::Entry& old : kept_.give(data, bytes)) munmap(old.data, old.size);
   }
 
  private:
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
-  std::mutex mutex_;
-  std::vector<Block> kept_;
-  size_t kept_bytes_ = 0;
+  // Idle, the system may take them back, but they count as the process's own until then.
+  SpareBlocks kept_{4, size_t{4} << 30};
 };
 
 // Tensors of memory that is given back by a function came with torch 2.11; older ones do without. Looked up
