@@ -115,7 +115,7 @@ void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metr
   if (taken == Taken::first) centre.assign(w.begin(), w.begin() + d);
   const bool mean = std::string(kind) == "mean" || std::string(kind) == "far" || std::string(kind) == "equal";
   if (mean && centre.empty()) host::fail("%s: nothing found in common", kind);
-  const PackRequest request{p.w, N, d, metric, screen, false, centre.empty() ? nullptr : centre.data()};
+  const PackRequest request{p.w, N, d, metric, screen, centre.empty() ? nullptr : centre.data()};
   Block memory(packed_bytes(request));
   const Packed packed = pack(request, workers, memory.get());
   const ScreenPlan plan(p, packed);
@@ -294,7 +294,7 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
   for (ScreenChoice choice : {ScreenChoice::none, ScreenChoice::automatic, ScreenChoice::f32,
                               ScreenChoice::bf16, ScreenChoice::int8}) {
     // What this instruction set has not is screened in float32, which has its turn.
-    if (choice > ScreenChoice::f32 && best_screen(choice, {}) == ScreenKind::f32) continue;
+    if (choice > ScreenChoice::f32 && best_screen(choice, {}, workers) == ScreenKind::f32) continue;
     topk(p, nullptr, choice, workers, {score.data(), false, id.data()}, nullptr);
     if (std::memcmp(score.data(), wanted.data(), cells * 4) ||
         std::memcmp(id.data(), wanted_id.data(), cells * 8)) {
@@ -314,7 +314,8 @@ void check_choice() {
     for (int64_t i = 0; i < B; ++i) x[i * d + 3] *= outliers;
     for (int64_t i = 0; i < N; ++i) w[i * d + 3] /= outliers;
     const TopkProblem p = problem(x, B, w, N, d, 1, Metric::ip, nullptr);
-    return best_screen(ScreenChoice::automatic, {p.x, p.w, B, N, d, p.metric, nullptr, share});
+    return best_screen(ScreenChoice::automatic, {p.x, p.w, B, N, d, p.metric, nullptr, share},
+                       {2, host::run_threads});
   };
   const bool wider = screen_available(ScreenKind::int16) || screen_available(ScreenKind::bf16);
   const bool right = chosen(256, 0.001, 1.0f) == ScreenKind::int8 &&

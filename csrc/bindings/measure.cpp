@@ -40,18 +40,20 @@ int64_t bare_multiply(const std::string& kind, int64_t rows, int64_t columns, in
       value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
     }
   }
-  const ScreenKind best = best_screen(choice, {{x.data(), depth, DType::f32},
-                                               {w.data(), depth, DType::f32},
-                                               rows,
-                                               columns,
-                                               depth,
-                                               Metric::ip,
-                                               nullptr,
-                                               0.002});
+  const ScreenKind best = best_screen(choice,
+                                      {{x.data(), depth, DType::f32},
+                                       {w.data(), depth, DType::f32},
+                                       rows,
+                                       columns,
+                                       depth,
+                                       Metric::ip,
+                                       nullptr,
+                                       0.002},
+                                      torch_workers());
   check(choice == ScreenChoice::automatic ||
             (choice != ScreenChoice::none && static_cast<int>(best) == static_cast<int>(choice) - 2),
         op, ": this instruction set has no screen of kind '", kind, "'");
-  const PackRequest request{{w.data(), depth, DType::f32}, columns, depth, Metric::ip, best, false};
+  const PackRequest request{{w.data(), depth, DType::f32}, columns, depth, Metric::ip, best};
   check(can_pack(request), op, ": ", columns, " columns of depth ", depth, " can't be packed");
   const Block memory(packed_bytes(request));
   const Workers workers = torch_workers();

@@ -61,16 +61,15 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const ScreenChoice choice = screen_choice(screen, op);
   const int64_t n = matrix.size(0), d = matrix.size(1);
   const Metric kind = metric_of(metric, op);
-  PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32, false};
+  PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
   std::vector<float> mean;
   if (possible) {
     // The rows themselves stand for what they will be compared with, and k for two in a thousand.
     mean = common_mean(rows.matrix, n, d, kind);
     if (!mean.empty()) request.centre = mean.data();
-    request.kind =
-        best_screen(choice, {rows.matrix, rows.matrix, n, n, d, kind, nullptr, 0.002, request.centre});
-    request.half = request.kind == ScreenKind::int8 && kind == Metric::encode;
+    request.kind = best_screen(
+        choice, {rows.matrix, rows.matrix, n, n, d, kind, nullptr, 0.002, request.centre}, torch_workers());
   }
   Tensor packed = empty_like_options(matrix, {possible ? packed_bytes(request) : 0}, ScalarType::Byte);
   if (possible) pack(request, torch_workers(), static_cast<char*>(packed.mutable_data_ptr()));

@@ -22,18 +22,16 @@ constexpr int64_t kBufferBytes = int64_t{8} << 20;
 constexpr int64_t kFewRows = 8;
 // Rows that workers share when w is split.
 constexpr int64_t kSharedRows = 1024;
-// Rows from which on a bfloat16 copy of w, made for one call, saves more than it costs.
-constexpr int64_t kHalfRows = 512;
 // Panels that a worker takes at a time then.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
 // Adds the candidates of row `row` of a part.
-void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, int64_t buckets,
+void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, const Buckets& buckets,
              Superblock::Part& part) {
   for (int64_t i = 0; i < n; ++i) {
     const int32_t id = plan.packed.row[column[i]];
     part.id.push_back(id);
-    ++part.bucket[bucket_of(plan.problem, buckets, id)];
+    ++part.bucket[buckets.of(id)];
   }
 }
 
@@ -56,7 +54,7 @@ class Search {
         workers_(workers),
         out_(out),
         stats_(stats),
-        buckets_(bucket_count(p_)) {}
+        buckets_(p_.N) {}
 
   void run() {
     for (int64_t first = 0; first < p_.B;) {
@@ -93,6 +91,7 @@ class Search {
     s_.raised.resize(rows);
     s_.bad.resize(rows);
     s_.norm64.resize(rows);
+    s_.size.resize(rows);
   }
 
   // What is known about row i of packed rows, as row `row` of the superblock.
@@ -101,6 +100,7 @@ class Search {
     s_.raised[row] = tau > rows.tau[i];
     s_.bad[row] = rows.state[i] == PackedRows::kBad;
     s_.norm64[row] = rows.norm64[i];
+    s_.size[row] = rows.size[i];
   }
 
   // Many rows of x: every worker has its own. Returns how many were screened before there were candidates
@@ -114,13 +114,12 @@ class Search {
     struct Scratch {
       PackedRows rows;
       Screening screening;
-      Refiner refiner;
     };
     std::vector<Scratch> scratch(static_cast<size_t>(workers_.threads));
     std::atomic<int64_t> found{0};
     for_each(workers_, blocks, [&](int64_t block, int worker) {
       Superblock::Part& part = s_.parts[block];
-      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
+      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_.count);
       // Tasks are taken in order, so the parts that are left out are the last ones.
       part.screened = found.load() < kCandidates;
       if (!part.screened) return;
@@ -131,7 +130,7 @@ class Search {
       screening.run(0, plan_.packed.panels);
       for (int64_t i = 0; i < part.end - part.row; ++i) {
         finish_candidates(rows, i, part.row + i, screening.score(i), screening.column(i), screening.count(i),
-                          screening.tau(i), scratch[worker].refiner, part);
+                          screening.tau(i), part);
       }
       found += static_cast<int64_t>(part.id.size());
     });
@@ -141,14 +140,12 @@ class Search {
   }
 
   void finish_candidates(const PackedRows& rows, int64_t i, int64_t row, float* score, int32_t* column,
-                         int64_t n, float tau, Refiner& refiner, Superblock::Part& part) {
+                         int64_t n, float tau, Superblock::Part& part) {
     if (tau == kClosed) {
       n = 0;
     } else {
       n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
-      const double x_norm = rows.norm64[i];
-      n = refiner.refine(plan_, refiner.load(plan_, s_.first + row, x_norm), x_norm, rows.size[i], column, n);
     }
     finish_row(rows, i, row, tau);
     s_.count[row] = static_cast<int32_t>(n);
@@ -173,10 +170,9 @@ class Search {
     s_.parts.resize(static_cast<size_t>(blocks));
     for_each(n > kFewRows ? workers_ : alone_, blocks, [&](int64_t block, int) {
       Superblock::Part& part = s_.parts[block];
-      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_);
+      part.start(n * block / blocks, n * (block + 1) / blocks, buckets_.count);
       std::vector<float> score;
       std::vector<int32_t> column;
-      Refiner refiner;
       for (int64_t i = part.row; i < part.end; ++i) {
         score.clear();
         column.clear();
@@ -187,7 +183,7 @@ class Search {
         const int64_t found = static_cast<int64_t>(score.size());
         score.resize(score.size() + kSlack);
         column.resize(column.size() + kSlack);
-        finish_candidates(rows, i, i, score.data(), column.data(), found, shared[i].load(), refiner, part);
+        finish_candidates(rows, i, i, score.data(), column.data(), found, shared[i].load(), part);
       }
     });
   }
@@ -198,7 +194,7 @@ class Search {
   const Workers alone_{1, workers_.run};
   const TopkOutput& out_;
   TopkStats* stats_;
-  int64_t buckets_;
+  const Buckets buckets_;
   Superblock s_;
   PackedRows shared_rows_;
   std::vector<int64_t> again_;
@@ -271,16 +267,14 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     if (few && choice == ScreenChoice::automatic) {
       return p.B < kScanRows ? scan_all(p, workers, out, stats) : direct_all(p, workers, out, stats);
     }
-    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32, false}))
+    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32}))
       return direct_all(p, workers, out, stats);
     const double share = static_cast<double>(p.k + p.E) / static_cast<double>(p.N);
     const std::vector<float> mean = common_mean(p.w, p.N, p.d, p.metric);
     const float* centre = mean.empty() ? nullptr : mean.data();
-    const ScreenKind kind = best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share, centre});
-    // A search has fewer candidates for each row of w, which is larger: there the copy would cost more than
-    // it saves.
-    const bool half = p.metric == Metric::encode && kind == ScreenKind::int8 && p.B >= kHalfRows;
-    const PackRequest request{p.w, p.N, p.d, p.metric, kind, half, centre};
+    const ScreenKind kind =
+        best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share, centre}, workers);
+    const PackRequest request{p.w, p.N, p.d, p.metric, kind, centre};
     if (few && kind == ScreenKind::f32) return direct_all(p, workers, out, stats);
     memory = Block(packed_bytes(request));
     own = pack(request, workers, memory.get());

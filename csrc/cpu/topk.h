@@ -64,13 +64,12 @@ struct Packed {
   int64_t n, d;
   int64_t depth;  // d, or its next multiple of 64 if rows were rotated
   int64_t units, panels, panel_bytes;
-  float max_norm, max_err, half_err;  // half_err >= |w - its bfloat16| of every row
+  float max_norm, max_err;
   const char* data;
   const float *scale, *inv_scale, *norm, *err;  // by panel, as in ScreenPanels
   const uint32_t* valid;                        // by panel: columns that hold a row without NaN and infinity
   const int32_t* row;                           // by column: its row of w
   const double* norm64;                         // by row: the fixed-order norm; null unless cosine
-  const char* half;                             // w in bfloat16, for the second stage; or null
   const float* centre;                          // [d] taken out of every row before all of this; or null
   const float* along;                           // by column: <centre, its row - centre>; null without centre
 };
@@ -113,15 +112,14 @@ struct PairSample {
 };
 // The screen that a choice stands for, or, left to the engine, the best one for these pairs, among those that
 // the active instruction set has.
-ScreenKind best_screen(ScreenChoice choice, const PairSample& sample);
+ScreenKind best_screen(ScreenChoice choice, const PairSample& sample, const Workers& workers);
 
-// What to pack. `half`: with a bfloat16 copy of float32 rows, which pays where there are many rows of x.
+// What to pack.
 struct PackRequest {
   Matrix w;
   int64_t n, d;
   Metric metric;
   ScreenKind kind;
-  bool half;
   const float* centre = nullptr;  // common_mean of w, or null
 };
 // Whether it can be packed at all: float64 rows, and more rows or columns than the screens count, cannot.

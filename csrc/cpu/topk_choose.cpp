@@ -20,35 +20,36 @@ struct Sampled {
   std::vector<float> norm, err, size;
   std::vector<double> dot;
 
-  Sampled(const RowQuantizer& q, const TopkKernels& kernels, const Matrix& m, int64_t of, int64_t n) {
+  Sampled(const RowQuantizer& q, const Matrix& m, int64_t of, int64_t n, const Workers& workers) {
+    const TopkKernels& kernels = topk_kernels();
     const WholeNumbers& form = kernels.whole[static_cast<int>(q.kind)];
+    const size_t count = static_cast<size_t>(n);
     row.resize(static_cast<size_t>(n * q.padded));
-    std::vector<uint32_t> units(static_cast<size_t>(q.padded));
-    for (int64_t i = 0; i < n; ++i) {
+    pointer.resize(count), norm.resize(count), err.resize(count), size.resize(count), dot.resize(count);
+    std::vector<std::vector<uint32_t>> scratch(static_cast<size_t>(workers.threads));
+    for_each(workers, n, [&](int64_t i, int worker) {
+      std::vector<uint32_t>& units = scratch[worker];
+      units.resize(static_cast<size_t>(q.padded));
       float* at = row.data() + i * q.padded;
       const RowQuantizer::Loaded loaded = q.load(kernels, row_of(m, of * i / n), m.dtype, at);
       const float step = form.step(at, q.padded);
       const float scale = step > 0 ? step : 1.0f;
       const RowQuantizer::Row r =
           q.quantize(kernels, at, scale, 1.0f / scale, loaded.lost, form.offset, units.data());
-      pointer.push_back(at);
-      norm.push_back(r.norm);
-      err.push_back(r.err);
-      size.push_back(r.size);
-      dot.push_back(loaded.dot);
-    }
+      pointer[i] = at, norm[i] = r.norm, err[i] = r.err, size[i] = r.size, dot[i] = loaded.dot;
+    });
   }
 };
 
 // The share of all pairs that int8 cannot rule out, beyond those that are asked for.
-double survivors(const PairSample& s) {
+double survivors(const PairSample& s, const Workers& workers) {
   const TopkKernels& kernels = topk_kernels();
   RowQuantizer q(ScreenKind::int8, s.metric, s.d), of_x = q;
   const Centring centring(s.x, s.B, s.d, s.metric, s.centre);
   if (centring.any()) q.centre = s.centre, q.mean = centring.mean.data();
   if (!centring.x.empty()) of_x.centre = centring.x.data();
   const int64_t nx = std::min(s.B, kSampledX), nw = std::clamp<int64_t>(s.N / 16, 1, kSampledW);
-  const Sampled x(of_x, kernels, s.x, s.B, nx), w(q, kernels, s.w, s.N, nw);
+  const Sampled x(of_x, s.x, s.B, nx, workers), w(q, s.w, s.N, nw, workers);
   const int64_t stride = round_up(nw, 3);
   std::vector<float> score(static_cast<size_t>(nx * stride)), order(static_cast<size_t>(nw));
   kernels.block_dots(x.pointer.data(), nx, w.pointer.data(), nw, q.padded, score.data(), stride);
@@ -74,7 +75,7 @@ bool screen_available(ScreenKind kind) {
   return topk_kernels().screen[static_cast<int>(kind)] != nullptr;
 }
 
-ScreenKind best_screen(ScreenChoice choice, const PairSample& sample) {
+ScreenKind best_screen(ScreenChoice choice, const PairSample& sample, const Workers& workers) {
   const bool bytes = screen_available(ScreenKind::int8);
   const ScreenKind wide = screen_available(ScreenKind::int16)  ? ScreenKind::int16
                           : screen_available(ScreenKind::bf16) ? ScreenKind::bf16
@@ -84,7 +85,7 @@ ScreenKind best_screen(ScreenChoice choice, const PairSample& sample) {
   if (choice != ScreenChoice::automatic) return ScreenKind::f32;
   if (!bytes) return wide;
   const bool counted = wide != ScreenKind::f32 && sample.B > 0 && sample.N > 0;
-  return counted && survivors(sample) > topk_kernels().most_survivors ? wide : ScreenKind::int8;
+  return counted && survivors(sample, workers) > topk_kernels().most_survivors ? wide : ScreenKind::int8;
 }
 
 }  // namespace finescope

@@ -263,21 +263,31 @@ FINESCOPE_INLINE VecF32 add_product_f32(VecF32 sum, VecF32 a, VecF32 b) {
 #endif
 }
 
-template <int N, class T>
-FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t d, float* out) {
+// `next`: N rows that will be asked for after these, or null; `later`: a row that will be the next x.
+template <int N>
+FINESCOPE_INLINE void quick_block(const float* x, const float* const* rows, int64_t d, float* out,
+                                  const float* const* next, const float* later) {
   constexpr int kVecs = 16 / kF32Lanes;
+  // What is on its way to the first-level cache: more would drive out what is in use.
+  constexpr int64_t kAhead = 256;
   VecF32 acc[N][kVecs];
   for (int i = 0; i < N; ++i) {
     for (int v = 0; v < kVecs; ++v) acc[i][v] = VecF32{};
   }
   int64_t at = 0;
-  for (; at + 16 <= d; at += 16) {
+  const auto step = [&](const float* const* ahead, int64_t to) __attribute__((always_inline)) {
     for (int v = 0; v < kVecs; ++v) {
       const VecF32 xv = load_f32(x + at + v * kF32Lanes);
       for (int i = 0; i < N; ++i)
         acc[i][v] = add_product_f32(acc[i][v], xv, load_f32(rows[i] + at + v * kF32Lanes));
     }
-  }
+    for (int i = 0; i < N; ++i) __builtin_prefetch(ahead[i] + to);
+    // Into the second-level cache: from memory, it would block the few places for what is on its way to the
+    // first.
+    __builtin_prefetch(later + at, 0, 2);
+  };
+  for (; at + kAhead < d; at += 16) step(rows, at + kAhead);
+  for (int64_t to = 0; at < d; at += 16, to += 16) step(next, to);
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
     for (int v = 1; v < kVecs; ++v) acc[i][0] += acc[i][v];
@@ -287,30 +297,21 @@ FINESCOPE_INLINE void quick_block(const float* x, const T* const* rows, int64_t 
   } else {
     for (int i = 0; i < N; ++i) out[i] = total(acc[i][0]);
   }
-  for (int i = 0; i < N; ++i) {
-    for (int64_t t = at; t < d; ++t) out[i] += x[t] * to_f32(rows[i][t]);
-  }
 }
 
 // The rows are met in no order, so only software can fetch them ahead.
-template <class T>
-void quick_dots_of(const float* x, const T* const* rows, int64_t n, int64_t d, float* out) {
+void quick_dots(const float* x, const float* const* rows, int64_t n, int64_t more, const float* later,
+                int64_t d, float* out) {
   constexpr int kBlock = FINESCOPE_VECTOR_BYTES >= 32 ? 4 : kRowsAtOnce;  // eight accumulators with AVX2
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
-    for (int64_t next = i + kBlock; next < n && next < i + 2 * kBlock; ++next) {
-      for (int64_t at = 0; at < d; at += 64 / static_cast<int64_t>(sizeof(T)))
-        __builtin_prefetch(rows[next] + at);
-    }
-    quick_block<kBlock>(x, rows + i, d, out + i);
+    quick_block<kBlock>(x, rows + i, d, out + i, rows + i + (i + 2 * kBlock <= n + more ? kBlock : 0), later);
+    later = x;
   }
-  for (; i < n; ++i) quick_block<1>(x, rows + i, d, out + i);
-}
-
-void quick_dots(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out) {
-  if (dtype == DType::bf16) return quick_dots_of(x, reinterpret_cast<const bf16* const*>(rows), n, d, out);
-  if (dtype == DType::f16) return quick_dots_of(x, reinterpret_cast<const f16* const*>(rows), n, d, out);
-  quick_dots_of(x, reinterpret_cast<const float* const*>(rows), n, d, out);
+  for (; i < n; ++i) {
+    quick_block<1>(x, rows + i, d, out + i, rows + i + (i + 2 <= n + more ? 1 : 0), later);
+    later = x;
+  }
 }
 
 // --- all pairs of a few rows

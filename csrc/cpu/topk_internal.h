@@ -76,9 +76,11 @@ struct Hit {
   int64_t id;
 };
 // The order of results: score descending, then id ascending.
-inline bool better(const Hit& a, const Hit& b) {
-  return a.score > b.score || (a.score == b.score && a.id < b.id);
-}
+struct Better {
+  bool operator()(const Hit& a, const Hit& b) const {
+    return a.score > b.score || (a.score == b.score && a.id < b.id);
+  }
+};
 
 // Rows first..first+n of a matrix as float32 with zeros up to a multiple of 16: in place if they are that
 // already.
@@ -146,15 +148,22 @@ struct Superblock {
   std::vector<uint8_t> raised;  // [rows] tau is a guess to be confirmed
   std::vector<uint8_t> bad;     // [rows] a NaN or an infinity in x
   std::vector<double> norm64;   // [rows] cosine only
+  std::vector<float> size;      // [rows] >= |x|, of what was left of it
   Array<int32_t> pairs;         // memory of the rescoring
   Array<double> exact;          // by place
 };
 
-// Buckets of rows of w that pairs are gathered into.
-int64_t bucket_count(const TopkProblem& p);
-inline int64_t bucket_of(const TopkProblem& p, int64_t buckets, int64_t id) {
-  return id * buckets / p.N;
-}
+// Ranges of rows of w that pairs are gathered by.
+struct Buckets {
+  int shift = 0;
+  int64_t count;
+
+  explicit Buckets(int64_t rows) {
+    while ((rows - 1) >> shift >= 2048) ++shift;
+    count = ((rows - 1) >> shift) + 1;
+  }
+  int64_t of(int64_t id) const { return id >> shift; }
+};
 
 // Writes the rows that are certain; adds the others to `again`.
 void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* s,

@@ -113,9 +113,11 @@ struct TopkKernels {
   // = the fixed-order dot of rows[i] with itself.
   void (*stream_dots)(const double* a, const float* const* rows, int64_t n, int64_t d, double* out,
                       double* squared);
-  // out[i] = the dot of x and rows[i], elements of `dtype`, in float32 and any order: no element takes part
-  // in more than d / 16 + 24 roundings.
-  void (*quick_dots)(const float* x, const void* const* rows, DType dtype, int64_t n, int64_t d, float* out);
+  // out[i] = the dot of x and rows[i] in float32 and any order: no element takes part in more than d / 16 +
+  // 24 roundings; all of them end in zeros up to a multiple of 16. rows[n..n + more) will be asked for next,
+  // and `later` will be x.
+  void (*quick_dots)(const float* x, const float* const* rows, int64_t n, int64_t more, const float* later,
+                     int64_t d, float* out);
 
   // out[i * out_stride + j] = the dot of x[i] and rows[j] in float32 and any order: no element takes part in
   // more than d / 4 + 8 roundings, as there are at least four partial sums; rows end in zeros up to a

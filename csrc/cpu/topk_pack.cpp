@@ -110,18 +110,17 @@ namespace {
 
 // The memory of a packed matrix: a header, then its arrays, each on a multiple of 64 bytes.
 struct Header {
-  static constexpr uint64_t kMagic = 0x324b504f54534e46;  // "FNSTOPK2", so the layout has a version
+  static constexpr uint64_t kMagic = 0x334b504f54534e46;  // "FNSTOPK3", so the layout has a version
   uint64_t magic;
   int64_t n, d, depth, units;
-  int32_t kind, metric, nr, rotated, finite, tame, half, centred;
-  float max_norm, max_err, half_err;
+  int32_t kind, metric, nr, rotated, finite, tame, centred;
+  float max_norm, max_err;
 };
 
 struct Layout {
-  int64_t panels, panel_bytes, data, scale, inv_scale, norm, err, valid, row, norm64, half, centre, along,
-      end;
+  int64_t panels, panel_bytes, data, scale, inv_scale, norm, err, valid, row, norm64, centre, along, end;
 
-  Layout(int64_t n, int64_t d, int64_t units, int nr, bool cosine, bool has_half, bool centred) {
+  Layout(int64_t n, int64_t d, int64_t units, int nr, bool cosine, bool centred) {
     panels = (n + nr - 1) / nr;
     panel_bytes = units * nr * 4;
     int64_t at = round_up(sizeof(Header), 64);
@@ -134,19 +133,14 @@ struct Layout {
     for (int64_t* array : {&scale, &inv_scale, &norm, &err, &valid}) *array = take(panels * 4);
     row = take(panels * nr * 4);
     norm64 = take(cosine ? n * 8 : 0);
-    half = take(has_half ? n * d * 2 : 0);
     centre = take(centred ? d * 4 : 0);
     along = take(centred ? panels * nr * 4 : 0);
     end = at;
   }
 };
 
-bool has_half(const PackRequest& r) {
-  return r.half && r.w.dtype == DType::f32;
-}
-
 Layout layout_of(const PackRequest& r, const RowQuantizer& q) {
-  return {r.n, r.d, q.units, topk_kernels().nr, r.metric == Metric::cosine, has_half(r), r.centre != nullptr};
+  return {r.n, r.d, q.units, topk_kernels().nr, r.metric == Metric::cosine, r.centre != nullptr};
 }
 
 struct Writer {
@@ -160,11 +154,9 @@ struct Writer {
   uint32_t* valid;
   int32_t* row;
   double* norm64;
-  char* half;
   float* along;
   double squared_mean;
   std::atomic<bool> finite{true}, tame{true};
-  std::atomic<float> half_err{0.0f};
 
   // Rows first..first+n, whose panels start at first / nr.
   void pack(int64_t first, int64_t n, Array<float>& rows, std::vector<uint32_t>& units) {
@@ -187,7 +179,6 @@ struct Writer {
       if (whole) key[i] = form.step(row, q.padded);
       order[i] = static_cast<int32_t>(i);
       if (q.metric == Metric::cosine) norm64[first + i] = loaded.norm;
-      if (half != nullptr) pack_half(first + i, loaded.finite && loaded.tame, units);
     }
     // The columns of a panel share a scale and bounds; rows of one size make both tight.
     if (whole) {
@@ -200,23 +191,6 @@ struct Writer {
     for (int64_t at = 0; at < n; at += nr) {
       pack_panel((first + at) / nr, first, order.data() + at, std::min<int64_t>(nr, n - at), rows, key, lost,
                  usable, units);
-    }
-  }
-
-  // A row that the screen takes for zeros is taken for zeros here too; its size is part of the error.
-  void pack_half(int64_t i, bool usable, std::vector<uint32_t>& units) {
-    float* row = reinterpret_cast<float*>(units.data());
-    kernels.to_f32(row_of(w, i), w.dtype, q.d, row);
-    if (!usable) std::fill(row, row + q.d, 0.0f);
-    if (q.centre != nullptr) subtract(row, q.centre, q.d);
-    uint32_t* copy = units.data() + round_up(q.d, 16);
-    const Quantized h =
-        kernels.quantize[static_cast<int>(ScreenKind::bf16)](row, q.d, 1.0f, 0, (q.d + 1) / 2, copy);
-    std::memcpy(half + i * q.d * 2, copy, static_cast<size_t>(q.d) * 2);
-    // Squares of errors below 2^-63 are lost in its sum.
-    const float err = h.err + std::sqrt(static_cast<float>(q.d)) * 0x1p-62f;
-    float known = half_err.load(std::memory_order_relaxed);
-    while (known < err && !half_err.compare_exchange_weak(known, err, std::memory_order_relaxed)) {
     }
   }
 
@@ -298,7 +272,6 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
                 at<uint32_t>(memory, layout.valid),
                 at<int32_t>(memory, layout.row),
                 at<double>(memory, layout.norm64),
-                has_half(r) ? memory + layout.half : nullptr,
                 r.centre != nullptr ? at<float>(memory, layout.along) : nullptr,
                 squared_mean};
 
@@ -325,9 +298,7 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   header.rotated = q.rotated;
   header.finite = writer.finite;
   header.tame = writer.tame;
-  header.half = has_half(r);
   header.centred = r.centre != nullptr;
-  header.half_err = writer.half_err * (1.0f + 0x1p-20f);
   for (int64_t p = 0; p < layout.panels; ++p) {
     header.max_norm = std::max(header.max_norm, writer.norm[p]);
     header.max_err = std::max(header.max_err, writer.err[p]);
@@ -346,7 +317,7 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
     return false;
   if (h.kind < 0 || h.kind >= kScreenKinds || (h.nr != 8 && h.nr != 16 && h.nr != 32)) return false;
   const RowQuantizer q(static_cast<ScreenKind>(h.kind), metric, d);
-  const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.half != 0, h.centred != 0);
+  const Layout layout(n, d, q.units, h.nr, metric == Metric::cosine, h.centred != 0);
   if (layout.end != bytes || h.units != q.units || h.depth != q.depth || h.rotated != q.rotated) return false;
   char* m = const_cast<char*>(memory);
   Packed& p = *out;
@@ -364,7 +335,6 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
        layout.panel_bytes,
        h.max_norm,
        h.max_err,
-       h.half_err,
        memory + layout.data,
        at<float>(m, layout.scale),
        at<float>(m, layout.inv_scale),
@@ -373,7 +343,6 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
        at<uint32_t>(m, layout.valid),
        at<int32_t>(m, layout.row),
        metric == Metric::cosine ? at<double>(m, layout.norm64) : nullptr,
-       h.half ? memory + layout.half : nullptr,
        h.centred ? at<float>(m, layout.centre) : nullptr,
        h.centred ? at<float>(m, layout.along) : nullptr};
   // It may come from a file: a row that is not there must never be read.

@@ -1,11 +1,12 @@
 // Exact scores of candidates, and the choice of the best.
 //
 // Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore
-// gathered by row of w, which is then read and widened once for all of them. Before, while a block of rows of
-// x is in cache, its candidates are sifted with a bfloat16 copy of w, whose bound is so tight that hardly
-// more than k of them remain.
+// gathered by row of w, which is then read once for all of them: first in float32, whose bound is so tight
+// that hardly more than k for each row of x remain, and while it is in the first-level cache, for these, in
+// float64.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <mutex>
 
 #include "cpu/topk_screen.h"
@@ -27,44 +28,37 @@ void order_bucket(Pair* pairs, int64_t n, int64_t low, int64_t high, std::vector
   for (int64_t i = 0; i < n; ++i) sorted[place[pairs[i].id - low]++] = pairs[i];
 }
 
-void prefetch_row(const Matrix& w, int64_t id, int64_t d) {
-  const char* row = row_of(w, id);
-  for (int64_t at = 0; at < d * element_size(w.dtype); at += 64) __builtin_prefetch(row + at);
-}
-
-}  // namespace
-
-int64_t bucket_count(const TopkProblem& p) {
-  return std::min<int64_t>(2048, p.N);
-}
-
-namespace {
-
 // Pairs by row of w.
 class Gathered {
  public:
-  Gathered(const TopkProblem& p, const Packed& packed, const Workers& workers, Superblock* s)
-      : p_(p),
-        packed_(packed),
+  Gathered(const ScreenPlan& plan, const Workers& workers, Superblock* s)
+      : plan_(plan),
+        p_(plan.problem),
+        packed_(plan.packed),
         workers_(workers),
         s_(*s),
-        buckets_(bucket_count(p)),
-        stride_(round_up(p.d, 16)) {
+        buckets_(p_.N),
+        stride_(round_up(p_.d, 16)) {
     gather();
-    x_.assign(p.x, p.d, s_.first, static_cast<int64_t>(s_.count.size()), workers);
+    find_lowest();
+    x_.assign(p_.x, p_.d, s_.first, static_cast<int64_t>(s_.count.size()), workers);
     scratch_.resize(static_cast<size_t>(workers.threads));
   }
 
-  int64_t total() const { return begin_[buckets_]; }
+  int64_t total() const { return begin_[buckets_.count]; }
 
   void score() {
-    each_row([&](Scratch& t, const Pair* pairs, const float* const* rows, int64_t n) {
+    each_row([&](Scratch& t, const Pair* pairs, const float* const* rows, int64_t n, int64_t more) {
       const int64_t id = pairs->id;
-      kernels_.to_f64(row_of(p_.w, id), p_.w.dtype, p_.d, t.wide.data());
-      kernels_.dots_f32(t.wide.data(), rows, n, stride_, t.dot.data());
+      const char* stored = row_of(p_.w, id);
       const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
+      n = sift(t, pairs, rows, n, more, stored, id, w_norm);
+      if (n == 0) return;
+      kernels_.to_f64(stored, p_.w.dtype, p_.d, t.wide.data());
+      kernels_.dots_f32(t.wide.data(), t.passed.data(), n, stride_, t.dot.data());
       for (int64_t i = 0; i < n; ++i) {
-        s_.exact[pairs[i].slot] = exact_score(p_, t.dot[i], id, s_.norm64[pairs[i].row], w_norm);
+        const Pair& pair = pairs[t.place[i]];
+        s_.exact[pair.slot] = exact_score(p_, t.dot[i], id, s_.norm64[pair.row], w_norm);
       }
     });
   }
@@ -72,16 +66,74 @@ class Gathered {
  private:
   struct Scratch {
     std::vector<double> wide, dot;
+    std::vector<float> narrow, quick;
     std::vector<Pair> sorted;
-    std::vector<int32_t> place;
-    std::vector<const float*> pointer;
+    std::vector<int32_t> first, place;
+    std::vector<const float*> pointer, passed;
+
+    void reserve(size_t stride, size_t n) {
+      if (wide.size() < stride) wide.resize(stride), narrow.resize(stride);
+      if (pointer.size() >= n) return;
+      pointer.resize(n), passed.resize(n), place.resize(n), quick.resize(n), dot.resize(n);
+    }
   };
+
+  // What a float32 dot must reach, from the thresholds of the rows: the relative error of |x| |w| that
+  // quick_dots and the comparison make, and what products below the range of float32 add up to.
+  void find_lowest() {
+    const double u = 0x1p-24, roundings = static_cast<double>(stride_) / 16 + 24;
+    relative_ = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-30;
+    lowest_.resize(s_.count.size());
+    for (size_t row = 0; row < lowest_.size(); ++row) {
+      double error = relative_;
+      if (p_.metric != Metric::cosine) {
+        const double x_size = (s_.size[row] + plan_.centring.x_size) * 1.001;
+        error = relative_ * x_size * plan_.max_size * 1.001 + static_cast<double>(stride_) * 0x1p-124;
+      }
+      lowest_[row] = s_.tau[row] - error - std::fabs(s_.tau[row]) * 0x1p-48;
+    }
+  }
+
+  // Drops the pairs of a row of w that are certainly below the thresholds of their rows of x: their exact
+  // scores are -inf. Leaves the others' numbers in t.place and their rows in t.passed; returns how many.
+  int64_t sift(Scratch& t, const Pair* pairs, const float* const* rows, int64_t n, int64_t more,
+               const char* stored, int64_t id, double w_norm) {
+    const bool in_place = p_.w.dtype == DType::f32 && p_.d == stride_;
+    const float* w = reinterpret_cast<const float*>(stored);
+    if (!in_place) {
+      kernels_.to_f32(stored, p_.w.dtype, p_.d, t.narrow.data());
+      w = t.narrow.data();
+    }
+    const int64_t later = more > 0 ? pairs[n].id : id;
+    const float* next = in_place ? reinterpret_cast<const float*>(row_of(p_.w, later)) : w;
+    kernels_.quick_dots(w, rows, n, more, next, stride_, t.quick.data());
+    const double bias = p_.bias != nullptr ? p_.bias[id] + std::fabs(p_.bias[id]) * 0x1p-48 : 0.0;
+    int64_t passed = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double score = t.quick[i] + bias;
+      bool may_reach = true;
+      if (p_.metric == Metric::cosine) {
+        const double norms = s_.norm64[pairs[i].row] * w_norm;
+        // Products of other rows over- or underflow float32: nothing is known about their cosines.
+        if (norms > 0x1p-100 && norms < 0x1p120) {
+          may_reach = !(score < lowest_[pairs[i].row] * norms);
+        }
+      } else {
+        may_reach = !(score < lowest_[pairs[i].row]);
+      }
+      t.place[passed] = static_cast<int32_t>(i);
+      t.passed[passed] = rows[i];
+      passed += may_reach;
+      s_.exact[pairs[i].slot] = -std::numeric_limits<double>::infinity();
+    }
+    return passed;
+  }
 
   void gather() {
     const int64_t rows = static_cast<int64_t>(s_.count.size());
-    begin_.resize(static_cast<size_t>(buckets_ + 1));
+    begin_.resize(static_cast<size_t>(buckets_.count + 1));
     int64_t total = 0;
-    for (int64_t b = 0; b < buckets_; ++b) {
+    for (int64_t b = 0; b < buckets_.count; ++b) {
       begin_[b] = total;
       for (Superblock::Part& part : s_.parts) {
         const int64_t n = part.bucket[b];
@@ -89,7 +141,7 @@ class Gathered {
         total += n;
       }
     }
-    begin_[buckets_] = total;
+    begin_[buckets_.count] = total;
     s_.begin.resize(static_cast<size_t>(rows + 1));
     s_.begin[0] = 0;
     for (int64_t i = 0; i < rows; ++i) s_.begin[i + 1] = s_.begin[i] + s_.count[i];
@@ -101,44 +153,43 @@ class Gathered {
       const int32_t* id = part.id.data();
       for (int64_t row = part.row; row < part.end; ++row) {
         for (int64_t slot = s_.begin[row]; slot < s_.begin[row + 1]; ++slot, ++id) {
-          pairs[part.bucket[bucket_of(p_, buckets_, *id)]++] = {*id, static_cast<int32_t>(row),
-                                                                static_cast<int32_t>(slot)};
+          pairs[part.bucket[buckets_.of(*id)]++] = {*id, static_cast<int32_t>(row),
+                                                    static_cast<int32_t>(slot)};
         }
       }
     });
   }
 
-  // body(scratch, pairs, rows of x, n) for each row of w that has pairs.
+  // body(scratch, pairs, rows of x, n, more) for each row of w that has n pairs; `more` follow them.
   template <class Body>
   void each_row(const Body& body) {
-    for_each(workers_, buckets_, [&](int64_t b, int worker) {
+    for_each(workers_, buckets_.count, [&](int64_t b, int worker) {
       const int64_t n = begin_[b + 1] - begin_[b];
       if (n == 0) return;
       Scratch& t = scratch_[worker];
-      // The smallest ids of this bucket and of the next.
-      const int64_t low = (b * p_.N + buckets_ - 1) / buckets_,
-                    high = ((b + 1) * p_.N + buckets_ - 1) / buckets_;
-      order_bucket(reinterpret_cast<Pair*>(s_.pairs.data()) + begin_[b], n, low, high, t.sorted, t.place);
-      const size_t stride = static_cast<size_t>(stride_), count = static_cast<size_t>(n);
-      if (t.wide.size() < stride) t.wide.resize(stride);
-      if (t.pointer.size() < count) t.pointer.resize(count), t.dot.resize(count);
+      order_bucket(reinterpret_cast<Pair*>(s_.pairs.data()) + begin_[b], n, b << buckets_.shift,
+                   (b + 1) << buckets_.shift, t.sorted, t.first);
+      t.reserve(static_cast<size_t>(stride_), static_cast<size_t>(n));
       for (int64_t i = 0; i < n; ++i) t.pointer[i] = x_[t.sorted[i].row];
       for (int64_t i = 0; i < n;) {
         int64_t end = i + 1;
         while (end < n && t.sorted[end].id == t.sorted[i].id) ++end;
-        if (end < n) prefetch_row(p_.w, t.sorted[end].id, p_.d);
-        body(t, t.sorted.data() + i, t.pointer.data() + i, end - i);
+        body(t, t.sorted.data() + i, t.pointer.data() + i, end - i, n - end);
         i = end;
       }
     });
   }
 
+  const ScreenPlan& plan_;
   const TopkProblem& p_;
   const Packed& packed_;
   const Workers& workers_;
   Superblock& s_;
   const TopkKernels& kernels_ = topk_kernels();
-  int64_t buckets_, stride_;
+  const Buckets buckets_;
+  int64_t stride_;
+  double relative_ = 0.0;
+  std::vector<double> lowest_;  // by row of x
   F32Rows x_;
   std::vector<int64_t> begin_;
   std::vector<Scratch> scratch_;
@@ -146,66 +197,8 @@ class Gathered {
 
 }  // namespace
 
-const float* Refiner::load(const ScreenPlan& plan, int64_t b, double x_norm) {
-  const TopkProblem& p = plan.problem;
-  const bool as_it_is = plan.centring.x.empty();
-  if (as_it_is && p.x.dtype == DType::f32) return reinterpret_cast<const float*>(row_of(p.x, b));
-  x_.resize(static_cast<size_t>(round_up(p.d, 16)));
-  plan.kernels.to_f32(row_of(p.x, b), p.x.dtype, p.d, x_.data());
-  if (as_it_is) return x_.data();
-  if (p.metric == Metric::cosine && x_norm > 0) {
-    for (int64_t i = 0; i < p.d; ++i) x_[i] = static_cast<float>(double{x_[i]} / x_norm);
-  }
-  subtract(x_.data(), plan.centring.x.data(), p.d);
-  return x_.data();
-}
-
-int64_t Refiner::refine(const ScreenPlan& plan, const float* x, double x_norm, float rows_size,
-                        int32_t* column, int64_t n) {
-  const TopkProblem& p = plan.problem;
-  const int64_t wanted = plan.wanted;
-  // One exact score more costs about as much as looking at two candidates here.
-  if (n < wanted + wanted / 4 + 4) return n;
-  const Packed& w = plan.packed;
-  const bool half = w.half != nullptr;
-  rows_.resize(static_cast<size_t>(n));
-  score_.resize(static_cast<size_t>(n + kSlack));
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t id = w.row[column[i]];
-    rows_[i] = half ? w.half + id * p.d * 2 : row_of(p.w, id);
-  }
-  plan.kernels.quick_dots(x, rows_.data(), half ? DType::bf16 : p.w.dtype, n, p.d, score_.data());
-  const bool centred = !plan.centring.x.empty();
-  if (p.metric == Metric::cosine) {
-    for (int64_t i = 0; i < n; ++i) {
-      const double norms = (centred ? 1.0 : x_norm) * w.norm64[w.row[column[i]]];
-      // Products of such rows over- or underflow float32: nothing is known about their cosines.
-      if (norms > 0 && !(norms > 0x1p-100 && norms < 0x1p120)) return n;
-      score_[i] = norms > 0 ? static_cast<float>(static_cast<double>(score_[i]) / norms) : 0.0f;
-    }
-  }
-  if (!plan.bias.empty()) {
-    for (int64_t i = 0; i < n; ++i) score_[i] += plan.bias[column[i]];
-  }
-  const double u = 0x1p-24, roundings = static_cast<double>(p.d) / 16 + 24;
-  const double gamma = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20;
-  // The copy is of what was left of w; x was rounded when ν was taken out of it.
-  const float size = half ? w.max_norm + w.half_err : plan.max_size;
-  const float x_size = centred || p.metric != Metric::cosine ? rows_size : 1.0f;
-  const float x_err = centred ? x_size * 0x1p-22f + (p.metric == Metric::cosine ? 0x1p-22f : 0.0f) : 0.0f;
-  const float error = (x_size * (static_cast<float>(gamma) * size + (half ? w.half_err : 0.0f)) +
-                       x_err * size + plan.max_slack) *
-                          1.001f +
-                      // What products that fall below the range of float32 add up to; cosines have none.
-                      (p.metric == Metric::cosine ? 0.0f : static_cast<float>(p.d) * 0x1p-124f);
-  // The best `wanted` have exact scores of at least this value less the error; what lies lower than that by
-  // another error is below all of them.
-  const float at = plan.kernels.about_kth(score_.data(), n, wanted, wanted);
-  return plan.kernels.keep(score_.data(), column, n, at - 2.0f * error - (std::fabs(at) + error) * 0x1p-20f);
-}
-
 void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* block) {
-  Gathered pairs(plan.problem, plan.packed, workers, block);
+  Gathered pairs(plan, workers, block);
   block->exact.resize(pairs.total());
   pairs.score();
 }

@@ -58,8 +58,8 @@ void write(const TopkProblem& p, const TopkOutput& out, int64_t b, const Hit* hi
 
 void write_row(const TopkProblem& p, const TopkOutput& out, int64_t b, Hit* hits, int64_t n) {
   const int64_t kept = std::min(n, p.k);
-  if (n > p.k) std::nth_element(hits, hits + p.k, hits + n, better);
-  std::sort(hits, hits + kept, better);
+  if (n > p.k) std::nth_element(hits, hits + p.k, hits + n, Better());
+  std::sort(hits, hits + kept, Better());
   if (out.f64) {
     write<double>(p, out, b, hits, kept);
   } else {
@@ -92,7 +92,7 @@ class Best {
   void offer(double score, int64_t id) {
     hits_.push_back({score, id});
     if (hits_.size() < 2 * k_ + 64) return;
-    std::nth_element(hits_.begin(), hits_.begin() + static_cast<int64_t>(k_) - 1, hits_.end(), better);
+    std::nth_element(hits_.begin(), hits_.begin() + static_cast<int64_t>(k_) - 1, hits_.end(), Better());
     hits_.resize(k_);
     threshold_ = hits_.back().score;
     full_ = true;

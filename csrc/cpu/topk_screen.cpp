@@ -249,9 +249,10 @@ int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row
                      int32_t* column, int64_t n, float tau) {
   const float norm = rows.norm[row], err = rows.err[row];
   const ScreenPanels& w = plan.panels;
+  const int shift = __builtin_ctz(static_cast<unsigned>(plan.packed.nr));  // 8, 16 or 32 columns
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t p = static_cast<uint32_t>(column[i]) / static_cast<uint32_t>(plan.packed.nr);
+    const int32_t p = column[i] >> shift;
     const float bound = norm * w.err[p] + err * w.norm[p] + w.slack[p];
     const float highest = score[i] + bound + (std::fabs(tau) + std::fabs(score[i]) + bound) * 0x1p-20f;
     const int32_t c = column[i];

@@ -114,21 +114,7 @@ inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64
 int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
                      int32_t* column, int64_t n, float tau);
 
-// The second stage: candidates of one row in float32, against a bfloat16 copy of w if there is one.
-class Refiner {
- public:
-  // Row b of x as float32, less what is taken out of it.
-  const float* load(const ScreenPlan& plan, int64_t b, double x_norm);
-  // Drops candidates that certainly are not among the `wanted` best; returns how many are left.
-  int64_t refine(const ScreenPlan& plan, const float* x, double x_norm, float rows_size, int32_t* column,
-                 int64_t n);
-
- private:
-  std::vector<const void*> rows_;
-  std::vector<float> score_, x_;
-};
-
-// Fills `exact` from the parts.
+// Fills `exact` from the parts: -inf where a score is certainly below the threshold of its row.
 void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* s);
 
 }  // namespace finescope
