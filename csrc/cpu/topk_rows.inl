@@ -38,10 +38,11 @@ float step_int8(const float* row, int64_t d) {
 
 template <int H>
 FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
-  VecI32 partner, sign;
+  VecI32 partner;
+  VecF32 sign;
   for (int l = 0; l < kF32Lanes; ++l) {
     partner[l] = l ^ H;
-    sign[l] = (l & H) ? INT32_MIN : 0;
+    sign[l] = (l & H) ? -1.0f : 1.0f;
   }
 #if defined(__clang__)
   VecF32 other;
@@ -49,7 +50,36 @@ FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
 #else
   const VecF32 other = __builtin_shuffle(v, partner);
 #endif
-  return other + bits_as<VecF32>(bits_as<VecI32>(v) ^ sign);
+  return add_product_f32(other, v, sign);
+}
+
+// Transforms N registers, a power of two of them, of which each is one element.
+template <int N>
+FINESCOPE_INLINE void hadamard(VecF32* v) {
+  if constexpr (N > 1) {
+    for (int i = 0; i < N / 2; ++i) {
+      const VecF32 a = v[i], b = v[i + N / 2];
+      v[i] = a + b;
+      v[i + N / 2] = a - b;
+    }
+    hadamard<N / 2>(v);
+    hadamard<N / 2>(v + N / 2);
+  }
+}
+
+// log2(N) stages in one pass over a block, from distance h on.
+template <int N>
+FINESCOPE_INLINE void stages(float* row, int64_t block, int64_t h) {
+  for (int64_t i = 0; i < block; i += N * h) {
+    for (int64_t j = i; j < i + h; j += kF32Lanes) {
+      VecF32 v[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) v[n] = load_f32(row + j + n * h);
+      hadamard<N>(v);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) store_f32(v[n], row + j + n * h);
+    }
+  }
 }
 
 // Signs, then a Hadamard transform of every block of the largest power of two, then a reflection across the
@@ -57,38 +87,30 @@ FINESCOPE_INLINE VecF32 butterfly(VecF32 v) {
 void rotate(float* row, const uint32_t* signs, int64_t d) {
   int64_t block = 64;
   while (d % (2 * block) == 0) block *= 2;
-  for (int64_t i = 0; i < d; i += kF32Lanes) {
-    VecF32 v = bits_as<VecF32>(bits_as<VecU32>(load_f32(row + i)) ^ load_raw<uint32_t, VecU32>(signs + i));
-    v = butterfly<1>(v);
-    v = butterfly<2>(v);
-    if constexpr (kF32Lanes > 4) v = butterfly<4 % kF32Lanes>(v);
-    if constexpr (kF32Lanes > 8) v = butterfly<8 % kF32Lanes>(v);
-    store_f32(v, row + i);
-  }
   const float unit = 1.0f / __builtin_sqrtf(static_cast<float>(block));
+  constexpr int64_t kFirst = 4 * kF32Lanes;  // at most a block
+  for (int64_t i = 0; i < d; i += kFirst) {
+    VecF32 v[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+      const int64_t at = i + n * kF32Lanes;
+      v[n] = bits_as<VecF32>(bits_as<VecU32>(load_f32(row + at)) ^ load_raw<uint32_t, VecU32>(signs + at));
+      v[n] = butterfly<1>(v[n]);
+      v[n] = butterfly<2>(v[n]);
+      if constexpr (kF32Lanes > 4) v[n] = butterfly<4 % kF32Lanes>(v[n]);
+      if constexpr (kF32Lanes > 8) v[n] = butterfly<8 % kF32Lanes>(v[n]);
+    }
+    hadamard<4>(v);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) store_f32(v[n] * splat(unit), row + i + n * kF32Lanes);
+  }
   for (int64_t at = 0; at < d; at += block) {
-    int64_t h = kF32Lanes;
-    // Two stages at a time while there are two: half the passes over the row.
-    for (; 2 * h < block; h *= 4) {
-      const VecF32 factor = splat(4 * h == block ? unit : 1.0f);
-      for (int64_t i = at; i < at + block; i += 4 * h) {
-        for (int64_t j = i; j < i + h; j += kF32Lanes) {
-          const VecF32 a = load_f32(row + j), b = load_f32(row + j + h);
-          const VecF32 c = load_f32(row + j + 2 * h), e = load_f32(row + j + 3 * h);
-          const VecF32 ab = a + b, a_b = a - b, ce = c + e, c_e = c - e;
-          store_f32((ab + ce) * factor, row + j);
-          store_f32((a_b + c_e) * factor, row + j + h);
-          store_f32((ab - ce) * factor, row + j + 2 * h);
-          store_f32((a_b - c_e) * factor, row + j + 3 * h);
-        }
-      }
-    }
-    if (h == block) continue;
-    for (int64_t j = at; j < at + h; j += kF32Lanes) {
-      const VecF32 a = load_f32(row + j), b = load_f32(row + j + h);
-      store_f32((a + b) * splat(unit), row + j);
-      store_f32((a - b) * splat(unit), row + j + h);
-    }
+    int64_t h = kFirst;
+    for (; 8 * h <= block; h *= 8) stages<8>(row + at, block, h);
+    if (4 * h <= block)
+      stages<4>(row + at, block, h);
+    else if (2 * h <= block)
+      stages<2>(row + at, block, h);
   }
   const int64_t blocks = d / block;
   if (blocks == 1) return;
@@ -116,17 +138,18 @@ Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t of
                         uint32_t* out) {
   constexpr float kMagic = 0x1.8p23f;  // adding it rounds to an integer
   int8_t* bytes = reinterpret_cast<int8_t*>(out);
+  const VecF32 magic = splat(kMagic), inverse = splat(inv_scale);
   VecF32 err = {}, norm = {};
-  VecI32 sum = {};
+  VecU32 sum = {};
   int64_t i = 0;
   for (; i + kF32Lanes <= d; i += kF32Lanes) {
-    const VecF32 exact = load_f32(row + i) * splat(inv_scale);
-    const VecF32 shifted = exact + splat(kMagic);
-    const VecF32 whole = shifted - splat(kMagic), rest = exact - whole;
-    err += rest * rest;
-    norm += whole * whole;
+    const VecF32 v = load_f32(row + i);
+    const VecF32 shifted = add_product_f32(magic, v, inverse);
+    const VecF32 minus_whole = magic - shifted, rest = add_product_f32(minus_whole, v, inverse);
+    err = add_product_f32(err, rest, rest);
+    norm = add_product_f32(norm, minus_whole, minus_whole);
+    sum += bits_as<VecU32>(shifted);
     const VecI32 integer = bits_as<VecI32>(shifted) - bits_as<int32_t>(kMagic);
-    sum += integer;
 #if defined(FINESCOPE_NEON)
     const int16x4_t halves = vmovn_s32(bits_as<int32x4_t>(integer + offset));
     const int8x8_t narrow = vmovn_s16(vcombine_s16(halves, halves));
@@ -137,7 +160,10 @@ Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t of
 #endif
   }
   float err2 = total(err), norm2 = total(norm);
-  int32_t added = total(sum);
+  // Modulo 2^32, as the sum of the integers themselves needs far fewer bits.
+  uint32_t bits = 0;
+  for (int l = 0; l < kF32Lanes; ++l) bits += sum[l];
+  int32_t added = static_cast<int32_t>(bits - static_cast<uint32_t>(i) * bits_as<uint32_t>(kMagic));
   for (; i < d; ++i) {
     const float exact = row[i] * inv_scale, whole = __builtin_nearbyintf(exact), rest = exact - whole;
     err2 += rest * rest;
