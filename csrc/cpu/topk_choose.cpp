@@ -3,6 +3,7 @@
 // int8 is twice as fast as 16 bits, but its error is a larger part of the spread of the scores, the wider the
 // rows are, the more so the heavier their tails; and every pair that it cannot rule out is looked at again.
 #include <algorithm>
+#include <atomic>
 
 #include "cpu/topk_centre.h"
 #include "cpu/topk_internal.h"
@@ -12,6 +13,7 @@ namespace finescope {
 namespace {
 
 constexpr int64_t kSampledX = 16, kSampledW = 1024;
+constexpr int64_t kTogether = 4;  // rows of x
 
 // Rows of a sample as the int8 screen sees them.
 struct Sampled {
@@ -51,21 +53,27 @@ double survivors(const PairSample& s, const Workers& workers) {
   const int64_t nx = std::min(s.B, kSampledX), nw = std::clamp<int64_t>(s.N / 16, 1, kSampledW);
   const Sampled x(of_x, s.x, s.B, nx, workers), w(q, s.w, s.N, nw, workers);
   const int64_t stride = round_up(nw, 3);
-  std::vector<float> score(static_cast<size_t>(nx * stride)), order(static_cast<size_t>(nw));
-  kernels.block_dots(x.pointer.data(), nx, w.pointer.data(), nw, q.padded, score.data(), stride);
   const int64_t best = std::clamp<int64_t>(static_cast<int64_t>(s.share * static_cast<double>(nw)), 1, nw);
-  int64_t found = 0;
-  for (int64_t i = 0; i < nx; ++i) {
-    float* row = score.data() + i * stride;
-    for (int64_t j = 0; s.bias != nullptr && j < nw; ++j) row[j] += static_cast<float>(s.bias[s.N * j / nw]);
-    // <ν, w - μ>, and something that is the same for all.
-    for (int64_t j = 0; j < nw; ++j) row[j] += static_cast<float>(centring.factor * w.dot[j]);
-    std::copy(row, row + nw, order.begin());
-    std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
-    for (int64_t j = 0; j < nw; ++j) {
-      found += row[j] + x.norm[i] * w.err[j] + x.err[i] * w.size[j] >= order[static_cast<size_t>(best - 1)];
+  std::atomic<int64_t> found{0};
+  for_each(workers, (nx + kTogether - 1) / kTogether, [&](int64_t task, int) {
+    const int64_t first = task * kTogether, n = std::min(kTogether, nx - first);
+    std::vector<float> score(static_cast<size_t>(n * stride)), order(static_cast<size_t>(nw));
+    kernels.block_dots(x.pointer.data() + first, n, w.pointer.data(), nw, q.padded, score.data(), stride);
+    for (int64_t i = first; i < first + n; ++i) {
+      float* row = score.data() + (i - first) * stride;
+      for (int64_t j = 0; s.bias != nullptr && j < nw; ++j)
+        row[j] += static_cast<float>(s.bias[s.N * j / nw]);
+      // <ν, w - μ>, and something that is the same for all.
+      for (int64_t j = 0; j < nw; ++j) row[j] += static_cast<float>(centring.factor * w.dot[j]);
+      std::copy(row, row + nw, order.begin());
+      std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
+      int64_t over = 0;
+      for (int64_t j = 0; j < nw; ++j) {
+        over += row[j] + x.norm[i] * w.err[j] + x.err[i] * w.size[j] >= order[static_cast<size_t>(best - 1)];
+      }
+      found += over;
     }
-  }
+  });
   return static_cast<double>(found - nx * best) / static_cast<double>(nx * nw);
 }
 

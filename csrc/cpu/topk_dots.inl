@@ -184,12 +184,29 @@ FINESCOPE_INLINE void dot_block(const double* a, const T* const* rows, int64_t d
   for (int i = 0; i < N; ++i) out[i] = reduce(acc[i]);
 }
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// What is left of n rows after blocks of N, all at once: body(Count<n>) for 0 < n < N.
+template <int N, class Body>
+FINESCOPE_INLINE void last_rows(int64_t n, const Body& body) {
+  if constexpr (N > 1) {
+    if (n == N - 1) {
+      body(Count<N - 1>{});
+    } else {
+      last_rows<N - 1>(n, body);
+    }
+  }
+}
+
 template <class T>
 void dots(const double* a, const T* const* rows, int64_t n, int64_t d, double* out) {
   constexpr int kBlock = kRowsAtOnce;
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) dot_block<kBlock>(a, rows + i, d, out + i);
-  for (; i < n; ++i) dot_block<1>(a, rows + i, d, out + i);
+  last_rows<kBlock>(n - i, [&](auto count) { dot_block<count.value>(a, rows + i, d, out + i); });
 }
 
 double squared_norm(const float* row, int64_t d) {
@@ -308,10 +325,11 @@ void quick_dots(const float* x, const float* const* rows, int64_t n, int64_t mor
     quick_block<kBlock>(x, rows + i, d, out + i, rows + i + (i + 2 * kBlock <= n + more ? kBlock : 0), later);
     later = x;
   }
-  for (; i < n; ++i) {
-    quick_block<1>(x, rows + i, d, out + i, rows + i + (i + 2 <= n + more ? 1 : 0), later);
-    later = x;
-  }
+  last_rows<kBlock>(n - i, [&](auto count) {
+    constexpr int kLast = count.value;
+    const float* const* next = rows + (kLast <= more ? n : i);
+    quick_block<kLast>(x, rows + i, d, out + i, next, later);
+  });
 }
 
 // --- all pairs of a few rows
