@@ -95,5 +95,5 @@ def bench_cosine_topk(benchmark: Any, kind: str, size: tuple[int, int, int, int]
         benchmark,
         lambda: index.search(queries, k),
         {"ours, packing included": lambda: cosine_topk(queries, corpus, k), **peers(queries, corpus, k)},
-        limit=harness.Limit(q * n * d, d, packed, packed=True),
+        limit=harness.Limit(q * n * d, d, packed),
     )

@@ -20,6 +20,9 @@ from finescope.ops import native
 RESULTS = Path(__file__).parent / "results"
 # Seconds that one benchmark may take, roughly: what is quick gets more rounds.
 BUDGET = float(os.environ.get("FINESCOPE_BENCH_SECONDS", "8"))
+# Seconds of rest before every timed call: the threads of a library go on spinning after its call, and whoever comes
+# next would pay for them (OpenBLAS's took up to 50 ms of a search of 7).
+REST = 0.05
 # Only ours: what comparing two commits needs.
 ALONE = os.environ.get("FINESCOPE_BENCH_ALONE", "") == "1"
 
@@ -40,7 +43,7 @@ def interleave(work: Mapping[str, Work], rounds: int | None = None) -> dict[str,
     first = {name: _time(run) for name, run in work.items()}
     slow = {name for name, seconds in first.items() if rounds is None and seconds > BUDGET / 4}
     if rounds is None:
-        one_round = sum(seconds for name, seconds in first.items() if name not in slow)
+        one_round = sum(seconds + REST for name, seconds in first.items() if name not in slow)
         rounds = min(101, max(3, int(BUDGET / max(one_round, 1e-6)))) | 1
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds):
@@ -51,6 +54,13 @@ def interleave(work: Mapping[str, Work], rounds: int | None = None) -> dict[str,
 
 
 def _time(run: Work) -> float:
+    time.sleep(REST)
+    seconds = _once(run)
+    # After a rest threads have to be woken, which a short call would be measured with.
+    return _once(run) if seconds < REST else seconds
+
+
+def _once(run: Work) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -60,23 +70,23 @@ def _time(run: Work) -> float:
 class Limit:
     """A bare loop of the same multiplications, and a bare reading of the same bytes: the longer of the two.
 
+    The loop is the fastest there is, of int8 wherever the processor has such a screen, also where the data
+    allow only 16 bits.
+
     Attributes:
         products: multiplications of the work that is measured.
         depth: terms of one inner product.
-        packed: whether the screen is that of a packed copy, int8 wherever there is such a screen; what packs
-            anew for every call chooses by depth and data.
         read: a matrix that has to be read once, or None where the products cost far more.
     """
 
     products: int
     depth: int
     read: torch.Tensor | None = None
-    packed: bool = False
 
     # A few rows and columns of any depth fit into the second-level cache, and into whole tiles.
     ROWS, COLUMNS = 84, 64
-    #: a measurement stands for the whole work, or takes at least this long; seconds
-    SPAN = 0.25
+    #: a measurement stands for the whole work, but is not longer or shorter than this; seconds
+    SPAN = (0.02, 0.25)
 
     def work(self) -> dict[str, Work]:
         """What to time; how much of the work it stands for is found out in the first call."""
@@ -84,7 +94,7 @@ class Limit:
         if module is None:
             return {}
         self._module = module
-        self._kind = "int8" if self.packed else "auto"
+        self._kind = "int8"
         try:
             self._multiply(1)
         except ValueError:  # no such screen on this processor
@@ -93,7 +103,9 @@ class Limit:
         self._multiply(50)
         done = self._done
         rate = done / (time.perf_counter() - start)
-        self._repeats = max(1, int(min(self.products, rate * self.SPAN) * 50 / done))
+        self._repeats = max(
+            1, int(min(max(self.products, rate * self.SPAN[0]), rate * self.SPAN[1]) * 50 / done)
+        )
         found: dict[str, Work] = {"limit: multiply": lambda: self._multiply(self._repeats)}
         if self.read is not None:
             found["limit: read"] = self._read
@@ -110,7 +122,7 @@ class Limit:
 
     def _read(self) -> None:
         if self.read is not None:
-            self._module.fingerprint(self.read.data_ptr(), self.read.numel() * self.read.itemsize)
+            self.read.view(torch.int32).max()
 
 
 def compare(

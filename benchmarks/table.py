@@ -28,7 +28,10 @@ def table(result: dict[str, Any]) -> str:
         **machine
     )
     lines += ["", f"{about}; medians of interleaved runs in one process. The limit is a bare loop of as many"]
-    lines += ["multiplications by the same kernel. “ours, …” and “once” are other ways to call ours."]
+    lines += [
+        "int8 multiplications (of 16 bits where there are none), or of reading the matrix once. “ours, …” and"
+    ]
+    lines += ["“once” are other ways to call ours."]
     return "\n".join(lines)
 
 
