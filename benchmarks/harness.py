@@ -20,8 +20,8 @@ from finescope.ops import native
 RESULTS = Path(__file__).parent / "results"
 # Seconds that one benchmark may take, roughly: what is quick gets more rounds.
 BUDGET = float(os.environ.get("FINESCOPE_BENCH_SECONDS", "8"))
-# Seconds of rest before every timed call: the threads of a library go on spinning after its call, and whoever comes
-# next would pay for them (OpenBLAS's took up to 50 ms of a search of 7).
+# Seconds of rest before every timed call: a library's threads go on spinning after its call, and whoever
+# comes next would pay for them (OpenBLAS's took up to 50 ms of a search of 7).
 REST = 0.05
 # Only ours: what comparing two commits needs.
 ALONE = os.environ.get("FINESCOPE_BENCH_ALONE", "") == "1"

@@ -31,7 +31,7 @@ from finescope.mapped import Mapping as FileMapping
 from finescope.ops.schemas import call
 
 FORMAT = "finescope-index"
-_VERSION = 2  # 2: packed copies that may hold a common mean
+_VERSION = 3  # 2: packed copies that may hold a common mean; 3: none in bfloat16
 _REMEDY = "save the index again"
 _DTYPES = {
     "F64": torch.float64,

@@ -181,10 +181,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Index.load(tmp_path / "codes")
 
 
-@pytest.mark.parametrize("version", ["1", "9"])
+@pytest.mark.parametrize("version", ["1", "2", "9"])
 def test_other_versions_are_refused(saved: Path, version: str) -> None:
     content = saved.read_bytes()
-    saved.write_bytes(content.replace(b'"version":"2"', f'"version":"{version}"'.encode(), 1))
+    saved.write_bytes(content.replace(b'"version":"3"', f'"version":"{version}"'.encode(), 1))
     with pytest.raises(StoreError, match=f"is of version {version}"):
         Index.load(saved)
 

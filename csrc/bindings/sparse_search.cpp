@@ -102,6 +102,7 @@ std::tuple<Tensor, Tensor> run(const Rows3& queries, const Rows3& corpus, const 
                               excluded ? excluded->size(1) : 0,
                               masked ? data<bool>(*masked) : nullptr,
                               packed_rows != nullptr};
+  const KeepSubnormals keep;
   SparseSearch state(args, packed_rows);
   const int64_t parts = std::clamp<int64_t>(state.windows(), 1, threads());
   for (int64_t panel = 0; panel < state.panels() && k > 0; ++panel) {

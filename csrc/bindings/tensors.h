@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/subnormals.h"
 #include "kernels.h"
 
 namespace finescope {
@@ -157,7 +158,11 @@ inline void prefer_huge_pages(const Tensor& t) {
 // Run body(begin, end) over 0..n on torch's threads. Each thread gets at least `grain` of n.
 template <class Body>
 void parallel(int64_t n, int64_t grain, const Body& body) {
-  if (n > 0) torch::stable::parallel_for(0, n, std::max<int64_t>(grain, 1), body);
+  if (n <= 0) return;
+  torch::stable::parallel_for(0, n, std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t end) {
+    const KeepSubnormals keep;
+    body(begin, end);
+  });
 }
 
 }  // namespace finescope

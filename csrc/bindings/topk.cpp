@@ -14,7 +14,7 @@ namespace finescope {
 
 Workers torch_workers() {
   const auto run = [](int threads, void (*body)(void*, int), void* context) {
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    parallel(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
     });
   };
@@ -61,6 +61,7 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const ScreenChoice choice = screen_choice(screen, op);
   const int64_t n = matrix.size(0), d = matrix.size(1);
   const Metric kind = metric_of(metric, op);
+  const KeepSubnormals keep;
   PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
   std::vector<float> mean;

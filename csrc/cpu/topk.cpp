@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/subnormals.h"
 #include "cpu/topk_screen.h"
 
 namespace finescope {
@@ -49,12 +50,7 @@ bool direct_or_scan(const TopkProblem& p, const std::vector<int64_t>& rows, cons
 class Search {
  public:
   Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out, TopkStats* stats)
-      : plan_(plan),
-        p_(plan.problem),
-        workers_(workers),
-        out_(out),
-        stats_(stats),
-        buckets_(p_.N) {}
+      : plan_(plan), p_(plan.problem), workers_(workers), out_(out), stats_(stats), buckets_(p_.N) {}
 
   void run() {
     for (int64_t first = 0; first < p_.B;) {
@@ -252,6 +248,7 @@ constexpr int64_t kScanRows = 2;
 void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const Workers& workers,
           const TopkOutput& out, TopkStats* stats) {
   if (p.B == 0 || p.k == 0) return;
+  const KeepSubnormals keep;
   if (p.bias != nullptr) {
     for (int64_t f = 0; f < p.N; ++f) {
       if (std::isfinite(p.bias[f])) continue;
@@ -267,8 +264,7 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     if (few && choice == ScreenChoice::automatic) {
       return p.B < kScanRows ? scan_all(p, workers, out, stats) : direct_all(p, workers, out, stats);
     }
-    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32}))
-      return direct_all(p, workers, out, stats);
+    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32})) return direct_all(p, workers, out, stats);
     const double share = static_cast<double>(p.k + p.E) / static_cast<double>(p.N);
     const std::vector<float> mean = common_mean(p.w, p.N, p.d, p.metric);
     const float* centre = mean.empty() ? nullptr : mean.data();

@@ -96,7 +96,7 @@ struct TopkOutput {
 
 // Counts of one call, for tests and benchmarks.
 struct TopkStats {
-  int64_t candidates = 0;  // pairs scored exactly after a screen
+  int64_t candidates = 0;  // pairs that a screen let through
   int64_t scanned = 0;     // rows of x whose scores were all computed exactly
 };
 

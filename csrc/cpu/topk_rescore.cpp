@@ -115,7 +115,7 @@ class Gathered {
       if (p_.metric == Metric::cosine) {
         const double norms = s_.norm64[pairs[i].row] * w_norm;
         // Products of other rows over- or underflow float32: nothing is known about their cosines.
-        if (norms > 0x1p-100 && norms < 0x1p120) {
+        if (norms > 0x1p-80 && norms < 0x1p120) {
           may_reach = !(score < lowest_[pairs[i].row] * norms);
         }
       } else {
