@@ -285,6 +285,8 @@ FINESCOPE_INLINE void products16(const uint32_t* words, int16_t weight, uint32_t
     const __m256i scaled = _mm256_mulhrs_epi16(entries, w);
     std::memcpy(out + half, &scaled, sizeof(scaled));
   }
+  // They are read one by one, which GCC would do by taking registers to pieces.
+  asm volatile("" : : "r"(out) : "memory");
 #else
   for (int i = 0; i < 16; ++i) {
     const int16_t scaled = product(static_cast<int16_t>(words[i] >> 16), weight);
@@ -338,8 +340,9 @@ void sum(const SparseWindow& window, const SparseTerm* terms, int64_t n, int16_t
     }
     if (t + kNear < n) {
       const uint32_t* next = window.words + window.start[terms[t + kNear].latent];
-      __builtin_prefetch(next);
-      __builtin_prefetch(next + 16);
+      const int64_t entries = window.count[terms[t + kNear].latent];
+      const int64_t words = entries == kSparseFull ? 64 : entries;
+      for (int64_t at = 0; at < words; at += 16) __builtin_prefetch(next + at);
     }
     const uint32_t* words = window.words + window.start[terms[t].latent];
     const uint16_t entries = window.count[terms[t].latent];
@@ -350,6 +353,29 @@ void sum(const SparseWindow& window, const SparseTerm* terms, int64_t n, int16_t
     }
   }
 }
+
+// Bit i: sums[i] >= least, for 32 sums.
+#if defined(__AVX2__)
+FINESCOPE_INLINE uint32_t reached(const int16_t* sums, int16_t least) {
+#if defined(__AVX512BW__)
+  return _mm512_cmpge_epi16_mask(_mm512_loadu_si512(sums), _mm512_set1_epi16(least));
+#else
+  const __m256i bound = _mm256_set1_epi16(least);
+  __m256i below[2];
+  for (int half = 0; half < 2; ++half)
+    below[half] = _mm256_cmpgt_epi16(bound, load_raw<int16_t, __m256i>(sums + 16 * half));
+  // Packing takes 128 bits of each in turn.
+  const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(below[0], below[1]), 0xd8);
+  return ~static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
+#endif
+}
+#else
+FINESCOPE_INLINE uint32_t reached(const int16_t* sums, int16_t least) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= uint32_t{sums[i] >= least} << i;
+  return bits;
+}
+#endif
 
 int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& test, SparseHit* found) {
   constexpr int64_t kBlock = 128;
@@ -367,7 +393,16 @@ int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& 
       }
     }
     if (!any) continue;
-    for (int64_t i = block; i < end; ++i) {
+    const int16_t least = static_cast<int16_t>(test.least < INT16_MIN ? INT16_MIN : test.least);
+    int64_t i = block;
+    for (; test.cosine && i + 32 <= end; i += 32) {
+      uint32_t bits = reached(sums + i, least);
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t row = i + __builtin_ctz(bits);
+        found[n++] = {static_cast<int32_t>(row), sums[row]};
+      }
+    }
+    for (; i < end; ++i) {
       const bool hit = test.cosine
                            ? sums[i] >= test.least
                            : !((static_cast<float>(sums[i]) + test.error) * window.norm[i] < test.bound);
