@@ -12,8 +12,8 @@ void check_adam(DType dtype, int64_t D, bool unit_norm) {
   Rows w(dtype, n, D), g(dtype, n, D), m(dtype, n, D), v(dtype, n, D);
   for (int64_t i = 0; i < n * D; ++i) v.put(i, v.at(i) * v.at(i));
   Rows weight = w, mean = m, square = v;
-  const AdamArgs args{w.data(),  g.data(), m.data(), v.data(), dtype, D,
-                      unit_norm, 0.1,      0.999,    0.001,    0.01,  1e-8};
+  const AdamArgs args{w.data(), g.data(), m.data(), v.data(), dtype, D,      unit_norm,
+                      0.1,      0.999,    0.001,    0.01,     1e-8,  nullptr};
   const Acc rate1 = static_cast<Acc>(0.1), beta2 = static_cast<Acc>(0.999), rate2 = static_cast<Acc>(0.001);
   const Acc step = static_cast<Acc>(0.01), eps = static_cast<Acc>(1e-8);
   training_kernels().adam_step(args, 0, unit_norm ? n : n * D);

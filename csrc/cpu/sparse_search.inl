@@ -357,9 +357,6 @@ void sum(const SparseWindow& window, const SparseTerm* terms, int64_t n, int16_t
 // Bit i: sums[i] >= least, for 32 sums.
 #if defined(__AVX2__)
 FINESCOPE_INLINE uint32_t reached(const int16_t* sums, int16_t least) {
-#if defined(__AVX512BW__)
-  return _mm512_cmpge_epi16_mask(_mm512_loadu_si512(sums), _mm512_set1_epi16(least));
-#else
   const __m256i bound = _mm256_set1_epi16(least);
   __m256i below[2];
   for (int half = 0; half < 2; ++half)
@@ -367,7 +364,6 @@ FINESCOPE_INLINE uint32_t reached(const int16_t* sums, int16_t least) {
   // Packing takes 128 bits of each in turn.
   const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(below[0], below[1]), 0xd8);
   return ~static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
-#endif
 }
 #else
 FINESCOPE_INLINE uint32_t reached(const int16_t* sums, int16_t least) {
