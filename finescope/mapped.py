@@ -11,6 +11,7 @@ import ctypes
 import functools
 import mmap
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,11 @@ READ_BYTES = 64 << 20
 PACKED_BYTES = 256 << 20
 # A packed copy is kept if it is at most this much of the rows themselves; otherwise these are read instead.
 WORTH_KEEPING = 0.75
+# A mapping of more than this part of the memory pushes its own pages out before they are used again:
+# they are then better given back at once, which spares the system looking for what to drop.
+_STAYS = 0.75
+# What Python's mmap does not name; the same on every Linux. Older systems refuse them, which changes nothing.
+_LINUX_ADVICE = {"MADV_PAGEOUT": 21, "MADV_POPULATE_READ": 22}
 # Reading a page by itself costs about as much as reading this many rows in sequence.
 _SCATTERED_ROWS = 64
 
@@ -73,16 +79,23 @@ class Mapping:
         self._advise(rows, "MADV_NORMAL")
         self._advise(rows, "MADV_WILLNEED")
 
+    def read(self, rows: Tensor) -> None:
+        """Read these rows now, so that whoever uses them need not wait for a page."""
+        self.read_ahead(rows)
+        self._advise(rows, "MADV_POPULATE_READ")
+
     def scattered(self, rows: Tensor) -> None:
         """Single rows of these will be read: do not read the pages around them as well."""
         self._advise(rows, "MADV_RANDOM")
 
     def release(self, rows: Tensor) -> None:
         """These rows are not needed for now. Only pages that hold nothing else are given back."""
+        if len(self._content) > _STAYS * _memory():
+            self._advise(rows, "MADV_PAGEOUT", inward=True)
         self._advise(rows, "MADV_DONTNEED", inward=True)
 
     def _advise(self, rows: Tensor, name: str, *, inward: bool = False) -> None:
-        advice = getattr(mmap, name, None)
+        advice = getattr(mmap, name, _LINUX_ADVICE.get(name) if sys.platform == "linux" else None)
         if advice is None or not rows.numel():
             return
         first = rows.data_ptr() - self._base
@@ -98,6 +111,15 @@ class Mapping:
         if last > first:
             # Not mmap.madvise, which would keep other threads waiting. A hint: failures change nothing.
             _madvise()(self._base + first, last - first, advice)
+
+
+@functools.cache
+def _memory() -> float:
+    """Bytes of this machine's memory; infinite where the system doesn't say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 @functools.cache
@@ -226,7 +248,7 @@ class BlockedRows:
                 del block
 
     def _fetch(self, first: int, tall: int, packed: bool) -> Block:
-        """A block whose bytes are on their way; those of rows that have a packed copy are not."""
+        """A block whose bytes have been read; those of rows that have a packed copy have not."""
         if self._rows is None:
             if self._array is None:
                 raise RuntimeError("rows that lie nowhere")
@@ -234,7 +256,7 @@ class BlockedRows:
         rows = self._rows[first : first + tall]
         copy = self.packed[first // tall] if packed else None
         if self._mapping is not None:
-            self._mapping.read_ahead(rows if copy is None else copy)
+            self._mapping.read(rows if copy is None else copy)
         return Block(first, rows, copy)
 
 

@@ -253,3 +253,27 @@ def test_a_damaged_shard_is_named_by_the_search(tmp_path: Path) -> None:
     path.write_bytes(content.replace(indices.tobytes(), wrong.tobytes()))
     with pytest.raises(StoreError, match=rf"{path.name} is corrupt: rows from 0 hold a latent outside 0..23"):
         Index(store).search(codes[:2], 3)
+
+
+def test_a_file_larger_than_memory_gives_its_pages_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system is told: the pages are dropped behind the reader, and read again by the next search."""
+    monkeypatch.setattr(mapped, "_memory", lambda: 1.0)
+    monkeypatch.setattr(mapped, "READ_BYTES", 1 << 16)
+    monkeypatch.setattr(search, "PACKED_BYTES", 1)  # below that, nothing is given back
+    advice: list[str] = []
+    advise = mapped.Mapping._advise
+    monkeypatch.setattr(
+        mapped.Mapping,
+        "_advise",
+        lambda self, rows, name, **options: (advice.append(name), advise(self, rows, name, **options))[1],
+    )
+    corpus = torch.randn(3000, 40)
+    np.save(tmp_path / "rows.npy", corpus.numpy())
+    index = Index(np.load(tmp_path / "rows.npy", mmap_mode="r"))
+    queries = torch.randn(5, 40)
+    for _ in range(2):
+        assert_same_bytes(index.search(queries, 7), ops.cosine_topk(queries, corpus, 7))
+    assert "MADV_PAGEOUT" in advice
+    assert "MADV_POPULATE_READ" in advice
