@@ -295,6 +295,8 @@ class CodeStore:
                 block = codes[first : min(last, len(codes))]
                 for part in (block.indices, block.values):
                     advise(part, "willneed")
+                # So that the pages of values are met by this thread, as those of indices are below.
+                advise(block.values, "populate")
                 held = block.indices.numpy()
                 if held.size and not 0 <= held.min() <= held.max() < self.num_latents:
                     raise StoreError(

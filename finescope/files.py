@@ -176,17 +176,17 @@ def map_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise StoreError(f"{path} is truncated or corrupt: {error}") from error
 
 
-_ADVICE = {"willneed": 3, "dontneed": 4}  # of madvise(2) on Linux
+_ADVICE = {"willneed": 3, "dontneed": 4, "populate": 22}  # of madvise(2) on Linux
 
 
 def advise(tensor: Tensor, advice: str) -> None:
-    """Tell the system that a memory-mapped tensor's pages will be read soon, or are not needed for now.
+    """Tell the system that a memory-mapped tensor's pages are wanted, soon or now, or not needed for now.
 
     Only for tensors that nobody writes to. Elsewhere than on Linux nothing happens.
 
     Args:
         tensor: contiguous, from ``map_tensors``.
-        advice: "willneed" or "dontneed".
+        advice: "willneed", "populate" (returns when they are there; Linux 5.14 or later) or "dontneed".
     """
     import ctypes
     import mmap
