@@ -21,7 +21,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 namespace finescope {
 namespace {
@@ -131,12 +130,8 @@ ExactSparse::ExactSparse(const SparseSearchArgs& args) : a_(args), dense_(args.c
 void ExactSparse::check(int64_t row) const {
   with_types(a_.corpus, [&](const auto* indices, const auto*, auto) {
     bool bad = false;
-    // Negative latents are large when unsigned. Narrow ones are compared as what they are, several at once.
-    using Latent = std::conditional_t<sizeof(indices[0]) <= 4, uint32_t, uint64_t>;
-    constexpr int64_t kMost = sizeof(Latent) == 4 ? int64_t{1} << 31 : INT64_MAX;
-    const Latent end = static_cast<Latent>(std::min(a_.corpus.latents, kMost));
     for (int64_t i = a_.corpus.indptr[row]; i < a_.corpus.indptr[row + 1]; ++i) {
-      bad |= static_cast<Latent>(indices[i]) >= end;
+      bad |= static_cast<uint64_t>(int64_t{indices[i]}) >= static_cast<uint64_t>(a_.corpus.latents);
     }
     if (bad) throw SparseRowError{row};
   });

@@ -10,44 +10,48 @@
 
 namespace finescope {
 
+// The part of the processor's control register that flushes: kFlush, of a register that get and set reach.
+namespace rounding_mode {
+#if defined(__SSE2__)
+constexpr uint64_t kFlush = 0x8040;  // results to zero, operands to zero
+inline uint64_t get() {
+  return _mm_getcsr();
+}
+inline void set(uint64_t value) {
+  _mm_setcsr(static_cast<unsigned>(value));
+}
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = uint64_t{1} << 24;
+inline uint64_t get() {
+  uint64_t value;
+  asm volatile("mrs %0, fpcr" : "=r"(value));
+  return value;
+}
+inline void set(uint64_t value) {
+  asm volatile("msr fpcr, %0" : : "r"(value));
+}
+#else
+constexpr uint64_t kFlush = 0;
+inline uint64_t get() {
+  return 0;
+}
+inline void set(uint64_t) {}
+#endif
+}  // namespace rounding_mode
+
 class KeepSubnormals {
  public:
-#if defined(__SSE2__)
-  KeepSubnormals() : saved_(_mm_getcsr()) {
-    if (saved_ & kFlush) _mm_setcsr(saved_ & ~kFlush);
+  KeepSubnormals() : flush_(rounding_mode::get() & rounding_mode::kFlush) {
+    if (flush_ != 0) rounding_mode::set(rounding_mode::get() & ~flush_);
   }
   ~KeepSubnormals() {
-    if (saved_ & kFlush) _mm_setcsr((_mm_getcsr() & ~kFlush) | (saved_ & kFlush));
+    if (flush_ != 0) rounding_mode::set(rounding_mode::get() | flush_);
   }
-
- private:
-  static constexpr unsigned kFlush = 0x8040;  // results to zero, operands to zero
-  const unsigned saved_;
-#elif defined(__aarch64__)
-  KeepSubnormals() : saved_(get()) {
-    if (saved_ & kFlush) set(saved_ & ~kFlush);
-  }
-  ~KeepSubnormals() {
-    if (saved_ & kFlush) set((get() & ~kFlush) | (saved_ & kFlush));
-  }
-
- private:
-  static constexpr uint64_t kFlush = uint64_t{1} << 24;
-  static uint64_t get() {
-    uint64_t value;
-    asm volatile("mrs %0, fpcr" : "=r"(value));
-    return value;
-  }
-  static void set(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
-  const uint64_t saved_;
-#else
-  KeepSubnormals() {}
-  ~KeepSubnormals() {}
-
- private:
-#endif
   KeepSubnormals(const KeepSubnormals&) = delete;
   KeepSubnormals& operator=(const KeepSubnormals&) = delete;
+
+ private:
+  const uint64_t flush_;
 };
 
 }  // namespace finescope

@@ -65,10 +65,17 @@ class Array {
   int64_t size_ = 0, reserved_ = 0;
 };
 
-// The relative rounding of a dot that block_dots makes.
-inline double rounding_of_dots(int64_t d) {
-  const double u = 0x1p-24, roundings = static_cast<double>(d) / 4 + 8;
+// The relative error of a float32 sum of products whose elements take part in so many roundings.
+inline double rounding_of_sums(double roundings) {
+  const double u = 0x1p-24;
   return 1.01 * roundings * u / (1 - std::min(0.5, roundings * u));
+}
+// Of a dot that block_dots makes, and of one that quick_dots makes.
+inline double rounding_of_dots(int64_t d) {
+  return rounding_of_sums(static_cast<double>(d) / 4 + 8);
+}
+inline double rounding_of_quick_dots(int64_t d) {
+  return rounding_of_sums(static_cast<double>(d) / 16 + 24);
 }
 
 struct Hit {

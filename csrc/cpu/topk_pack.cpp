@@ -101,9 +101,9 @@ RowQuantizer::Row RowQuantizer::quantize(const TopkKernels& kernels, const float
 // Rounding of the screen's arithmetic relative to |x̂||ŵ|: of the accumulators, and 2^-20 for turning a sum
 // into a score and comparing it.
 float RowQuantizer::arithmetic() const {
-  const double u = 0x1p-24, terms = static_cast<double>(depth) + 2;
+  const double terms = static_cast<double>(depth) + 2;
   const double roundings = in_whole_numbers(kind) ? 0 : kind == ScreenKind::bf16 ? 2 * terms : terms;
-  return static_cast<float>(1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-20);
+  return static_cast<float>(rounding_of_sums(roundings) + 0x1p-20);
 }
 
 namespace {

@@ -81,14 +81,13 @@ class Gathered {
   // What a float32 dot must reach, from the thresholds of the rows: the relative error of |x| |w| that
   // quick_dots and the comparison make, and what products below the range of float32 add up to.
   void find_lowest() {
-    const double u = 0x1p-24, roundings = static_cast<double>(stride_) / 16 + 24;
-    relative_ = 1.01 * roundings * u / (1 - std::min(0.5, roundings * u)) + 0x1p-30;
+    const double relative = rounding_of_quick_dots(stride_) + 0x1p-30;
     lowest_.resize(s_.count.size());
     for (size_t row = 0; row < lowest_.size(); ++row) {
-      double error = relative_;
+      double error = relative;
       if (p_.metric != Metric::cosine) {
         const double x_size = (s_.size[row] + plan_.centring.x_size) * 1.001;
-        error = relative_ * x_size * plan_.max_size * 1.001 + static_cast<double>(stride_) * 0x1p-124;
+        error = relative * x_size * plan_.max_size * 1.001 + static_cast<double>(stride_) * 0x1p-124;
       }
       lowest_[row] = s_.tau[row] - error - std::fabs(s_.tau[row]) * 0x1p-48;
     }
@@ -188,7 +187,6 @@ class Gathered {
   const TopkKernels& kernels_ = topk_kernels();
   const Buckets buckets_;
   int64_t stride_;
-  double relative_ = 0.0;
   std::vector<double> lowest_;  // by row of x
   F32Rows x_;
   std::vector<int64_t> begin_;
