@@ -16,6 +16,16 @@ import finescope
 
 OBJECTS = sorted(Path(finescope.__file__).parent.glob("_C*.so"))
 FORBIDDEN = re.compile(r"^_Z.*(?:2at|3c10|5torch|6caffe2)")
+IN_TORCH_2_10 = set(
+    """
+    STABLE_TORCH_LIBRARY_IMPL TORCH_ABI_VERSION TORCH_BOX TORCH_ERROR_CODE_CHECK TORCH_VERSION
+    aoti_torch_get_current_cuda_stream torch::headeronly::Layout::Strided torch::headeronly::ScalarType
+    torch::stable::Tensor torch::stable::accelerator::DeviceGuard torch::stable::contiguous torch::stable::copy_
+    torch::stable::detail::from torch::stable::detail::to torch::stable::get_num_threads torch::stable::narrow
+    torch::stable::new_empty torch::stable::parallel_for torch::stable::to torch::stable::transpose
+    torch::stable::view torch::stable::zero_
+    """.split()
+)
 
 pytestmark = pytest.mark.skipif(not OBJECTS, reason="no native object is installed")
 
@@ -64,6 +74,17 @@ def test_shims_are_of_the_oldest_supported_torch(path: Path) -> None:
     """Shims of later releases are named here, so that one more cannot slip in with newer headers."""
     later = {"torch_from_blob", "torch_library_def_with_tags", "torch_library_set_python_module"}
     assert not {name for name, missing in dynamic_symbols(path) if missing} & later
+
+
+def test_names_are_in_the_headers_of_the_oldest_supported_torch() -> None:
+    """The suite builds with one torch only. A new name goes on the list when torch 2.10's headers have it."""
+    source = Path(finescope.__file__).parent.parent / "csrc/bindings"
+    if not source.is_dir():
+        pytest.skip("the source of the native objects is not here")
+    text = "\n".join(path.read_text() for path in sorted(source.rglob("*.*")))
+    used = set(re.findall(r"\b(?:torch::[A-Za-z_:]+\w|(?:aoti_torch|STABLE_TORCH|TORCH)_\w+)", text))
+    assert "torch::stable::Tensor" in used
+    assert used - IN_TORCH_2_10 == set()
 
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])

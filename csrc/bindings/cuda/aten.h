@@ -20,14 +20,13 @@ inline void multiply(const Tensor& a, Tensor& b, Tensor& out) {
   const Tensor right = torch::stable::transpose(b, 0, 1);
   if (a.scalar_type() != ScalarType::Float) {
     std::array<StableIValue, 4> stack{from(left), from(right), from(ScalarType::Float), from(out)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);  // releases what the dispatcher returned
     return;
   }
 #endif
   std::array<StableIValue, 3> stack{from(left), from(right), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
