@@ -56,6 +56,8 @@ def test_the_loss_of_an_autoencoder(place: str, multi_topk: bool) -> None:
         torch.testing.assert_close(parameter.grad, grad)
 
 
+# The compiler's own modules warn, of deprecated parts of torch for one, when they are first loaded.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.requires_cuda
 def test_inductor_keeps_the_bytes() -> None:
     """With the compiler that users get: what stands around the operations is fused, they are not."""
