@@ -22,7 +22,10 @@ def has_cuda(name: str) -> bool:
     return kernel and torch.cuda.is_available()
 
 
-DEVICES = ["cpu", *(["cuda"] if has_cuda("sparse_decode") else [])]
+DEVICES = [
+    "cpu",
+    *([pytest.param("cuda", marks=pytest.mark.requires_cuda)] if has_cuda("sparse_decode") else []),
+]
 CPU = native.module("cpu")
 # What a kernel of the CPU can be forced to; one entry where the kernels are CUDA's, compiled for the CPU.
 ISAS = [*(CPU.usable_isas() if CPU is not None else ["emulated"]), *DEVICES[1:]]
@@ -65,7 +68,8 @@ def implementations(name: str) -> list[Any]:
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CPU"):
         parameters.append(pytest.param(DEFAULTS[name], id="default"))
     if has_cuda(name):
-        parameters.append(pytest.param(functools.partial(run_on, "cuda", dispatched), id="cuda"))
+        on_device = functools.partial(run_on, "cuda", dispatched)
+        parameters.append(pytest.param(on_device, id="cuda", marks=pytest.mark.requires_cuda))
     return parameters
 
 
