@@ -32,6 +32,9 @@ RESULTS = ROOT / "benchmarks/results"
 SECTIONS = {"ceilings": 30, "encode": 120, "dense": 90, "train": 130, "sparse": 70, "streaming": 60}
 TESTS = 130
 SANITIZER = 120
+LEAST_SANITIZER = 40
+# Of each of the processes that test at the same time.
+THREADS = max(1, (os.cpu_count() or 1) // 4)
 # What a killed process needs to go away, and the report to be written.
 RESERVE = 8
 
@@ -106,6 +109,8 @@ class Run:
         if stage == "tests":
             return self.tests()
         if stage == "sanitizer":
+            if self.left() < LEAST_SANITIZER:
+                return {"outcome": "skipped: no time left"}
             command = ["tests/test_cuda_sanitizer.py", "--run-slow", "-k", "memcheck"]
             return self.pytest([command], min(SANITIZER, self.left()))
         return self.section(stage)
@@ -146,7 +151,7 @@ class Run:
             limit = end - time.monotonic()
             if limit < 5:
                 return selection[0], None, "no time left"
-            return selection[0], *run(command, limit, echo=False)
+            return selection[0], *run(command, limit, echo=False, threads=THREADS)
 
         found: dict[str, Any] = {"files": {}, "failures": []}
         with ThreadPoolExecutor(4) as pool:
@@ -174,9 +179,13 @@ class Run:
         return found
 
 
-def run(command: list[str], seconds: float, echo: bool = True) -> tuple[int | None, str]:
+def run(
+    command: list[str], seconds: float, echo: bool = True, threads: int | None = None
+) -> tuple[int | None, str]:
     """Run a command for at most so many seconds. Returns its exit status (None: stopped) and its output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     parts: list[str] = []
     process = subprocess.Popen(
         command,
