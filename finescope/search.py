@@ -60,7 +60,8 @@ class Index:
             device: "cuda", "cuda:1" or "cpu": where the rows are searched, wherever they and the queries lie.
                 None searches rows where they lie; queries must lie there too.
             memory: with ``device``, bytes of that device that blocks on their way may take; searching one
-                takes about as much again. The same of pinned memory is taken on the host.
+                takes about as much again. The same of pinned memory is taken on the host, each third of it
+                rounded up to a power of two, and kept by torch for the next search.
 
         Raises:
             ValueError: not two-dimensional, an unknown metric, no such device, ids that repeat, are negative

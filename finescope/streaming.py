@@ -236,7 +236,8 @@ def stream(
         parts: rows. Tensors and codes that lie on the device are yielded whole, all else is streamed.
         starts: position of the first row of each part.
         device: where the blocks go; the CPU or a CUDA device.
-        memory: bytes of the device, and as many of pinned memory of the host, that the ring may take.
+        memory: bytes of the device, and as many of pinned memory of the host, that the ring may take; torch
+            rounds each block of the latter up to a power of two.
 
     Yields:
         position of the first row, the rows, and whether more blocks follow.

@@ -20,7 +20,7 @@ class DeadLatents:
         self.since_fired = torch.zeros(num_latents + 1, dtype=torch.int64, device=device)
         self._found: Tensor | None = None
         if device.type == "cuda":
-            self._count = torch.zeros((), dtype=torch.int64, pin_memory=True)
+            self._count = torch.zeros((), dtype=torch.int64, device="cpu", pin_memory=True)
             self._counted = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @property
