@@ -146,7 +146,10 @@ class Bench:
                 for _ in range(warm_up - 1):
                     work()
                 memory[label] = self.peak(work)
-                expected += self.seconds(work)
+                once = self.seconds(work)
+                # Known even if the next one takes all the time that is left, to be compiled for example.
+                print(f"  {name}: {label}: once {once * 1e3:.3f} ms", flush=True)
+                expected += once
                 usable[label] = work
             except Exception as error:  # a peer that fails is a result, not an end
                 failed[label] = _words(error)
