@@ -1,10 +1,9 @@
 // Fixed-order dots of chosen pairs of rows: sampled_dot, and the dots of decode_residual.
 //
-// Of the 16 lanes of a dot a thread holds four adjacent ones, so that it reads four adjacent elements at a
-// time and four threads make a dot. A warp works on the pairs of one token: what it reads and widens of the
-// token's row serves kPairs pairs per thread.
-#include "cuda/rows.h"
+// A warp works on the pairs of one token: what it reads and widens of the token's row serves kPairs pairs per
+// thread.
 #include "cuda/sparse.h"
+#include "cuda/team_dot.h"
 #include "cuda/training.h"
 
 namespace finescope::cuda {
@@ -12,25 +11,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kOwn = 4;                // lanes of a dot per thread
-constexpr int kTeam = kLanes / kOwn;   // threads per dot
 constexpr int kTeams = kWarp / kTeam;  // dots of a warp at a time
 constexpr int kPairs = 2;              // dots per thread
 constexpr int64_t kPerWarp = kTeams * kPairs;
-
-template <class T, bool kAligned>
-__device__ inline void load_lanes(const T* row, int64_t d, int64_t D, double (&to)[kOwn]) {
-  if (kAligned) {
-    if (d < D) {
-      const Vector<T, kOwn> x = *reinterpret_cast<const Vector<T, kOwn>*>(row + d);
-      for (int o = 0; o < kOwn; ++o) to[o] = to_double(x.element[o]);
-    } else {
-      for (int o = 0; o < kOwn; ++o) to[o] = 0.0;
-    }
-  } else {
-    for (int o = 0; o < kOwn; ++o) to[o] = d + o < D ? to_double(row[d + o]) : 0.0;
-  }
-}
 
 // The dots of R rows x with kPairs rows w, each complete in the first thread of a team. Lanes past the end
 // add +0, which changes no sum that began with +0. All threads of the warp take part.
@@ -43,11 +26,11 @@ __device__ inline void team_dots(const X* const (&x)[R], const W* const (&w)[kPa
   for (int64_t d = threadIdx.x % kTeam * kOwn; d < D; d += kLanes) {
     double right[kPairs][kOwn];
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) load_lanes<W, kAligned>(w[p], d, D, right[p]);
+    for (int p = 0; p < kPairs; ++p) load_own(w[p], d, D, kAligned, right[p]);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       double left[kOwn];
-      load_lanes<X, kAligned>(x[r], d, D, left);
+      load_own(x[r], d, D, kAligned, left);
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
 #pragma unroll
@@ -61,11 +44,7 @@ __device__ inline void team_dots(const X* const (&x)[R], const W* const (&w)[kPa
   for (int r = 0; r < R; ++r) {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      double (&l)[kOwn] = lane[r][p];
-      for (int half = kTeam / 2; half > 0; half /= 2) {
-        for (int o = 0; o < kOwn; ++o) l[o] = l[o] + __shfl_down_sync(kWhole, l[o], half, kTeam);
-      }
-      dot[r][p] = (l[0] + l[2]) + (l[1] + l[3]);
+      dot[r][p] = sum_team(lane[r][p]);
     }
   }
 }

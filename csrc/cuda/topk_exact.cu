@@ -13,6 +13,16 @@ inline size_t wide_bytes(int64_t D) {
   return D * 8 <= kWideRow ? static_cast<size_t>(D) * 8 : 0;
 }
 
+// Whether rows can be read kOwn elements at a time: of w, where x lies widened in shared memory, or of both.
+struct Aligned {
+  bool w, both;
+};
+template <class X, class W>
+Aligned aligned_for(const TopkArgs& a) {
+  const bool w = aligned<W, kOwn>(a.w.data, a.w.stride, a.D);
+  return {w, w && aligned<X, kOwn>(a.x.data, a.x.stride, a.D)};
+}
+
 // A row of x in shared memory; all threads of the block call.
 template <class X>
 __device__ void widen(const X* x, int64_t D, double* wide) {
@@ -20,9 +30,9 @@ __device__ void widen(const X* x, int64_t D, double* wide) {
   __syncthreads();
 }
 
-// A row of x and some of its candidates for each block; a half warp for each candidate.
+// A row of x and some of its candidates for each block; a team for each candidate.
 template <bool kWide, bool kNorm, class X, class W>
-__global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) rescore_kernel(TopkArgs a, Aligned aligned) {
   const int64_t row = blockIdx.x;
   // Another block of this row may just be changing its state: all threads must see the same.
   if (__syncthreads_or(a.state[row] != kScreened)) return;
@@ -31,21 +41,21 @@ __global__ void __launch_bounds__(kThreads) rescore_kernel(TopkArgs a) {
   double* words = a.word + row * a.parts * a.capacity;
   const int32_t* ids = a.id + row * a.parts * a.capacity;
   const int64_t found = a.found[row];
-  if (blockIdx.y * static_cast<int64_t>(kGroups) >= found) return;
+  if (blockIdx.y * static_cast<int64_t>(kTeams) >= found) return;
   if (kWide) widen(x, a.D, wide);
-  const int64_t step = gridDim.y * static_cast<int64_t>(kGroups);
-  for (int64_t base = blockIdx.y * static_cast<int64_t>(kGroups); base < found; base += step) {
-    const int64_t i = base + threadIdx.x / kLanes;
-    // Both halves of a warp take part in its exchanges.
+  const int64_t step = gridDim.y * static_cast<int64_t>(kTeams);
+  for (int64_t base = blockIdx.y * static_cast<int64_t>(kTeams); base < found; base += step) {
+    const int64_t i = base + threadIdx.x / kTeam;
+    // All teams of a warp take part in its exchanges.
     const int64_t id = ids[i < found ? i : base];
     double dot, norm;
     const W* w = static_cast<const W*>(a.w.data) + id * a.w.stride;
     if (kWide) {
-      pair_dot<kNorm, X>(wide, w, a.D, &dot, &norm);
+      pair_dot<kNorm, X>(wide, w, a.D, aligned.w, &dot, &norm);
     } else {
-      pair_dot<kNorm, X>(x, w, a.D, &dot, &norm);
+      pair_dot<kNorm, X>(x, w, a.D, aligned.both, &dot, &norm);
     }
-    if (i >= found || threadIdx.x % kLanes != 0) continue;
+    if (i >= found || threadIdx.x % kTeam != 0) continue;
     const double score = exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
     // The truth of a candidate is known now: a bound that it breaks (a library that multiplies in less than
     // it was asked for) is no bound, and the row is scanned.
@@ -63,7 +73,7 @@ constexpr int kTile = 128;
 
 // A row to be scanned and a part of the columns for each block.
 template <bool kWide, class X, class W>
-__global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) scan_kernel(TopkArgs a, Aligned aligned) {
   __shared__ double tile[kTile];
   __shared__ int added[kThreads / 32];
   const int64_t row = blockIdx.x, part = blockIdx.y, unit = row * a.parts + part;
@@ -83,17 +93,17 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(TopkArgs a) {
       n = n < a.k ? n : a.k;
       if (n == a.k) beaten = words[a.k - 1] > beaten ? words[a.k - 1] : beaten;
     }
-    for (int first = 0; first < kTile; first += kGroups) {
-      const int place = first + threadIdx.x / kLanes;
+    for (int first = 0; first < kTile; first += kTeams) {
+      const int place = first + threadIdx.x / kTeam;
       const int64_t id = base + place < end ? base + place : begin;
       double dot, norm;
       const W* w = static_cast<const W*>(a.w.data) + id * a.w.stride;
       if (kWide) {
-        pair_dot<true, X>(wide, w, a.D, &dot, &norm);
+        pair_dot<true, X>(wide, w, a.D, aligned.w, &dot, &norm);
       } else {
-        pair_dot<true, X>(x, w, a.D, &dot, &norm);
+        pair_dot<true, X>(x, w, a.D, aligned.both, &dot, &norm);
       }
-      if (threadIdx.x % kLanes != 0) continue;
+      if (threadIdx.x % kTeam != 0) continue;
       const bool known = isfinite(norm) && base + place < end;
       const double score =
           exact_score(a.metric, dot, a.bias == nullptr ? 0.0 : a.bias[id], a.norm[row], norm);
@@ -172,7 +182,7 @@ void launch_rescore(const TopkArgs& a, cudaStream_t stream) {
       const auto kernel = shared > 0
                               ? (norm ? rescore_kernel<true, true, X, W> : rescore_kernel<true, false, X, W>)
                               : rescore_kernel<false, true, X, W>;
-      launch("rescore", kernel, grid, kThreads, shared, stream, a);
+      launch("rescore", kernel, grid, kThreads, shared, stream, a, aligned_for<X, W>(a));
     }
   });
 }
@@ -189,7 +199,7 @@ void launch_scan(const TopkArgs& a, cudaStream_t stream) {
     const size_t shared = wide_bytes(a.D);
     const auto kernel = shared > 0 ? scan_kernel<true, X, W> : scan_kernel<false, X, W>;
     launch("scan", kernel, dim3(static_cast<unsigned>(a.R), static_cast<unsigned>(a.parts)), kThreads, shared,
-           stream, a);
+           stream, a, aligned_for<X, W>(a));
   });
   launch("gather", gather_kernel, static_cast<unsigned>(a.R), kThreads, 0, stream, a);
 }
