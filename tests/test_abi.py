@@ -16,16 +16,31 @@ import finescope
 
 OBJECTS = sorted(Path(finescope.__file__).parent.glob("_C*.so"))
 FORBIDDEN = re.compile(r"^_Z.*(?:2at|3c10|5torch|6caffe2)")
-IN_TORCH_2_10 = set(
-    """
-    STABLE_TORCH_LIBRARY_IMPL TORCH_ABI_VERSION TORCH_BOX TORCH_ERROR_CODE_CHECK TORCH_VERSION
-    aoti_torch_get_current_cuda_stream torch::headeronly::Layout::Strided torch::headeronly::ScalarType
-    torch::stable::Tensor torch::stable::accelerator::DeviceGuard torch::stable::contiguous torch::stable::copy_
-    torch::stable::detail::from torch::stable::detail::to torch::stable::get_num_threads torch::stable::narrow
-    torch::stable::new_empty torch::stable::parallel_for torch::stable::to torch::stable::transpose
-    torch::stable::view torch::stable::zero_
-    """.split()
-)
+IN_TORCH_2_10 = {
+    "STABLE_TORCH_LIBRARY_IMPL",
+    "TORCH_ABI_VERSION",
+    "TORCH_BOX",
+    "TORCH_FAILURE",
+    "TORCH_SUCCESS",
+    "TORCH_VERSION",
+    "aoti_torch_get_current_cuda_stream",
+    "torch::headeronly::Layout::Strided",
+    "torch::headeronly::ScalarType",
+    "torch::stable::Tensor",
+    "torch::stable::accelerator::DeviceGuard",
+    "torch::stable::contiguous",
+    "torch::stable::copy_",
+    "torch::stable::detail::from",
+    "torch::stable::detail::to",
+    "torch::stable::get_num_threads",
+    "torch::stable::narrow",
+    "torch::stable::new_empty",
+    "torch::stable::parallel_for",
+    "torch::stable::to",
+    "torch::stable::transpose",
+    "torch::stable::view",
+    "torch::stable::zero_",
+}
 
 pytestmark = pytest.mark.skipif(not OBJECTS, reason="no native object is installed")
 

@@ -23,7 +23,7 @@ ON_CPU = bool(os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU"))
 DEVICE = "cpu" if ON_CPU else "cuda"
 pytestmark = [] if ON_CPU else [pytest.mark.requires_cuda]
 
-SCREENS = ("auto", "float32", None)
+SCREENS = ("auto", "int8", "float32", None)
 
 
 def encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str | None = "auto") -> Any:
@@ -42,6 +42,15 @@ def search(queries: Tensor, corpus: Tensor, k: int, **options: Any) -> Any:
 def work() -> dict[str, int]:
     """What the kernels had to do since the last call; only known on the CPU."""
     return sys.modules["_C_cuda_on_cpu"].waits() if ON_CPU else {}
+
+
+# torch's numbers of the dtypes.
+INT8, HALF, FLOAT, BFLOAT16 = 1, 5, 6, 15
+
+
+def multiplied() -> dict[int, int]:
+    """Products since the last call, by the dtype of their rows; only known on the CPU."""
+    return sys.modules["_C_cuda_on_cpu"].multiplied()
 
 
 @pytest.mark.parametrize("width", [3, 70])
@@ -73,7 +82,7 @@ def test_search(kind: str, metric: str) -> None:
     }
     low = oracle.search(scores, 20, torch.float32, **options)[0][0, 9].item()
     wanted = oracle.search(scores, 20, torch.float32, **options, min_score=low)
-    for screen in SCREENS[:2] if metric == "cosine" else SCREENS[2:]:
+    for screen in SCREENS[:3] if metric == "cosine" else SCREENS[3:]:
         assert_same_bytes(search(queries, corpus, 20, metric=metric, screen=screen), plain, f"{screen}")
         found = search(queries, corpus, 20, metric=metric, screen=screen, min_score=low, **options)
         assert_same_bytes(found, wanted, f"{screen} with options")
@@ -92,12 +101,80 @@ def test_dtypes(dtype: torch.dtype) -> None:
         assert_same_bytes(encode(x, weight.float(), None, 9, screen), mixed, f"mixed, {screen}")
 
 
-@pytest.mark.parametrize("tokens", [1, 50])
-def test_many_chunks_of_rows_and_columns(tokens: int) -> None:
-    x, weight = rows("gaussian", tokens, 96, torch.float32, 1), rows("gaussian", 4000, 96, torch.float32, 2)
+@pytest.mark.parametrize("width", [3, 72, 130])
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8(kind: str, width: int) -> None:
+    """As many rows as its products need, and fewer in the last block; columns that are no multiple of 8."""
+    x, weight = rows(kind, 30, width, torch.float32, 1), rows(kind, 1217, width, torch.float32, 2)
+    x[3, 1], x[4], weight[5], weight[9, 2] = float("nan"), 0, 0, float("inf")
+    scores = oracle.dense_scores(x, weight, "cosine")
+    assert_same_bytes(search(x, weight, 9, screen="int8"), oracle.search(scores, 9, torch.float32))
+    weight[9, 2] = 1
+    bias = rows("gaussian", 1, 1217, torch.float32, 3)[0] * x.nan_to_num().abs().amax()
+    assert_same_bytes(encode(x, weight, bias, 9, "int8"), oracle.encode(x, weight, bias, 9))
+
+
+@pytest.mark.skipif(not ON_CPU, reason="sees what is multiplied")
+def test_what_is_multiplied() -> None:
+    """16-bit rows of one kind as they are, else copies in float16; int8 only for more than 16 rows."""
+    x, weight = rows("gaussian", 24, 64, torch.float32, 1), rows("gaussian", 1500, 64, torch.float32, 2)
+    for left, right, screen, wanted in (
+        (x, weight, "auto", {HALF}),
+        (x, weight, "bf16", {HALF}),
+        (x.bfloat16(), weight.bfloat16(), "auto", {BFLOAT16}),
+        (x.half(), weight.half(), "auto", {HALF}),
+        (x.bfloat16(), weight.half(), "auto", {HALF}),
+        (x, weight, "float32", {FLOAT}),
+        (x, weight, "int8", {INT8}),
+        (x[:16], weight, "int8", {HALF}),
+        (x, weight, None, set()),
+        (x.double(), weight, "auto", set()),
+    ):
+        multiplied()
+        encode(left, right, None, 8, screen)
+        assert set(multiplied()) == wanted, (left.dtype, right.dtype, screen)
+
+
+@pytest.mark.skipif(not ON_CPU, reason="makes torch refuse products")
+@pytest.mark.parametrize("screen", ["auto", "int8"])
+def test_products_that_torch_refuses(screen: str) -> None:
+    """Then bfloat16 is multiplied; where it is refused as well, that is an error."""
+    x, weight = rows("gaussian", 24, 64, torch.float32, 1), rows("gaussian", 1500, 64, torch.float32, 2)
+    module = sys.modules["_C_cuda_on_cpu"]
+    module.refuse({HALF, INT8})
+    try:
+        multiplied()
+        assert_same_bytes(encode(x, weight, None, 8, screen), oracle.encode(x, weight, None, 8))
+        assert set(multiplied()) == {BFLOAT16}
+        module.refuse({HALF, INT8, BFLOAT16})
+        with pytest.raises(RuntimeError, match="could not multiply rows .* out of memory"):
+            encode(x, weight, None, 8, screen)
+    finally:
+        module.refuse(set())
+
+
+@pytest.mark.parametrize("size", [2.0**-14, 1.0, 2.0**14])
+@pytest.mark.parametrize("screen", ["auto", "int8"])
+def test_rows_of_any_size_are_told_apart(screen: str, size: float) -> None:
+    """Copies follow the size of each row, so that a float16 neither overflows nor underflows."""
+    x = rows("heavy", 20, 64, torch.float32, 1) * size
+    weight = rows("gaussian", 3000, 64, torch.float32, 2) / size
     work()
-    got = encode(x, weight, None, 8)
-    assert_same_bytes(got, oracle.encode(x, weight, None, 8))
+    assert_same_bytes(encode(x, weight, None, 8, screen), oracle.encode(x, weight, None, 8))
+    if ON_CPU:
+        assert work()["scan"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 50])
+@pytest.mark.parametrize("rows_of_w", [1240, 4000])
+def test_many_chunks_of_rows_and_columns(tokens: int, rows_of_w: int, dtype: torch.dtype) -> None:
+    x = rows("gaussian", tokens, 96, dtype, 1)
+    weight = rows("heavy", rows_of_w, 96, dtype, 2)
+    bias = rows("gaussian", 1, rows_of_w, torch.float32, 3)[0] * 1e3
+    work()
+    got = encode(x, weight, bias, 8)
+    assert_same_bytes(got, oracle.encode(x, weight, bias, 8))
     if ON_CPU:
         waited = work()
         assert waited["rescore"] > 0
@@ -134,6 +211,34 @@ def test_bias_below_the_range_of_float32() -> None:
     bias = torch.zeros(1300, dtype=torch.float64)
     bias[700] = 1e-46
     assert_same_bytes(encode(x, weight, bias, 3), oracle.encode(x, weight, bias, 3))
+
+
+@pytest.mark.parametrize("of", ["x", "weight"])
+@pytest.mark.parametrize(("screen", "step"), [("auto", 2.0**-10), ("int8", 2.0**-6)])
+def test_errors_that_all_point_the_same_way(screen: str, step: float, of: str) -> None:
+    """The best columns are screened far too low, worse ones too high: bounds must hold, not be likely."""
+    width = 128
+    down = torch.full((width,), 1 + 0.49 * step)
+    up = torch.where(torch.arange(width) % 2 == 0, 1 + 0.51 * step, 1.0)
+    for row in (down, up):
+        row[:2] = 127 / 64  # where a step of int8 is 1 / 64
+    weight = torch.rand(2000, width) * 0.1
+    best, worse = torch.randperm(2000)[:40].split([3, 37])
+    if of == "weight":
+        x = torch.ones(20, width)
+        weight[best], weight[worse] = down, up
+    else:
+        x = torch.cat([down[: width // 2], up[width // 2 :]]).repeat(20, 1)
+        half = (torch.arange(width) < width // 2).float()
+        half[:2] = 0
+        weight[best], weight[worse] = half, (1 - half) * (half.sum() / (1 - half)[2:].sum())
+        weight[worse, :2] = 0
+    wanted = oracle.encode(x, weight, None, 3)
+    assert wanted[1][0].tolist() == sorted(best.tolist())
+    work()
+    assert_same_bytes(encode(x, weight, None, 3, screen), wanted)
+    if ON_CPU:  # a candidate beyond its bound has its row scanned
+        assert work()["scan"] == 0
 
 
 def test_strides() -> None:

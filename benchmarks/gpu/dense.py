@@ -87,6 +87,7 @@ def run(bench: Bench) -> None:
         same_results((side[:8] for side in whole), (scores, ids))
         bench.poison()
         same_results(index.search(queries, k), whole)
+        same_results(cosine_topk(queries, corpus, k, screen="int8"), whole)
 
     bench.check("search", equal)
     bench.free()
@@ -103,6 +104,7 @@ def run(bench: Bench) -> None:
 
     works: dict[str, Callable[[], Any]] = {
         "ours": lambda: index.search(queries, k),
+        "ours, int8 screen": lambda: cosine_topk(queries, corpus, k, screen="int8"),
         "torch fp32 highest": at("highest"),
         "torch TF32": at("high"),
     }
@@ -110,7 +112,11 @@ def run(bench: Bench) -> None:
     for name, reason in missing.items():
         bench.note(f"{name} takes no part: {reason.splitlines()[0][:120]}")
     medians = bench.measure("search", {**works, **others}, limit=15, most=9)
-    targets: dict[str, float | None] = {"torch fp32 highest": 6.0, "torch TF32": None}
+    targets: dict[str, float | None] = {
+        "ours, int8 screen": None,
+        "torch fp32 highest": 6.0,
+        "torch TF32": None,
+    }
     bench.compare("search, exact fp32", medians, "ours", {**targets, **dict.fromkeys(others)})
     few = queries[: max(1, q // 16)]
     medians = bench.measure(

@@ -80,6 +80,11 @@ __host__ __device__ inline Bf16 to_bf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 __host__ __device__ inline F16 to_f16(float x) {
+#if defined(__CUDA_ARCH__)
+  uint16_t nearest;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(nearest) : "f"(x));
+  return {x == x ? nearest : uint16_t{0x7e00}};
+#else
   const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000u, size = bits & 0x7fffffffu;
   if (size > 0x7f800000u) return {uint16_t{0x7e00}};
   // From half way between the largest float16 and the next power of two on, everything is infinite.
@@ -92,6 +97,7 @@ __host__ __device__ inline F16 to_f16(float x) {
   }
   const uint32_t rounded = size + 0xfffu + ((size >> 13) & 1u);
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+#endif
 }
 
 // An element written from the accumulator's type.

@@ -3,7 +3,7 @@
 // Rows of x are taken some thousand at a time, w in chunks of columns, so that the screened scores of both
 // stay in the second-level cache:
 //
-//   measure  rows of x, or of a chunk of w: bfloat16 copies, norms and errors, rounded up (topk_measure.cu)
+//   measure  rows of x, or of a chunk of w: low-precision copies, norms and errors        (topk_measure.cu)
 //   multiply the copies on tensor cores, into a chunk of scores                              (the binding)
 //   filter   keep what may be among the k best; raise the row's threshold as buffers fill    (topk_filter.cu)
 //   shrink   the k-th lower bound of all that was kept is the last threshold                 (topk_filter.cu)
@@ -24,14 +24,19 @@ namespace finescope::cuda {
 
 enum class Metric : int32_t { encode, ip, cosine };
 
+// What is multiplied: the rows as they are, or copies of them. Copies in float16 are made of the row times a
+// power of two, which puts its largest element below 2^15: an eighth of the error of bfloat16 at the same
+// speed, whatever the size of the row. Copies in int8 are made of the row times 127 / its largest element.
+enum class Copy : int32_t { none, bf16, f16, i8 };
+
 // What is known about a row of x or of w, scaled by its norm where the metric is cosine. With x̂ and ŵ the
-// copies that were multiplied:
+// copies that were multiplied, their scale taken out again:
 //   of x: error >= |x - x̂|, size >= |x̂|;   of w: size >= |w|, error >= |w - ŵ| + rounding * |ŵ|
 // so that |<x, w> - screened| <= x.error * w.size + x.size * w.error. A size below 0: never a result.
 struct alignas(16) Measure {
   float error, size;
-  float inverse;  // 1 / |row|, or 0; 1 unless the metric is cosine
-  float bias;     // of w
+  float scale;  // of the product: the copy's, over |row| (0 if that is 0) where the metric is cosine
+  float bias;   // of w
 };
 
 enum RowState : int32_t {
@@ -56,9 +61,9 @@ struct MeasureArgs {
   Metric metric;
   double rounding;      // of the multiplication's sums, relative to |x̂| |ŵ|; 0 for rows of x
   const double* bias;   // [n], or null
-  bool copied;          // the rows are multiplied as bfloat16; else as they are
-  uint16_t* half;       // [n, half_stride] those, with zeros from D on; or null: they are bfloat16 already
-  int64_t half_stride;  // a multiple of 8
+  Copy copy;            // what is multiplied
+  void* copies;         // [n, copy_stride] those, with zeros from D on; null: nothing is written
+  int64_t copy_stride;  // a multiple of 16
   Measure* out;         // [n]
   int32_t* state;       // [n] of x: what is not tame is to be scanned; null: rows are those of w
   int32_t* broken;      // as in NormArgs
@@ -103,9 +108,16 @@ void launch_norms(const NormArgs& args, cudaStream_t stream);
 void launch_measure(const MeasureArgs& args, cudaStream_t stream);
 // tau, count and found of a new set of rows.
 void launch_begin(const TopkArgs& args, float open, cudaStream_t stream);
-// Screened inner products scores [R, width] of columns first..first+width of w, whose measures are given.
-void launch_filter(const TopkArgs& args, const float* scores, const Measure* columns, int64_t first,
-                   int64_t width, cudaStream_t stream);
+// Screened products [R, stride], float32 or (if integers) int32, of columns first..first+width of w, whose
+// measures are given.
+struct FilterArgs {
+  const void* products;
+  bool integers;
+  int64_t stride;
+  const Measure* columns;
+  int64_t first, width;
+};
+void launch_filter(const TopkArgs& args, const FilterArgs& chunk, cudaStream_t stream);
 void launch_shrink(const TopkArgs& args, cudaStream_t stream);
 void launch_rescore(const TopkArgs& args, cudaStream_t stream);
 // All rows without a NaN are to be scanned.

@@ -89,15 +89,16 @@ __device__ bool wanted(const TopkArgs& a, int64_t row, int64_t id) {
 
 // A warp for each row and part of the chunk. Survivors are rare once the threshold is up: then all there is
 // to do for 128 columns is to load them, four multiplications each, and one vote.
-__global__ void __launch_bounds__(kWarps * 32)
-    filter_kernel(TopkArgs a, const float* scores, const Measure* columns, int64_t first, int64_t width) {
+template <class Product>
+__global__ void __launch_bounds__(kWarps * 32) filter_kernel(TopkArgs a, FilterArgs chunk) {
   constexpr int kEach = kStep / 32;
   const int lane = threadIdx.x % 32;
   const int64_t unit = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   const int64_t row = unit / a.parts, part = unit % a.parts;
   // Another warp of this row may just be changing its state: all lanes must see the same.
   if (row >= a.R || __shfl_sync(kAll, a.state[row], 0) != kScreened) return;
-  const int64_t begin = width * part / a.parts, end = width * (part + 1) / a.parts;
+  const int64_t begin = chunk.width * part / a.parts, end = chunk.width * (part + 1) / a.parts;
+  const Product* products = static_cast<const Product*>(chunk.products) + row * chunk.stride;
   const Measure x = a.measure[row];
   const float floor = static_cast<float>(a.floor);
   double* words = a.word + unit * a.capacity;
@@ -115,21 +116,21 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
     // All loads first: what follows them waits only once.
     Measure w[kEach];
-    float dot[kEach];
+    Product dot[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int64_t column = base + i * 32 + lane < end ? base + i * 32 + lane : end - 1;
-      w[i] = columns[column];
-      dot[i] = scores[row * width + column];
+      w[i] = chunk.columns[column];
+      dot[i] = products[column];
     }
     Word word[kEach];
     bool keep[kEach];
     bool any = false;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const float score = dot[i] * (x.inverse * w[i].inverse) + w[i].bias;
+      const float score = static_cast<float>(dot[i]) * (x.scale * w[i].scale) + w[i].bias;
       float bound = x.error * w[i].size + x.size * w[i].error;
-      // Roundings of the scaling, of the bias and its addition, and of this bound.
+      // Roundings of an integer product, of the scaling, of the bias and its addition, and of this bound.
       bound = bound * (1.0f + 0x1p-18f) + (fabsf(score) + 2.0f * fabsf(w[i].bias)) * 0x1p-20f;
       if (!(bound < INFINITY)) bound = INFINITY;
       word[i].screened.score = score;
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     if (!__any_sync(kAll, any)) continue;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int64_t id = first + base + i * 32 + lane;
+      const int64_t id = chunk.first + base + i * 32 + lane;
       const unsigned stays = __ballot_sync(kAll, keep[i] && wanted(a, row, id));
       if (stays >> lane & 1) {
         const int place = n + __popc(stays & ((1u << lane) - 1));
@@ -221,11 +222,10 @@ void launch_begin(const TopkArgs& a, float open, cudaStream_t stream) {
   launch("begin", begin_kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, a, key_of(open));
 }
 
-void launch_filter(const TopkArgs& a, const float* scores, const Measure* columns, int64_t first,
-                   int64_t width, cudaStream_t stream) {
+void launch_filter(const TopkArgs& a, const FilterArgs& chunk, cudaStream_t stream) {
   const int64_t blocks = (a.R * a.parts + kWarps - 1) / kWarps;
-  launch("filter", filter_kernel, static_cast<unsigned>(blocks), kWarps * 32, 0, stream, a, scores, columns,
-         first, width);
+  launch("filter", chunk.integers ? filter_kernel<int32_t> : filter_kernel<float>,
+         static_cast<unsigned>(blocks), kWarps * 32, 0, stream, a, chunk);
 }
 
 void launch_shrink(const TopkArgs& a, cudaStream_t stream) {

@@ -58,4 +58,12 @@ class OnDevice {
 
 #endif
 
+// Throws if an operation of torch failed. Its own words do not come through its C interface.
+template <class... Parts>
+void must(AOTITorchError status, const Parts&... what) {
+  if (status == TORCH_SUCCESS) return;
+  throw std::runtime_error(
+      words("finescope: torch could not ", what..., ": out of memory, or what it says in the log"));
+}
+
 }  // namespace finescope::cuda

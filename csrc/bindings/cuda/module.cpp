@@ -3,13 +3,14 @@
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
+#include <set>
 #include <utility>
 
 #if defined(FINESCOPE_CUDA_ON_CPU)
 #include <cuda_runtime.h>
 #endif
 
-#include "bindings/cuda/device.h"
+#include "bindings/cuda/aten.h"
 #include "bindings/version.h"
 #include "cuda/version.h"
 
@@ -43,5 +44,11 @@ PYBIND11_MODULE(_C_cuda, m)
   m.def(
       "waits", [] { return std::exchange(cuda_on_cpu::waits, {}); },
       "How often threads waited, by kernel, since the last call.");
+  m.def(
+      "multiplied", [] { return std::exchange(cuda_on_cpu::multiplied, {}); },
+      "How many products were made of rows of each torch dtype number, since the last call.");
+  m.def(
+      "refuse", [](std::set<int> types) { cuda_on_cpu::refused = std::move(types); },
+      "No products of rows of these torch dtype numbers from now on.");
 #endif
 }

@@ -18,7 +18,8 @@ inline std::pair<Tensor, Tensor> stable_sort(const Tensor& keys) {
         " (B * K): take fewer tokens at a time");
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{-1}),
                                     from(false)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  must(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION), "sort keys ",
+       shape_text(keys));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
