@@ -213,6 +213,16 @@ def test_bias_below_the_range_of_float32() -> None:
     assert_same_bytes(encode(x, weight, bias, 3), oracle.encode(x, weight, bias, 3))
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_minimum_beyond_the_range_of_float32(screen: str | None) -> None:
+    """Results that are infinite as float32 reach it, and no others."""
+    queries, corpus = torch.full((20, 8), 1e6), torch.randn(1300, 8)
+    corpus[700], corpus[800], corpus[900] = 1e35, 1e34, 1e31
+    wanted = oracle.search(oracle.dense_scores(queries, corpus, "ip"), 5, torch.float32, min_score=1e39)
+    assert wanted[1][0].tolist() == [700, 800, -1, -1, -1]
+    assert_same_bytes(search(queries, corpus, 5, metric="ip", screen=screen, min_score=1e39), wanted)
+
+
 @pytest.mark.parametrize("of", ["x", "weight"])
 @pytest.mark.parametrize(("screen", "step"), [("auto", 2.0**-10), ("int8", 2.0**-6)])
 def test_errors_that_all_point_the_same_way(screen: str, step: float, of: str) -> None:

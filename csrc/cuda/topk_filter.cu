@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kWarps * 32) filter_kernel(TopkArgs a, FilterA
   const int64_t begin = chunk.width * part / a.parts, end = chunk.width * (part + 1) / a.parts;
   const Product* products = static_cast<const Product*>(chunk.products) + row * chunk.stride;
   const Measure x = a.measure[row];
-  const float floor = static_cast<float>(a.floor);
+  // A floor that only an infinite result exceeds leaves all that an infinite bound keeps.
+  const float floor = static_cast<float>(fmin(a.floor, static_cast<double>(kLargest<float>)));
   double* words = a.word + unit * a.capacity;
   int32_t* ids = a.id + unit * a.capacity;
   int n = a.count[unit];
