@@ -147,7 +147,7 @@ def test_products_that_torch_refuses(screen: str) -> None:
         assert_same_bytes(encode(x, weight, None, 8, screen), oracle.encode(x, weight, None, 8))
         assert set(multiplied()) == {BFLOAT16}
         module.refuse({HALF, INT8, BFLOAT16})
-        with pytest.raises(RuntimeError, match="could not multiply rows .* out of memory"):
+        with pytest.raises(RuntimeError, match=r"could not multiply rows .* out of memory"):
             encode(x, weight, None, 8, screen)
     finally:
         module.refuse(set())
