@@ -105,7 +105,8 @@ def search(
         place = 0
         for n in sorted(allowed, key=lambda n: (-row[n], n))[:k]:
             rounded = torch.tensor(row[n]).to(dtype)
-            if min_score is None or rounded >= min_score:
+            # As float64: a tensor would be held against the minimum rounded to its own dtype.
+            if min_score is None or rounded.item() >= min_score:
                 out[q, place], ids[q, place] = rounded, n + id_offset
                 place += 1
     return out, ids

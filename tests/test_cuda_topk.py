@@ -213,6 +213,16 @@ def test_bias_below_the_range_of_float32() -> None:
     assert_same_bytes(encode(x, weight, bias, 3), oracle.encode(x, weight, bias, 3))
 
 
+@pytest.mark.parametrize("minimum", [1 + 2.0**-30, 1e-46])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_minimum_between_two_numbers_of_float32(screen: str | None, minimum: float) -> None:
+    queries, corpus = torch.zeros(20, 8), torch.zeros(1300, 8)
+    queries[:, 0], corpus[5, 0], corpus[3, 0] = 1, 1, 1 + 2.0**-23
+    wanted = oracle.search(oracle.dense_scores(queries, corpus, "ip"), 3, torch.float32, min_score=minimum)
+    assert wanted[1][0].tolist() == ([3, -1, -1] if minimum > 1 else [3, 5, -1])
+    assert_same_bytes(search(queries, corpus, 3, metric="ip", screen=screen, min_score=minimum), wanted)
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_a_minimum_beyond_the_range_of_float32(screen: str | None) -> None:
     """Results that are infinite as float32 reach it, and no others."""
