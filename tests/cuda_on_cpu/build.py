@@ -19,10 +19,13 @@ import build_native  # noqa: E402
 sys.path.remove(str(ROOT))
 
 NAME = "_C_cuda_on_cpu"
-# longjmp between stacks is what the fibers do, and what fortified glibc takes for an attack.
+# longjmp between stacks is what the fibers do, and what fortified glibc takes for an attack. A device refuses
+# misaligned access, so it traps here.
 FLAGS = (
     "-O1",
     "-U_FORTIFY_SOURCE",
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
     "-DFINESCOPE_CUDA_ON_CPU",
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",

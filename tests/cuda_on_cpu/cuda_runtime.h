@@ -3,8 +3,9 @@
 //
 // A thread of a block is a fiber on a stack of its own. It runs until it meets a barrier or an exchange
 // between lanes, then the next one runs; in which order is drawn anew from FINESCOPE_FIBER_ORDER each time,
-// so that a missing barrier shows as a result that depends on that seed. What this cannot show: the speed,
-// the memory model between blocks that run at the same time, and misaligned access.
+// so that a missing barrier shows as a result that depends on that seed. Misaligned access ends the process
+// (build.py asks the compiler for that). What this cannot show: the speed, and the memory model between
+// blocks that run at the same time.
 #pragma once
 
 #include <setjmp.h>
@@ -36,19 +37,20 @@
 using std::isfinite;
 using std::isnan;
 
-struct uint2 {
+// Aligned as on the device.
+struct alignas(8) uint2 {
   unsigned x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct double2 {
+struct alignas(16) double2 {
   double x, y;
 };
 struct dim3 {

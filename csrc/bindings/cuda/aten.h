@@ -29,6 +29,8 @@ inline AOTITorchError multiply(const Tensor& a, Tensor& b, Tensor& out) {
 #if defined(FINESCOPE_CUDA_ON_CPU)
   const int type = static_cast<int>(a.scalar_type());
   if (cuda_on_cpu::refused.count(type) > 0) return TORCH_FAILURE;
+  // As torch does on CUDA.
+  if (integers && (a.size(0) <= 16 || a.size(1) % 8 != 0 || b.size(0) % 8 != 0)) return TORCH_FAILURE;
   ++cuda_on_cpu::multiplied[type];
   // What float64 adds up is exact for integers.
   const ScalarType wide_type = integers ? ScalarType::Double : ScalarType::Float;
