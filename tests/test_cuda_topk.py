@@ -165,6 +165,16 @@ def test_rows_of_any_size_are_told_apart(screen: str, size: float) -> None:
         assert work()["scan"] == 0
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("size", [2.0**-100, 2.0**100])
+def test_columns_out_of_range_are_always_candidates(size: float, screen: str | None) -> None:
+    queries, corpus = rows("gaussian", 20, 64, torch.float32, 1), rows("gaussian", 1500, 64, torch.float32, 2)
+    corpus[700:720] = queries * size
+    wanted = oracle.search(oracle.dense_scores(queries, corpus, "cosine"), 5, torch.float32)
+    assert wanted[1][:, 0].tolist() == list(range(700, 720))
+    assert_same_bytes(search(queries, corpus, 5, screen=screen), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 50])
 @pytest.mark.parametrize("rows_of_w", [1240, 4000])
@@ -199,11 +209,14 @@ def test_large_k() -> None:
     assert_same_bytes(encode(queries, corpus, None, 3000), oracle.encode(queries, corpus, None, 3000))
 
 
-@pytest.mark.parametrize("width", [6144, 8192])
+@pytest.mark.parametrize("width", [6144, 8192, 8300])
 def test_wide_rows(width: int) -> None:
-    """As much shared memory as a block may have, and more than that."""
+    """As much shared memory as a block may have, and more than that; more than a block's registers hold."""
     x, weight = rows("gaussian", 1, width, torch.float32, 1), rows("gaussian", 1100, width, torch.float32, 2)
+    work()
     assert_same_bytes(encode(x, weight, None, 5), oracle.encode(x, weight, None, 5))
+    if ON_CPU:
+        assert work()["scan"] == 0
 
 
 def test_bias_below_the_range_of_float32() -> None:
