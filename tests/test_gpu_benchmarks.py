@@ -50,6 +50,23 @@ def test_a_peer_that_fails_is_reported_and_the_others_are_timed(bench: Any) -> N
     assert record["ratios"] == [{"work": "work", "against": "peer", "ratio": None, "target": 2.0}]
 
 
+def test_the_time_of_a_call_is_broken_down(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(200, 200)
+    bench.breakdown("products", lambda: [x @ x for _ in range(3)])
+    found = {kernel["kernel"]: kernel for kernel in bench.record["breakdowns"]["products"]}
+    assert found["aten::mm"]["count"] == 3
+    assert found["aten::mm"]["ms"] > 0
+
+    def refuses(**_: Any) -> None:
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(timing, "profile", refuses)
+    bench.breakdown("more", lambda: None)
+    assert json.loads(bench.path.read_text())["notes"] == [
+        "more: no breakdown: RuntimeError: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
+    ]
+
+
 def test_wrong_results_are_recorded_as_failed(bench: Any) -> None:
     exact = torch.rand(3, 50, dtype=torch.float64)
     scores, ids = torch.topk(exact, 5)

@@ -118,6 +118,8 @@ def run(bench: Bench) -> None:
         "torch TF32": None,
     }
     bench.compare("search, exact fp32", medians, "ours", {**targets, **dict.fromkeys(others)})
+    for name in ("ours", "ours, int8 screen"):
+        bench.breakdown(f"search: {name}", works[name])
     few = queries[: max(1, q // 16)]
     medians = bench.measure(
         "few queries",

@@ -78,6 +78,7 @@ def measured(bench: Bench, name: str, x: Tensor, weight: Tensor, bias: Tensor, k
         works["torch TF32"] = at("high", lambda: dense(x, weight, bias, k))
         works["bare fp32 product"] = at("highest", lambda: torch.mm(x, weight.T, out=product))
     medians = bench.measure(name, works, limit=12)
+    bench.breakdown(name, works["ours"])
     flops = 2 * len(x) * len(weight) * x.shape[1]
     if "ours" in medians:
         bench.note(

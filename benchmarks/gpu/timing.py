@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import statistics
 import time
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
 
@@ -34,6 +36,7 @@ class Bench:
             "timings": [],
             "ratios": [],
             "notes": [],
+            "breakdowns": {},
         }
         self.save()
 
@@ -172,6 +175,35 @@ class Bench:
         self.save()
         return medians
 
+    def breakdown(self, name: str, work: Work, most: int = 12) -> None:
+        """Print and record what one call spends its time on, by kernel, as torch's profiler sees it.
+
+        The difference between the kernels' sum and the call's own time is what the device waited for.
+        """
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
+        try:
+            self.synchronize()
+            with profile(activities=activities) as profiled:
+                work()
+                self.synchronize()
+            kernels = sorted(
+                (
+                    {"kernel": _short(event.key), "count": event.count, "ms": _spent(event, self.cuda) / 1000}
+                    for event in profiled.key_averages()
+                    if _spent(event, self.cuda) > 0
+                ),
+                key=lambda kernel: -float(kernel["ms"]),
+            )
+        except Exception as error:  # not every machine lets itself be profiled
+            self.note(f"{name}: no breakdown: {_words(error)}")
+            return
+        self.record["breakdowns"][name] = kernels[: 3 * most]
+        total = sum(float(kernel["ms"]) for kernel in kernels)
+        print(f"  {name}: {total:.3f} ms in kernels", flush=True)
+        for kernel in kernels[:most]:
+            print(f"    {kernel['ms']:9.3f} ms  {kernel['count']:5d} x  {kernel['kernel']}", flush=True)
+        self.save()
+
     def peaks(self) -> dict[str, int]:
         """Peak bytes of what the last comparison ran."""
         return {
@@ -209,6 +241,16 @@ def check_topk(scores: Tensor, ids: Tensor, exact: Tensor, k: int) -> None:
     torch.testing.assert_close(exact.gather(1, ids), wanted, rtol=1e-11, atol=1e-13)
     if any(len(set(row)) != k for row in ids.tolist()):
         raise AssertionError("an id twice")
+
+
+def _spent(event: Any, cuda: bool) -> float:
+    """Microseconds of a profiled event on the device that is measured."""
+    return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
+
+
+def _short(kernel: str) -> str:
+    """A kernel's name without the places that all of them share."""
+    return re.sub(r"\bvoid |\(anonymous namespace\)::|finescope::cuda::|at::native::", "", kernel)[:90]
 
 
 def _words(error: BaseException) -> str:

@@ -127,6 +127,7 @@ def run(bench: Bench) -> None:
         ours = Ours(sae, dead)
         works = {"ours": lambda ours=ours, x=x: ours.step(x), label: lambda peer=peer, x=x: peer.step(x)}
         medians = bench.measure(name, works, limit=10, most=11)
+        bench.breakdown(name, works["ours"])
         if label not in medians:  # perhaps for want of memory beside ours
             del ours, sae, works["ours"]
             bench.free()
