@@ -327,6 +327,8 @@ class SparseCodes:
         """Return the codes as a torch CSR tensor [N,F] of the values' dtype."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            # Told about although the choice is made below, up to torch 2.11.
+            warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
             return torch.sparse_csr_tensor(
                 self.indptr,
                 self.indices.to(torch.int64),
