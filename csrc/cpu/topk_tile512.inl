@@ -79,7 +79,8 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
   multiply_tile<Kind, MR>(x, w.packed + p * w.panel_bytes, w.units, rows.start + first, sums);
 
   constexpr bool kIntegers = Kind::kInteger && !kBias;
-  alignas(64) uint32_t mask[16] = {};
+  uint32_t mask[MR], any = 0;
+  const uint32_t valid = w.valid[p];
   alignas(64) float lowest[16];
   const __m512 bias0 = kBias ? _mm512_loadu_ps(w.bias + p * kColumns) : _mm512_setzero_ps();
   const __m512 bias1 = kBias ? _mm512_loadu_ps(w.bias + p * kColumns + 16) : _mm512_setzero_ps();
@@ -105,14 +106,12 @@ void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const ch
       m0 = _mm512_cmp_ps_mask(score(sums[i][0], factor, bias0), t, _CMP_GE_OQ);
       m1 = _mm512_cmp_ps_mask(score(sums[i][1], factor, bias1), t, _CMP_GE_OQ);
     }
-    mask[i] = _mm512_kunpackw(m1, m0);
+    mask[i] = static_cast<uint32_t>(_mm512_kunpackw(m1, m0)) & valid;
+    any |= static_cast<uint32_t>(mask[i] != 0) << i;
   }
-  const __m512i hit =
-      _mm512_and_si512(_mm512_load_si512(mask), _mm512_set1_epi32(static_cast<int>(w.valid[p])));
-  _mm512_store_si512(mask, hit);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(p * kColumns)));
-  for (uint32_t left = _mm512_test_epi32_mask(hit, hit); left != 0; left &= left - 1) {
+  for (uint32_t left = any; left != 0; left &= left - 1) {
     const int i = __builtin_ctz(left);
     const int32_t row = first + i;
     const __m512 factor = _mm512_set1_ps(rows.scale[row] * w.scale[p]);
