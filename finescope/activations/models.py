@@ -30,14 +30,31 @@ def load_model(
         options: passed to ``AutoModel.from_pretrained``, for example ``trust_remote_code=True``.
 
     Raises:
-        InputError: the folder doesn't exist or holds no model, or the name is neither cached nor reachable.
+        InputError: the folder doesn't exist or holds no model, the name is neither cached nor reachable, or
+            the device can't be used.
     """
     from transformers import AutoModel
+
+    device = usable_device(device)
 
     chosen: Any = "auto" if dtype is None else dtype
     parameter = "dtype" if _transformers_at_least(4, 56) else "torch_dtype"
     model: nn.Module = _load(AutoModel, name, "model", **{parameter: chosen}, **options)
     return model.to(device).eval()
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device by name, tried with an empty tensor.
+
+    Raises:
+        InputError: there is no such device, or this torch isn't built for it.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
+    return chosen
 
 
 def load_tokenizer(name: PathLike, **options: Any) -> Any:

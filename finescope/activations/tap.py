@@ -363,12 +363,7 @@ def _chunks(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:
     if device is not None and device != "auto":
-        try:
-            chosen = torch.device(device)
-            torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
-        return chosen
+        return models.usable_device(device)
     if isinstance(model, nn.Module):
         return next(model.parameters()).device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
