@@ -83,3 +83,23 @@ def test_a_given_sae_is_used_and_its_width_checked(job: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.stderr
     assert not (tmp_path / "b" / "sae").exists()
     assert not (tmp_path / "b" / "activations").exists()
+
+
+def test_the_folder_of_a_stage_is_no_run(job: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "acts"
+    model = ["--model", job / "model", "--layer", "layers.0"]
+    assert (
+        invoke("activations", *model, "--corpus", job / "corpus.jsonl", "--out", stage, "-q").exit_code == 0
+    )
+    for arguments in (["select", stage, "-k", 3], ["evaluate", stage]):
+        result = invoke(*arguments)
+        assert result.exit_code == 1
+        assert "folder of a single stage" in result.stderr
+        assert "--out of `finescope curate`" in result.stderr
+
+
+def test_an_unusable_device_is_named_without_a_layer(job: Path, tmp_path: Path) -> None:
+    model = ["--model", job / "model", "--device", "nonsense"]
+    result = invoke("activations", *model, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts")
+    assert result.exit_code == 1
+    assert "device 'nonsense' can't be used" in result.stderr

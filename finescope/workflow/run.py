@@ -324,6 +324,10 @@ def open_run(folder: Path, reporter: Reporter | None = None, changes: dict[str, 
         raise InputError(
             f"{folder} holds no finished run ({MANIFEST} is missing); give the --out of `finescope curate`"
         )
-    configuration = read_json(path)["configuration"]
+    configuration = read_json(path).get("configuration")
+    if not isinstance(configuration, dict):
+        raise InputError(
+            f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
+        )
     configuration["out"] = str(folder)
     return Run(Job.from_dict({**configuration, **(changes or {})}), reporter)
