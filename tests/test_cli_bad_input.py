@@ -67,10 +67,11 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "target without text": (
         "targets",
         lambda f: write_jsonl(f / "t.jsonl", [{"id": "a", "text": "cats purr"}, {"id": "b", "text": " "}]),
-        ("t.jsonl:2", "no text"),
+        ("t.jsonl:2", "no text; write one or remove the row"),
     ),
     "wrong model path": ("model", lambda f: f / "no-model", ("no-model",)),
     "wrong hookpoint": ("layer", lambda _: "layers.7", ("layers.7", "encoder.layer.0")),
+    "wrong device": ("device", lambda _: "nonsense", ("device 'nonsense' can't be used",)),
     "no SAE": ("sae", lambda f: f / "no-sae", ("no-sae",)),
     "wrong label column": ("label_column", lambda _: "topic", ("'topic'", "label")),
     "wrong target label": ("target_label", lambda _: "sports", ("'sports'", "sky")),

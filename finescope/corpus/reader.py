@@ -140,7 +140,7 @@ class Corpus:
             unique.add(row.id)
             if row.empty:
                 if self._empty == "error":
-                    raise InputError(f"{row.place}: the row has no text; remove it, or allow empty rows")
+                    raise InputError(f"{row.place}: the row has no text; write one or remove the row")
                 empty, first_empty = empty + 1, first_empty or row.place
             count += 1
             characters += len(row.text) if row.text is not None else len(row.content)

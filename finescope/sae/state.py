@@ -104,7 +104,8 @@ def load_state(
                 since_fired.copy_(file.get_tensor("since_fired"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
         raise StoreError(
-            f"{path} is damaged and can't be resumed from ({error}); pass resume=False to start over"
+            f"{path} is damaged and can't be resumed from ({error}); delete it to start over (from Python: "
+            "resume=False)"
         ) from error
     return position
 
@@ -121,5 +122,5 @@ def _check_identity(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) 
     if differences:
         raise InputError(
             f"{path} is of a run with other settings or data ({'; '.join(differences)}); restore them, choose"
-            " another output directory, or pass resume=False to start over"
+            " another output directory, or delete that file to start over (from Python: resume=False)"
         )
