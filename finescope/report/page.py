@@ -16,8 +16,8 @@ code,pre{font:.86em/1.5 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",mon
 code{overflow-wrap:anywhere}
 pre{background:var(--soft);padding:1rem;border-radius:6px;overflow-x:auto}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.75rem;margin:1.5rem 0}
-.facts div{background:var(--soft);border-radius:8px;padding:.8rem 1rem}
-.facts b{display:block;font-size:1.35rem;line-height:1.25;color:var(--accent);font-variant-numeric:tabular-nums}
+.facts div{background:var(--soft);border-radius:8px;padding:.8rem .75rem}
+.facts b{display:block;font-size:1.25rem;line-height:1.35;white-space:nowrap;color:var(--accent);font-variant-numeric:tabular-nums}
 .facts span{font-size:.85rem;color:var(--muted)}
 .warn{background:#fff7ed;border-left:3px solid var(--off);padding:.6rem .9rem;margin:.75rem 0}
 .note{color:var(--muted);font-size:.9rem}
