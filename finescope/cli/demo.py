@@ -106,12 +106,12 @@ def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     click.echo(f"\nMeans over {len(found.topics)} topics ({', '.join(found.topics)}):\n")
     click.echo(table_of([line.to_dict() for line in found.averaged]))
     ahead = found.ahead()
-    counts = ", ".join(f"{name} {found.wins(name)}" for name in ahead)
+    counts = "; ".join(f"{name} {found.wins(name)}" for name in ahead)  # names hold commas
     click.echo(f"\nTopics (of {len(found.topics)}) on which the default recipe is ahead of: {counts}.")
     behind = [name for name, better in ahead.items() if not better]
     click.echo(
         "On average the default recipe is ahead of "
-        f"{', '.join(name for name, better in ahead.items() if better) or 'nothing'}"
-        + (f", and behind {', '.join(behind)}." if behind else ".")
+        f"{'; '.join(name for name, better in ahead.items() if better) or 'nothing'}"
+        + (f", and behind {'; '.join(behind)}." if behind else ".")
     )
     click.echo(f"report: {out / 'report.html'} ({duration(found.outcome.seconds)})")
