@@ -169,6 +169,10 @@ class CodeStoreWriter:
         """Facts in the manifest."""
         return self._shards.facts
 
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the manifest, which is written with the next shard."""
+        self._shards.describe(**facts)
+
     def finish(self, **facts: Any) -> None:
         """Declare the store complete, adding last facts to the manifest.
 

@@ -153,8 +153,10 @@ def embed_rows(
             if corpus is None:
                 RowChain().expect(rows, writer.facts)
         else:
-            if corpus is not None and corpus.stats is None:
-                corpus.scan()
+            own_ids = True
+            if corpus is not None:
+                own_ids = (corpus.stats or corpus.scan()).own_ids > 0
+            writer.describe(own_ids=own_ids)
             source = iter(corpus.rows(records=bool(keep_columns)) if corpus is not None else rows)
             _embed_all(tap, pooler, source, writer, dense, keep_columns, shard_rows, progress)
     return CodeStore(directory)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_job import save_job
+from cli_job import save_job, write_jsonl
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
@@ -103,3 +104,24 @@ def test_an_unusable_device_is_named_without_a_layer(job: Path, tmp_path: Path) 
     result = invoke("activations", *model, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts")
     assert result.exit_code == 1
     assert "device 'nonsense' can't be used" in result.stderr
+
+
+def test_made_up_ids_make_no_row_a_target(job: Path, tmp_path: Path) -> None:
+    place = ["--model", job / "model", "--layer", "layers.0"]
+    assert (
+        invoke("activations", *place, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "a").exit_code
+        == 0
+    )
+    assert invoke("train", tmp_path / "a", "--out", tmp_path / "sae", "--epochs", 1).exit_code == 0
+    for folder, source in (("many", "corpus"), ("few", "seeds")):
+        lines = (job / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [{"text": json.loads(line)["text"]} for line in lines]
+        (tmp_path / f"{folder}-rows").mkdir()
+        file = write_jsonl(tmp_path / f"{folder}-rows" / "rows.jsonl", rows)
+        arguments = [*place, "--sae", tmp_path / "sae", "--corpus", file, "--out", tmp_path / folder]
+        assert invoke("embed", *arguments).exit_code == 0
+    scores = tmp_path / "scores.parquet"
+    assert invoke("score", tmp_path / "many", tmp_path / "few", "--out", scores).exit_code == 0
+    table = pq.read_table(scores)
+    assert table.column("id")[0].as_py() == "rows:0"
+    assert not any(table.column("is_target").to_pylist())

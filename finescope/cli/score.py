@@ -30,7 +30,8 @@ def command(
     """Score every row of CORPUS_CODES against TARGET_CODES, both written by `finescope embed`.
 
     The table has one line per row, in the order of the corpus: score, nearest target and its cosine, tokens.
-    Rows whose id is that of a target are marked, so that `finescope select` leaves them out.
+    Rows whose id is that of a target are marked, so that `finescope select` leaves them out; ids that were
+    made up don't count. Copies of a target's text under another id are found by `finescope curate` only.
 
     \b
     Examples:

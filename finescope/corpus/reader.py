@@ -42,6 +42,8 @@ class CorpusStats:
     """Characters of text in all rows."""
     first_empty: str | None
     """Place of the first row without text."""
+    own_ids: int
+    """Rows with an id of their own; those of the others were made up."""
 
 
 class Corpus:
@@ -134,7 +136,7 @@ class Corpus:
                 id that occurs twice, an empty row under policy "error"; or no rows, or no row with text.
         """
         unique = UniqueIds(self._ids_again)
-        count = empty = characters = 0
+        count = empty = characters = own_ids = 0
         first_empty: str | None = None
         for row in self._parse(records):
             unique.add(row.id)
@@ -143,6 +145,7 @@ class Corpus:
                     raise InputError(f"{row.place}: the row has no text; write one or remove the row")
                 empty, first_empty = empty + 1, first_empty or row.place
             count += 1
+            own_ids += not row.generated_id
             characters += len(row.text) if row.text is not None else len(row.content)
             yield row
         if count == 0:
@@ -153,7 +156,7 @@ class Corpus:
                 "name the column that holds the text"
             )
         unique.close()
-        self.stats = CorpusStats(count, empty, characters, first_empty)
+        self.stats = CorpusStats(count, empty, characters, first_empty, own_ids)
 
     def _ids_again(self) -> Iterator[tuple[str, str]]:
         for row in self._parse(records=False):
@@ -173,7 +176,8 @@ class Corpus:
                     text, row_id = self._pick(list(record), place)
                 content, messages = parse_content(record.get(text), text, place)
                 own = parse_id(record.get(row_id), row_id, place) if row_id else None
-                yield Row(own or f"{stem}:{number}", content, messages, record if records else {}, place)
+                kept = record if records else {}
+                yield Row(own or f"{stem}:{number}", content, messages, kept, place, not own)
                 if left is not None:
                     left -= 1
                     if left == 0:

@@ -33,6 +33,8 @@ class Row:
     """All columns of the row as read; {} where only text and id were asked for."""
     place: str = ""
     """``file:line`` for JSONL, ``file:row n`` (from 0) for tables: for error messages."""
+    generated_id: bool = field(default=False, compare=False)
+    """Whether ``id`` was made up."""
 
     @property
     def content(self) -> str:

@@ -213,7 +213,8 @@ def score_stores(
         targets: codes of Q targets, made by the same SAE.
         recipe: pooling, weighting and scorer.
         top_m: of the scorer ``top_m_mean``.
-        is_target: bool [N]; None marks the rows whose id is that of a target.
+        is_target: bool [N]; None marks the rows whose id is that of a target, unless
+            the targets' ids were made up.
         prepared: the corpus prepared for this recipe, when there is one already; ``target_codes`` goes with
         it. target_codes: the targets pooled as the recipe wants.
 
@@ -230,7 +231,8 @@ def score_stores(
     ids, target_ids = corpus.ids(), targets.ids()
     table = prepared.score(target_codes, recipe.scorer, m=top_m)
     if is_target is None:
-        known = set(target_ids)
+        # Made-up ids say nothing: two files of one name have the same ones.
+        known = set(target_ids) if targets.facts.get("own_ids", True) else set()
         is_target = np.fromiter((row in known for row in ids), np.bool_, len(ids))
     settings = {
         "preset": recipe.name,
