@@ -125,3 +125,17 @@ def test_made_up_ids_make_no_row_a_target(job: Path, tmp_path: Path) -> None:
     table = pq.read_table(scores)
     assert table.column("id")[0].as_py() == "rows:0"
     assert not any(table.column("is_target").to_pylist())
+
+
+def test_tokens_announced_are_counted_and_the_default_layer_is_named(job: Path, tmp_path: Path) -> None:
+    odd = [{"text": "one"}] * 250 + [{"text": "x" * 50_000}]
+    corpus = write_jsonl(tmp_path / "odd.jsonl", odd)
+    result = invoke(
+        "curate", "--model", job / "model", "--targets", job / "seeds.jsonl",
+        "--corpus", corpus, "--out", tmp_path / "out", "--set", "training.num_epochs=1", "--draws", 0,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert f"about {manifest['stages']['train']['tokens']:,} tokens" in result.stderr
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "the last block, encoder.layer." in page

@@ -10,9 +10,13 @@ from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_tra
 from finescope.workflow.progress import duration
 
 if TYPE_CHECKING:
+    from finescope.corpus.row import Row
     from finescope.workflow.run import Run
 
-PROBE_ROWS = 48
+PROBE_ROWS, PROBE_COPIES = 24, 3
+"""Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
+COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
+"""Rows whose tokens are counted, at most, to tell tokens from characters."""
 
 
 def preview(run: Run) -> str:
@@ -22,14 +26,20 @@ def preview(run: Run) -> str:
     """
     job, corpus = run.job, run.corpus
     stats = corpus.scan() if corpus.stats is None else corpus.stats
-    rows = [row for row in itertools.islice(corpus.rows(records=False), 4 * PROBE_ROWS) if not row.empty]
-    rows = rows[:PROBE_ROWS]
-    start = time.monotonic()
-    tokens = sum(document.activations.shape[0] for document in run.tap.run(rows))
-    seconds_per_token = (time.monotonic() - start) / max(1, tokens)
-    characters = sum(len(row.content) for row in rows)
+    rows: list[Row] = []
+    characters = tokens = 0
+    for row in itertools.islice(corpus.rows(records=False), COUNTED_ROWS):
+        rows.append(row)
+        characters += len(row.content)
+        tokens += run.tap.windower.count([row])[0]
+        if characters >= COUNTED_CHARACTERS:
+            break
     per_token = characters / tokens if tokens else CHARACTERS_PER_TOKEN
     total = stats.characters / max(per_token, 1e-6)
+    probe = [row for row in rows if not row.empty][:PROBE_ROWS]
+    start = time.monotonic()
+    timed = sum(document.activations.shape[0] for document in run.tap.run(probe * PROBE_COPIES))
+    seconds_per_token = (time.monotonic() - start) / max(1, timed)
     model = total * seconds_per_token
     parts = [f"about {total:,.0f} tokens through layer {run.tap.layer}"]
     training = 0.0
