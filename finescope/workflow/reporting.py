@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.report.build import RunData, explain_rows, rows_to_read, settings_text, write_report
 from finescope.workflow import stages
+from finescope.workflow.layout import CORPUS_CODES
 from finescope.workflow.progress import counted
 from finescope.workflow.scoring import texts_of
 
@@ -82,13 +83,18 @@ def _asked(run: Run, selection: Selection) -> list[tuple[str, str]]:
     }
     return [
         ("Model", job.model or "none needed: the codes were there"),
-        ("Layer", job.layer or "the last block"),
+        ("Layer", job.layer or f"the last block{_name_of_layer(run)}"),
         ("Targets", f"{job.targets} ({len(run.prepared()[1])} rows)"),
         ("Corpus", ", ".join(job.corpus)),
         ("Autoencoder", sae),
         ("Recipe", f"{recipe.name}: {recipe.summary}"),
         ("Selection", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in limits.items())),
     ]
+
+
+def _name_of_layer(run: Run) -> str:
+    source = run.store(CORPUS_CODES).facts.get("source") or {}
+    return f", {source['layer']}" if source.get("layer") else ""
 
 
 def _warnings(scored: ScoredRows, selection: Selection, metrics: dict[str, Any]) -> list[str]:
