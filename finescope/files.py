@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_ROOM[errno.EFBIG] = "the file-size limit is reached"
 _NO_ROOM[errno.EROFS] = "the file system is read-only"
 _NO_ROOM[errno.EACCES] = "permission is denied"
+_NO_ROOM[errno.EPERM] = "the system does not permit it"
 _NO_ROOM[errno.ENOTDIR] = _NO_ROOM[errno.EEXIST] = "a part of the path is a file, not a folder"
 _NO_ROOM[errno.EISDIR] = "it is a folder"
 _NO_ROOM[errno.ENAMETOOLONG] = "the name is too long"
@@ -143,7 +145,10 @@ def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappi
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        temporary.chmod(mode)  # the library makes files that only their owner may read
         _sort_metadata(temporary)
 
 

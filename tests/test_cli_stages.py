@@ -40,6 +40,10 @@ def test_stage_by_stage_equals_the_whole(job: Path, tmp_path: Path) -> None:
     for step in steps:
         result = invoke(*step)
         assert result.exit_code == 0, (step, result.stderr)
+    again = invoke(*steps[1])
+    assert again.exit_code == 0
+    assert "training: done before" in again.stderr
+    assert "steps/s" not in again.stderr
     whole = invoke(
         "curate", *model, "--targets", job / "seeds.jsonl", "--corpus", job / "corpus.jsonl", "--out",
         tmp_path / "whole", "-k", 7, *sizes,

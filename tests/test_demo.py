@@ -99,6 +99,11 @@ def test_text_demo_measures_several_topics(tmp_path: Path, monkeypatch: pytest.M
     assert result.exit_code == 0, result.stderr
     assert "Means over 2 topics (asyncio, email)" in result.stdout
     assert re.search(r"codes: default +[01]\.\d+", result.stdout)
+    compared = re.search(r"default recipe is ahead of: (.*)\.$", result.stdout, re.MULTILINE)
+    assert compared is not None
+    assert {"TF-IDF, contrast", "codes: default + TF-IDF"} <= {
+        name.rstrip("012 ") for name in compared[1].split("; ")
+    }
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The same for 2 target domains" in page
     seeds = (tmp_path / "out" / "seeds.jsonl").read_text().splitlines()

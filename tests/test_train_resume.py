@@ -195,6 +195,19 @@ def test_refuses_to_resume_with_other_data_or_shape_unless_starting_over(
     assert [record["step"] for record in records(tmp_path)][:2] == [3, 5]
 
 
+def test_refuses_fewer_epochs_than_were_finished(tmp_path: Path, x: torch.Tensor) -> None:
+    train_sae(x, SAE, replace(CFG, num_epochs=3), out_dir=tmp_path, progress=False)
+    with pytest.raises(InputError, match=r"finished 3 epochs, more than the 2 asked for"):
+        train_sae(x, SAE, replace(CFG, num_epochs=2), out_dir=tmp_path, progress=False)
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path, x: torch.Tensor) -> None:
+    train_sae(x, SAE, replace(CFG, num_epochs=1), out_dir=tmp_path, progress=False)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len(modes) >= 3
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_starting_over_forgets_the_old_state_at_once(tmp_path: Path, x: torch.Tensor) -> None:
     train_sae(x, SAE, CFG, out_dir=tmp_path, progress=False)
     with pytest.raises(StopHereError):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -257,3 +258,11 @@ def test_codes(call: Callable[[Any, Any], Any]) -> None:
         call(codes, torch.ones(3, 4))
     with pytest.raises(TypeError, match="queries must be SparseCodes, got Tensor"):
         call(torch.ones(3, 4), codes)
+
+
+def test_arrays_of_other_libraries_are_named() -> None:
+    rows = np.zeros((2, 3), dtype=np.float32)
+    with pytest.raises(TypeError, match=r"x must be a torch tensor \[B, D\], got ndarray"):
+        ops.topk_encode(rows, rows, None, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"queries must be a torch tensor \[Q, D\], got ndarray"):
+        ops.cosine_topk(rows, torch.zeros(2, 3), 1)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class ErrorPrinter(click.Group):
         except (click.exceptions.Exit, click.ClickException):
             raise
         except (KeyboardInterrupt, click.Abort):
-            explain("interrupted", "Finished parts are kept; run the same command again to go on from there.")
+            explain("interrupted", "finished parts are kept; run the same command again to go on from there.")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             ctx.exit(1)  # the reader of our output went away; there is nobody to tell

@@ -189,17 +189,19 @@ class Corpus:
         if text is None and self._text_column == "text":
             text = next((name for name in _CHAT_COLUMNS if name in columns), None)
         if text is None:
-            raise InputError(f"{place}: {_no_column(self._text_column, columns)}")
+            raise InputError(f"{place}: {_no_column(self._text_column, columns, 'text')}")
         if self._id_column in columns:
             return text, self._id_column
         if self._id_column != "id":  # asked for by name, so generating ids would hide a slip of the pen
-            raise InputError(f"{place}: {_no_column(self._id_column, columns)}")
+            raise InputError(f"{place}: {_no_column(self._id_column, columns, 'id')}")
         return text, None
 
 
-def _no_column(wanted: str, columns: Sequence[str]) -> str:
+def _no_column(wanted: str, columns: Sequence[str], kind: str) -> str:
     near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "name one of these"
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"name one of these with --{kind}-column ({kind}_column=)"
+    )
     return f"no column {wanted!r}; there are {', '.join(map(repr, columns)) or 'no columns'}; {hint}"
 
 

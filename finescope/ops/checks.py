@@ -22,6 +22,8 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _matrix(tensor: Tensor, name: str, letters: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch tensor [{letters}], got {type(tensor).__name__}")
     if tensor.dim() != 2:
         raise ValueError(f"{name} must have shape [{letters}], got {_shape(tensor)}")
 

@@ -299,8 +299,9 @@ def _methods_note(data: RunData) -> str:
         return ""
     return (
         "The bold line made this selection. Intervals are bootstrap intervals: over targets drawn with "
-        "replacement, for "
-        "random over orders. Lift is precision divided by that of a random order."
+        "replacement, for random over orders. A draw that holds some targets twice lacks others, so its "
+        "value is lower, and that of all targets lies near the upper end. Lift is precision divided by that "
+        "of a random order."
     )
 
 

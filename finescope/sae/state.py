@@ -74,6 +74,15 @@ def save_state(
     )
 
 
+def finished_epochs(path: Path) -> int | None:
+    """Return the epochs that the run of a state file has finished; None without a readable one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["finescope"])["position"]["epoch"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def load_state(
     path: Path, sae: SparseAutoencoder, optimiser: SaeAdam, since_fired: Tensor, who: dict[str, Any]
 ) -> Position:

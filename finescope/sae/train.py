@@ -65,7 +65,7 @@ def train_sae(
 
     Raises:
         InputError: unusable activations (shape, type, NaN or infinity: the batch is named), no such device,
-            or ``out_dir`` holds a run with other settings or data.
+            or ``out_dir`` holds a run with other settings or data, or of more epochs.
         StoreError: ``out_dir`` can't be written, or the state in it is damaged.
         FineScopeError: the loss became NaN although the activations are finite.
     """
@@ -116,6 +116,12 @@ class Trainer:
             state = self.out_dir / STATE_NAME
             if resume and state.exists():
                 self.position = load_state(state, self.sae, self.optimiser, self.dead.since_fired, self._who)
+                if self.position.epoch > self.cfg.num_epochs:
+                    raise InputError(
+                        f"{state} is of a run that has finished {self.position.epoch} epochs, more than the"
+                        f" {self.cfg.num_epochs} asked for; ask for as many, choose another output directory,"
+                        " or delete that file to start over (from Python: resume=False)"
+                    )
                 self.window.restore(self.position.sums["window"])
                 self.epoch_means.restore(self.position.sums["epoch"])
                 self.sae.save(self.out_dir)  # the run may have been killed between the two

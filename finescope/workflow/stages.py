@@ -108,12 +108,17 @@ def train(
 ) -> SparseAutoencoder:
     """Train an SAE on a store, resuming from the last checkpoint in ``folder``."""
     from finescope.sae import train_sae
+    from finescope.sae.state import STATE_NAME, finished_epochs
 
     latents = plan.sae.latents(store.width)
     reporter.say(
         f"training: {latents:,} latents on {store.num_tokens:,} tokens of width {store.width}, "
         f"{plan.training.num_epochs} epochs, {plan.steps:,} steps of {plan.training.batch_tokens} tokens"
     )
+    if finished_epochs(folder / STATE_NAME) == plan.training.num_epochs:
+        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False)
+        reporter.say("training: done before")
+        return sae
     with reporter.task("training", plan.steps, "steps") as task:
 
         def show(record: dict[str, Any]) -> None:
