@@ -37,6 +37,8 @@ class RunData:
     target_ids: Sequence[str]
     selected: NDArray[np.int64]
     """int64 [R], best first."""
+    is_target: NDArray[np.bool_]
+    """bool [N], rows that are targets themselves."""
     prepared: CorpusScorer
     targets: SparseCodes
     scorer: str
@@ -158,12 +160,14 @@ def _figures(folder: Path, data: RunData) -> list[Figure]:
     if data.labels is not None and labelled:
         wanted = set(data.target_labels)
         positive = np.fromiter((name in wanted for name in data.labels), np.bool_, len(data.labels))
-    scores = np.where(table.valid, table.score, np.nan)
+    scores = np.where(table.valid & ~data.is_target, table.score, np.nan)
     cut = float(table.score[data.selected].min()) if len(data.selected) else None
     plots.score_histogram(folder / "scores.png", scores, cut, positive=positive)
     figures.append(
         Figure(
-            folder / "scores.png", "Scores", "How many rows have which score, and where the selection cuts."
+            folder / "scores.png",
+            "Scores",
+            "How many rows have which score (targets left out), and where the selection cuts.",
         )
     )
     if labelled:

@@ -156,7 +156,7 @@ def score_histogram(
             )
         if len(values):
             ax.set_yscale("log")
-        ax.set(title="Scores of all rows", xlabel="score", ylabel="rows (log scale)")
+        ax.set(title="Scores", xlabel="score", ylabel="rows (log scale)")
         if cut is not None and np.isfinite(cut):
             above = int((values >= cut).sum())
             ax.axvline(

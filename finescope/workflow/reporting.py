@@ -33,6 +33,7 @@ def write_run_report(
         ids=scored.ids,
         target_ids=scored.target_ids,
         selected=selection.indices,
+        is_target=scored.is_target,
         prepared=prepared,
         targets=targets,
         scorer=recipe.scorer,

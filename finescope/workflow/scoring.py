@@ -213,10 +213,10 @@ def score_stores(
         targets: codes of Q targets, made by the same SAE.
         recipe: pooling, weighting and scorer.
         top_m: of the scorer ``top_m_mean``.
-        is_target: bool [N]; None marks the rows whose id is that of a target, unless
-            the targets' ids were made up.
-        prepared: the corpus prepared for this recipe, when there is one already; ``target_codes`` goes with
-        it. target_codes: the targets pooled as the recipe wants.
+        is_target: bool [N]; None marks the rows whose id is that of a target, unless the targets' ids were
+            made up.
+        prepared: the corpus prepared for this recipe, when there is one already.
+        target_codes: the targets pooled as the recipe wants; goes with ``prepared``.
 
     Raises:
         InputError: the two stores come from different SAEs, or the targets have no latent.
