@@ -66,6 +66,9 @@ def test_wrong_use() -> None:
 def test_saved_and_mapped(tmp_path: Path) -> None:
     queries, matrix = torch.randn(9, 64), torch.randn(3000, 64)
     PackedMatrix(matrix).save(tmp_path / "corpus.safetensors")
+    (tmp_path / "plain").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("corpus.safetensors", "plain")]
+    assert modes[0] == modes[1]  # whoever may read other files may read this one
     loaded = PackedMatrix.load(tmp_path / "corpus.safetensors", matrix)
     assert len(loaded) == 3000
     assert_same_bytes(loaded.search(queries, 8), ops.cosine_topk(queries, matrix, 8))

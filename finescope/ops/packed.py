@@ -166,10 +166,14 @@ class PackedMatrix:
             return call("cosine_topk_packed", queries, self.matrix, self.packed, *args)  # type: ignore[no-any-return]
 
     def save(self, path: str | Path) -> None:
-        """Write the packed copy (not the matrix) to a safetensors file."""
-        from safetensors.torch import save_file
+        """Write the packed copy (not the matrix) to a safetensors file.
 
-        save_file({"packed": self.packed}, str(path), metadata={"metric": self.metric})
+        Raises:
+            StoreError: the disk is full, or the place can't be written to.
+        """
+        from finescope.files import write_tensors
+
+        write_tensors(path, {"packed": self.packed}, {"metric": self.metric})
 
     @classmethod
     def load(cls, path: str | Path, matrix: Tensor) -> PackedMatrix:
