@@ -138,8 +138,8 @@ def test_what_is_multiplied() -> None:
 @pytest.mark.skipif(not ON_CPU, reason="makes torch refuse products")
 @pytest.mark.parametrize("screen", ["auto", "int8"])
 def test_products_that_torch_refuses(screen: str) -> None:
-    """Then bfloat16 is multiplied; where it is refused as well, that is an error."""
-    x, weight = rows("gaussian", 24, 64, torch.float32, 1), rows("gaussian", 1500, 64, torch.float32, 2)
+    """Then bfloat16 is multiplied, for all blocks of rows; where it is refused as well, that is an error."""
+    x, weight = rows("gaussian", 60, 64, torch.float32, 1), rows("gaussian", 1500, 64, torch.float32, 2)
     module = sys.modules["_C_cuda_on_cpu"]
     module.refuse({HALF, INT8})
     try:

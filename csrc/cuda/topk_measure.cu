@@ -1,13 +1,12 @@
 // Rows as the tensor cores multiply them, and how far that is from what they are.
 #include "cuda/launch.h"
-#include "cuda/team_dot.h"
+#include "cuda/pair_dot.h"
 #include "cuda/topk.h"
 
 namespace finescope::cuda {
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 // Rows whose largest magnitude lies outside are left to the exact scan (of x), or always kept (of w): inside,
@@ -57,21 +56,14 @@ struct Eight {
 // The fixed-order norm of a row, by a team for each.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norms_kernel(NormArgs a, bool aligned) {
-  constexpr int kTeams = kThreads / kTeam;
   for (int64_t base = blockIdx.x * static_cast<int64_t>(kTeams); base < a.n;
        base += gridDim.x * static_cast<int64_t>(kTeams)) {
     const int64_t row = base + threadIdx.x / kTeam;
     // All teams of a warp take part in its exchanges.
     const T* x = static_cast<const T*>(a.rows.data) + (row < a.n ? row : base) * a.rows.stride;
-    double lane[kOwn] = {};
-#pragma unroll 4
-    for (int64_t d = threadIdx.x % kTeam * kOwn; d < a.D; d += kLanes) {
-      double own[kOwn];
-      load_own(x, d, a.D, aligned, own);
-#pragma unroll
-      for (int o = 0; o < kOwn; ++o) lane[o] = add_product<(sizeof(T) < 8)>(lane[o], own[o], own[o]);
-    }
-    const double norm = sqrt(sum_team(lane));
+    double square, none;
+    pair_dot<false, T>(x, x, a.D, aligned, &square, &none);
+    const double norm = sqrt(square);
     if (row >= a.n || threadIdx.x % kTeam != 0) continue;
     if (a.norm != nullptr) a.norm[row] = norm;
     if (a.state != nullptr) a.state[row] = isfinite(norm) ? kScreened : kBad;
@@ -233,7 +225,6 @@ void measure(const MeasureArgs& a, cudaStream_t stream) {
 
 void launch_norms(const NormArgs& a, cudaStream_t stream) {
   if (a.n == 0) return;
-  constexpr int64_t kTeams = kThreads / kTeam;
   const int64_t blocks = (a.n + kTeams - 1) / kTeams;
   with_type(a.rows.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

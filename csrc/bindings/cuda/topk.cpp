@@ -163,7 +163,8 @@ class Search {
         launch_norms({args.w, p_.N, p_.D, args.bias, nullptr, nullptr, broken_}, stream_);
       }
     } else {
-      if (!screen(args, measure, first, copy_for(args.R))) screen(args, measure, first, Copy::bf16);
+      refused_ = refused_ || !screen(args, measure, first, copy_for(args.R));
+      if (refused_) screen(args, measure, first, Copy::bf16);
       launch_shrink(args, stream_);
       launch_rescore(args, stream_);
     }
@@ -204,8 +205,10 @@ class Search {
     if (!(open > -std::numeric_limits<float>::max())) open = -std::numeric_limits<float>::infinity();
     launch_begin(args, open, stream_);
     Tensor products = make({args.R * chunk_}, integers ? ScalarType::Int : ScalarType::Float);
-    const double rounding =
-        integers ? 0.0 : rounding_of(screen_ == Screen::f32 ? screen_ : Screen::half, p_.D);
+    const double rounding = rounding_of(integers                 ? Screen::i8
+                                        : screen_ == Screen::f32 ? Screen::f32
+                                                                 : Screen::half,
+                                        p_.D);
     // What is known of the rows of w: of all, where nothing has to be copied for every block of rows of x.
     const bool once = !copied && p_.N <= kMeasuredRows;
     Tensor columns = once && columns_ ? *columns_ : make({once ? p_.N : chunk_, 4}, ScalarType::Float);
@@ -248,6 +251,7 @@ class Search {
   int64_t rows_, parts_, capacity_, chunk_;
   int32_t* broken_ = nullptr;
   std::optional<Tensor> columns_;  // measures of all rows of w
+  bool refused_ = false;           // torch does not multiply what a screen asked for: bfloat16 from then on
 };
 
 void check_rows(const Tensor& x, const Tensor& w, int64_t k, const char* op, const char* name) {
