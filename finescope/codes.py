@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.files import write_tensors
+from finescope.storage.files import write_tensors
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finescope import shards
 from finescope.codes import SparseCodes
 from finescope.errors import StoreError
-from finescope.files import PathLike, advise
-from finescope.shards import ShardWriter, id_column, printable
+from finescope.storage import shards
+from finescope.storage.files import PathLike, advise
+from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")

@@ -16,8 +16,8 @@ from finescope.codes import SparseCodes
 from finescope.codestore import CodeStore, CodeStoreWriter
 from finescope.corpus.reader import Corpus
 from finescope.errors import InputError
-from finescope.files import PathLike, sha256_tensors
 from finescope.pooler import POOLINGS, Encoder, PooledRows, Pooler, ShardBuilder
+from finescope.storage.files import PathLike, sha256_tensors
 
 if TYPE_CHECKING:
     from finescope.activations.tap import ActivationTap

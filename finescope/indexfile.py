@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.files import PathLike, atomic_path, sha256_json
 from finescope.mapped import Mapping as FileMapping
 from finescope.ops.schemas import call
+from finescope.storage.files import PathLike, atomic_path, sha256_json
 
 FORMAT = "finescope-index"
 _VERSION = 3  # 2: packed copies that may hold a common mean; 3: none in bfloat16

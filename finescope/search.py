@@ -14,7 +14,6 @@ from torch import Tensor
 
 from finescope import indexfile
 from finescope.codes import SparseCodes
-from finescope.files import PathLike
 from finescope.indexrows import Part, Rows, as_device, as_ids, as_part, as_tensor, is_sparse, width_of
 from finescope.mapped import PACKED_BYTES, READ_BYTES, BlockedRows, native
 from finescope.ops import checks, cosine_topk, pair_scores, sparse_cosine_topk, sparse_pair_scores
@@ -22,6 +21,7 @@ from finescope.ops.engine import NEVER, ordered
 from finescope.ops.packed import PackedCache
 from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.schemas import call
+from finescope.storage.files import PathLike
 from finescope.streaming import DEFAULT_MEMORY, part_device, stream
 
 _SPARSE = ("indptr", "indices", "values")

@@ -157,7 +157,7 @@ def test_full_disk_leaves_no_half_written_result(
 ) -> None:
     import errno
 
-    from finescope import files
+    from finescope.storage import files
 
     real = files._flush
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from finescope.workflow import progress
-from finescope.workflow.progress import Reporter, counted, duration
+from finescope import progress
+from finescope.progress import Reporter, counted, duration
 
 
 class Terminal(io.StringIO):

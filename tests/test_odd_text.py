@@ -20,9 +20,9 @@ from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
 from finescope.embeddings import embed_rows
 from finescope.errors import InputError, StoreError
-from finescope.files import read_json, write_json
 from finescope.sae import SparseAutoencoder
-from finescope.shards import ShardWriter
+from finescope.storage.files import read_json, write_json
+from finescope.storage.shards import ShardWriter
 
 HALF = "\ud83d"  # what is left of an emoji that was cut in two
 

@@ -20,7 +20,7 @@ import finescope
 from finescope import Index, SparseCodes, mapped, ops, search
 from finescope.codestore import CodeStore, CodeStoreWriter
 from finescope.errors import StoreError
-from finescope.files import map_tensors
+from finescope.storage.files import map_tensors
 
 KINDS = ["gaussian", "grid", "duplicates", "near", "equal"]
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
-from finescope import files, shards
 from finescope.activations import ActivationStore, ActivationTap, store_activations
 from finescope.codestore import CodeStore
 from finescope.config import SaeConfig
@@ -26,6 +25,7 @@ from finescope.corpus import Row, open_corpus
 from finescope.embeddings import embed_rows
 from finescope.errors import StoreError
 from finescope.sae import SparseAutoencoder
+from finescope.storage import files, shards
 
 ROWS = make_rows(40, longest=12)
 RECORDS = [{"id": row.id, "text": row.text} for row in ROWS]

@@ -15,7 +15,7 @@ from finescope.activations.tap import ActivationTap
 from finescope.corpus.reader import Corpus
 from finescope.corpus.row import Row
 from finescope.errors import InputError, StoreError
-from finescope.files import PathLike
+from finescope.storage.files import PathLike
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, tokens done)."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from finescope import hub
 from finescope.errors import InputError
-from finescope.files import PathLike
+from finescope.storage.files import PathLike
 
 
 def load_model(

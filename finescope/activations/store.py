@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finescope import shards
 from finescope.activations.tap import DocumentActivations
 from finescope.errors import StoreError
-from finescope.files import PathLike
-from finescope.shards import ShardWriter, id_column, printable
+from finescope.storage import shards
+from finescope.storage.files import PathLike
+from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-activations"
 _TENSORS = ("activations", "offsets", "token_ids")

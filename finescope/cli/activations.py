@@ -41,8 +41,8 @@ def command(
       finescope activations --model MODEL --layer layers.10 --corpus corpus.jsonl \\
           --max-tokens 2000000 --out activations/
     """
+    from finescope.progress import Reporter
     from finescope.workflow import stages
-    from finescope.workflow.progress import Reporter
 
     job = options.job_from(config_path, overrides, {"out": given.pop("out") or "activations", **given})
     options.need(job, "model", "corpus")

@@ -70,7 +70,7 @@ def command(
     A row needs a `text` column (or `messages`); `id` is made up where it is missing. Targets that occur in
     the corpus, by id or by text, are never selected.
     """
-    from finescope.workflow.progress import Reporter, duration
+    from finescope.progress import Reporter, duration
     from finescope.workflow.run import Run
 
     job = options.job_from(config_path, overrides, given)

@@ -89,7 +89,7 @@ def _synthetic(out: Path, quiet: bool, given: dict[str, Any]) -> None:
 
 def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     from finescope.cli.evaluate import table_of
-    from finescope.workflow.progress import Reporter, duration
+    from finescope.progress import Reporter, duration
     from finescope.workflow.textdemo import text_demo
 
     found = text_demo(

@@ -36,8 +36,8 @@ def command(
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus corpus.parquet --out codes/
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
     """
+    from finescope.progress import Reporter
     from finescope.workflow import stages
-    from finescope.workflow.progress import Reporter
 
     job = options.job_from(config_path, overrides, {"out": given.pop("out") or "codes", **given})
     options.need(job, "model", "sae_path", "corpus")

@@ -28,7 +28,7 @@ def command(run: Path, quiet: bool, **given: Any) -> None:
     Example:
       finescope evaluate curated/ --label-column topic --target-label physics
     """
-    from finescope.workflow.progress import Reporter
+    from finescope.progress import Reporter
     from finescope.workflow.run import open_run
 
     changes = {

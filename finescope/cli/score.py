@@ -40,7 +40,7 @@ def command(
       finescope score codes/ seed-codes/ --weights idf --scorer top_m_mean --top-m 5
     """
     from finescope.codestore import CodeStore
-    from finescope.workflow.progress import Reporter
+    from finescope.progress import Reporter
     from finescope.workflow.scoring import score_stores, write_scores
 
     job = options.job_from(config_path, overrides, given)

@@ -45,7 +45,7 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
       finescope select curated/ --preset paper
       finescope select scores.parquet --corpus corpus.jsonl -k 500 --out picked.jsonl
     """
-    from finescope.workflow.progress import Reporter
+    from finescope.progress import Reporter
 
     reporter = Reporter(quiet=quiet)
     if source.is_dir():

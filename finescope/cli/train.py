@@ -46,8 +46,8 @@ def command(
       finescope train activations/ --out sae/ --num-latents 16384 -k 64 --epochs 2
     """
     from finescope.activations import ActivationStore
+    from finescope.progress import Reporter
     from finescope.workflow import stages
-    from finescope.workflow.progress import Reporter
 
     fields = {"sae.num_latents": num_latents, "sae.k": sparsity, "training.num_epochs": epochs, "out": out}
     job = options.job_from(config_path, overrides, {**fields, **given})

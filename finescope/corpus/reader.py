@@ -22,7 +22,7 @@ from finescope.corpus.formats import (
 from finescope.corpus.ids import UniqueIds
 from finescope.corpus.row import Row, parse_content, parse_id
 from finescope.errors import InputError
-from finescope.files import PathLike
+from finescope.storage.files import PathLike
 
 _CHAT_COLUMNS = ("messages", "conversations")
 _FORMATS = (

@@ -13,7 +13,7 @@ from typing import IO, Any
 from finescope.corpus.formats import JSONL_ENDINGS, Record
 from finescope.corpus.reader import Corpus
 from finescope.errors import InputError
-from finescope.files import PathLike, atomic_path
+from finescope.storage.files import PathLike, atomic_path
 
 _GROUP_ROWS = 10_000
 

@@ -171,7 +171,7 @@ class PackedMatrix:
         Raises:
             StoreError: the disk is full, or the place can't be written to.
         """
-        from finescope.files import write_tensors
+        from finescope.storage.files import write_tensors
 
         write_tensors(path, {"packed": self.packed}, {"metric": self.metric})
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finescope.curation.blocks import resident_codes, unit_rows
-from finescope.files import write_text
 from finescope.report import plots
 from finescope.report.explain import latent_examples, latent_words, score_contributions, strongest
 from finescope.report.html import Figure, LatentShare, Report, SelectedRow, Table, render
+from finescope.storage.files import write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -224,7 +224,7 @@ def _figures(folder: Path, data: RunData) -> list[Figure]:
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
-    from finescope.workflow.progress import duration
+    from finescope.progress import duration
 
     facts = [(f"{len(data.selected):,}", "rows selected"), (f"{len(data.table):,}", "rows scored")]
     facts.append((f"{len(data.target_ids):,}", "targets"))

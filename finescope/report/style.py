@@ -64,7 +64,7 @@ def figure(path: str | Path, width: float = 7.2, height: float = 4.2) -> Iterato
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    from finescope.files import atomic_path
+    from finescope.storage.files import atomic_path
 
     with matplotlib.rc_context(_SETTINGS):
         fig = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from finescope.config import SaeConfig
 from finescope.errors import InputError, StoreError
-from finescope.files import write_json, write_tensors
 from finescope.sae.model import SparseAutoencoder
+from finescope.storage.files import write_json, write_tensors
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae.safetensors"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import InputError, StoreError
-from finescope.files import write_tensors
 from finescope.optim import SaeAdam
 from finescope.sae.model import SparseAutoencoder
+from finescope.storage.files import write_tensors
 
 STATE_NAME = "trainer.safetensors"
 _FORMAT = 1

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import FineScopeError, InputError, StoreError
-from finescope.files import remove_temporaries, write_json
 from finescope.optim import SaeAdam
 from finescope.sae import losses
 from finescope.sae.dead import DeadLatents
@@ -22,6 +21,7 @@ from finescope.sae.model import ForwardOutput, SparseAutoencoder
 from finescope.sae.progress import Meter, Metrics, Progress, Reporter
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
+from finescope.storage.files import remove_temporaries, write_json
 
 METRICS_NAME = "metrics.jsonl"
 SETTINGS_NAME = "training.json"

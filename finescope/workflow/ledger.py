@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finescope.errors import InputError, StoreError
-from finescope.files import read_json, sha256_json, write_json
+from finescope.storage.files import read_json, sha256_json, write_json
 
 FOLDER = "stages"
 

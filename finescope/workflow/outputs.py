@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from finescope.corpus import write_rows
 from finescope.curation.blocks import resident_codes
 from finescope.curation.selection import Selection, select
-from finescope.files import write_json
+from finescope.progress import counted
+from finescope.storage.files import write_json
 from finescope.workflow import evaluate
 from finescope.workflow.layout import (
     CORPUS_CODES,
@@ -19,7 +20,6 @@ from finescope.workflow.layout import (
     SELECTION,
     TARGET_CODES,
 )
-from finescope.workflow.progress import counted
 from finescope.workflow.scoring import ScoredRows, curated_records, write_selection
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
+from finescope.progress import duration
 from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
-from finescope.workflow.progress import duration
 
 if TYPE_CHECKING:
     from finescope.corpus.row import Row

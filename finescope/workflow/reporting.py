@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finescope.progress import counted
 from finescope.report.build import RunData, explain_rows, rows_to_read, settings_text, write_report
 from finescope.workflow import stages
 from finescope.workflow.layout import CORPUS_CODES
-from finescope.workflow.progress import counted
 from finescope.workflow.scoring import texts_of
 
 if TYPE_CHECKING:

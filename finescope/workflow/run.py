@@ -13,7 +13,8 @@ from finescope.curation.exclusion import is_target
 from finescope.curation.scorers import CorpusScorer
 from finescope.curation.selection import Selection
 from finescope.errors import InputError
-from finescope.files import read_json
+from finescope.progress import Reporter, counted, duration
+from finescope.storage.files import read_json
 from finescope.workflow import evaluate as evaluation
 from finescope.workflow import stages
 from finescope.workflow.job import Job
@@ -21,7 +22,6 @@ from finescope.workflow.layout import ACTIVATIONS, CORPUS_CODES, MANIFEST, SAE, 
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.outputs import evaluate_run, select_rows, write_manifest
 from finescope.workflow.preview import preview
-from finescope.workflow.progress import Reporter, counted, duration
 from finescope.workflow.reporting import write_run_report
 from finescope.workflow.scoring import (
     ScoredRows,
@@ -303,7 +303,7 @@ class Run:
         return dict(self._hashes[name])
 
     def _sae_identity(self) -> Any:
-        from finescope.files import sha256_tensors
+        from finescope.storage.files import sha256_tensors
 
         sae = self.train()
         return sha256_tensors(sae.state_dict(), sample=4096)

@@ -15,7 +15,7 @@ from finescope.curation.presets import Preset
 from finescope.curation.scorers import CorpusScorer, ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import InputError, StoreError
-from finescope.files import atomic_path
+from finescope.storage.files import atomic_path
 
 if TYPE_CHECKING:
     from finescope.codes import SparseCodes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, open_corpus
 from finescope.errors import InputError
+from finescope.progress import Reporter
 from finescope.workflow.job import Job
 from finescope.workflow.plan import TrainingPlan, plan_training
-from finescope.workflow.progress import Reporter
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationStore, ActivationTap

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finescope.config import CurationConfig, SaeConfig, TrainingConfig
-from finescope.files import map_tensors, read_json, write_json, write_tensors
+from finescope.storage.files import map_tensors, read_json, write_json, write_tensors
 
 Say = Callable[[str], None]
 DATA = "dummy_data"

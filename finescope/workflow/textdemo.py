@@ -15,11 +15,11 @@ from finescope.corpus.docstrings import Docstring, collect_docstrings, label_cou
 from finescope.curation.blocks import resident_codes
 from finescope.curation.compare import MethodResult, average_results
 from finescope.errors import InputError
-from finescope.files import read_json, sha256_json, write_json, write_text
+from finescope.progress import Reporter
+from finescope.storage.files import read_json, sha256_json, write_json, write_text
 from finescope.workflow import evaluate
 from finescope.workflow.job import Job
 from finescope.workflow.layout import CORPUS_CODES, SCORES
-from finescope.workflow.progress import Reporter
 from finescope.workflow.run import Outcome, Run
 from finescope.workflow.scoring import read_scores
 

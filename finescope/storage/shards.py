@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.files import (
+from finescope.storage.files import (
     PathLike,
     atomic_path,
     map_tensors,
