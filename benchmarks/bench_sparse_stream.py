@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import data
 from finescope import Index, SparseCodes
-from finescope.codestore import CodeStore, CodeStoreWriter
+from finescope.embeddings import CodeStore, CodeStoreWriter
 from finescope.ops import sparse_cosine_topk
 
 NNZ, F, Q, TOP = 64, 16384, 64, 100

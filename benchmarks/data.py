@@ -48,8 +48,8 @@ def hidden_states() -> Tensor:
         return torch.from_numpy(np.load(place))
     from transformers import AutoModel, AutoTokenizer
 
-    from finescope.corpus.docstrings import collect_docstrings
-    from finescope.workflow.textdemo import find_model
+    from finescope.demo.docstrings import collect_docstrings
+    from finescope.demo.text import find_model
 
     folder = find_model()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()

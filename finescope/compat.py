@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finescope.euclidean import NearestRows
 from finescope.ops import checks, cosine_topk
 from finescope.search import Index
+from finescope.search.euclidean import NearestRows
 
 METRIC_INNER_PRODUCT = 0
 METRIC_L2 = 1

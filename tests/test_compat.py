@@ -13,7 +13,7 @@ import torch
 
 from finescope import Index
 from finescope.compat import METRIC_INNER_PRODUCT, METRIC_L2, NearestNeighbors, knn, semantic_search
-from finescope.euclidean import NearestRows
+from finescope.search.euclidean import NearestRows
 
 LARGEST = np.finfo(np.float32).max
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from finescope.cli import main
 from finescope.config import SaeConfig, TrainingConfig
-from finescope.corpus.docstrings import Docstring
-from finescope.workflow import textdemo
-from finescope.workflow.synthetic import synthetic_demo
+from finescope.demo import text as textdemo
+from finescope.demo.docstrings import Docstring
+from finescope.demo.synthetic import synthetic_demo
 
 SECTIONS = (
     "=== FineScope Experiment Setup ===",

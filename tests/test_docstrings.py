@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finescope.corpus.docstrings import (
+from finescope.demo.docstrings import (
     Docstring,
     collect_docstrings,
     label_counts,

@@ -16,10 +16,9 @@ from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 from finescope.activations import ActivationStoreWriter, ActivationTap, DocumentActivations
 from finescope.activations.store import ActivationStore
 from finescope.codes import SparseCodes
-from finescope.codestore import CodeStore, CodeStoreWriter
 from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
-from finescope.embeddings import POOLINGS, embed_rows, extract_embeddings
+from finescope.embeddings import POOLINGS, CodeStore, CodeStoreWriter, embed_rows, extract_embeddings
 from finescope.errors import InputError, StoreError
 from finescope.sae import SparseAutoencoder
 

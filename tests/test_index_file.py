@@ -18,8 +18,9 @@ import torch
 from equivalence import assert_same_bytes
 from safetensors import safe_open
 
-from finescope import Index, SparseCodes, StoreError, mapped, ops
-from finescope.mapped import BlockedRows
+from finescope import Index, SparseCodes, StoreError, ops
+from finescope.search import blocked as mapped
+from finescope.search.blocked import BlockedRows
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def _many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "PACKED_BYTES", 400 * 24 * 4)
     monkeypatch.setattr(mapped, "READ_BYTES", 170 * 24 * 4)
     monkeypatch.setattr(mapped, "WORTH_KEEPING", 9.0)
-    monkeypatch.setattr("finescope.search.PACKED_BYTES", 0)
+    monkeypatch.setattr("finescope.search.index.PACKED_BYTES", 0)
 
 
 def _packed(index: Index) -> list[int]:
@@ -233,7 +234,8 @@ def test_a_save_that_fails_leaves_what_was_there(saved: Path, monkeypatch: pytes
 _MEASURE = """
 import sys, numpy as np, torch
 from pathlib import Path
-from finescope import Index, mapped, search
+from finescope import Index
+from finescope.search import blocked as mapped, index as search
 mapped.READ_BYTES, mapped.PACKED_BYTES, mapped.WORTH_KEEPING = 8 << 20, 16 << 20, 9.0
 search.PACKED_BYTES = 0
 def peak():

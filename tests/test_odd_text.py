@@ -15,10 +15,9 @@ import pytest
 from tiny_models import WIDTH, make_model, make_tokenizer
 
 from finescope.activations import ActivationTap, store_activations
-from finescope.codestore import CodeStore
 from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
-from finescope.embeddings import embed_rows
+from finescope.embeddings import CodeStore, embed_rows
 from finescope.errors import InputError, StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage.files import read_json, write_json

@@ -117,7 +117,7 @@ def test_something_else_is_refused_by_its_type():
 
 
 def test_a_real_store_scores_like_the_codes_in_it(problem, tmp_path):
-    from finescope.codestore import CodeStore, CodeStoreWriter
+    from finescope.embeddings import CodeStore, CodeStoreWriter
 
     targets, corpus = problem
     half = SparseCodes(corpus.indptr, corpus.indices, corpus.values.half(), 64)

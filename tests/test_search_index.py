@@ -17,9 +17,11 @@ from test_reference import rows
 from torch import Tensor
 
 import finescope
-from finescope import Index, SparseCodes, mapped, ops, search
-from finescope.codestore import CodeStore, CodeStoreWriter
+from finescope import Index, SparseCodes, ops
+from finescope.embeddings import CodeStore, CodeStoreWriter
 from finescope.errors import StoreError
+from finescope.search import blocked as mapped
+from finescope.search import index as search
 from finescope.storage.files import map_tensors
 
 KINDS = ["gaussian", "grid", "duplicates", "near", "equal"]

@@ -19,10 +19,9 @@ import torch
 from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationStore, ActivationTap, store_activations
-from finescope.codestore import CodeStore
 from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
-from finescope.embeddings import embed_rows
+from finescope.embeddings import CodeStore, embed_rows
 from finescope.errors import StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage import files, shards

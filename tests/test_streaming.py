@@ -20,7 +20,9 @@ from equivalence import assert_same_bytes
 from test_reference import rows
 from torch import Tensor
 
-from finescope import Index, SparseCodes, ops, search, streaming
+from finescope import Index, SparseCodes, ops
+from finescope.search import index as search
+from finescope.search import streaming
 
 CUDA = torch.device("cuda", 0)
 

@@ -64,7 +64,7 @@ def command(real_text: bool, out: Path | None, quiet: bool, **given: Any) -> Non
 def _synthetic(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     from finescope.config import CurationConfig, TrainingConfig
     from finescope.data_generator import DOMAINS
-    from finescope.workflow.synthetic import synthetic_demo
+    from finescope.demo.synthetic import synthetic_demo
 
     if given["target_domain"] not in DOMAINS:
         raise click.BadParameter(f"one of {', '.join(DOMAINS)}", param_hint="--target-domain")
@@ -89,8 +89,8 @@ def _synthetic(out: Path, quiet: bool, given: dict[str, Any]) -> None:
 
 def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     from finescope.cli.evaluate import table_of
+    from finescope.demo.text import text_demo
     from finescope.progress import Reporter, duration
-    from finescope.workflow.textdemo import text_demo
 
     found = text_demo(
         out,

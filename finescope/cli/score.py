@@ -39,7 +39,7 @@ def command(
       finescope score codes/ seed-codes/ --preset paper
       finescope score codes/ seed-codes/ --weights idf --scorer top_m_mean --top-m 5
     """
-    from finescope.codestore import CodeStore
+    from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
     from finescope.workflow.scoring import score_stores, write_scores
 

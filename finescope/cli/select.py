@@ -80,9 +80,9 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
 
 
 def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
-    from finescope.codestore import CodeStore
     from finescope.corpus import write_rows
     from finescope.curation.selection import select
+    from finescope.embeddings.store import CodeStore
     from finescope.workflow.scoring import curated_records, read_scores
     from finescope.workflow.stages import open_job_corpus
 

@@ -34,8 +34,8 @@ from finescope.workflow.scoring import (
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
     from finescope.codes import SparseCodes
-    from finescope.codestore import CodeStore
     from finescope.curation.compare import MethodResult
+    from finescope.embeddings.store import CodeStore
     from finescope.sae import SparseAutoencoder
 
 
@@ -287,7 +287,7 @@ class Run:
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""
-        from finescope.codestore import CodeStore
+        from finescope.embeddings.store import CodeStore
 
         return CodeStore(self.out / name)
 

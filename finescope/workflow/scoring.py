@@ -19,8 +19,8 @@ from finescope.storage.files import atomic_path
 
 if TYPE_CHECKING:
     from finescope.codes import SparseCodes
-    from finescope.codestore import CodeStore
     from finescope.corpus import Corpus
+    from finescope.embeddings.store import CodeStore
 
 SCORE_COLUMNS = (
     "finescope_rank",

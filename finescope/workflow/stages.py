@@ -14,7 +14,7 @@ from finescope.workflow.plan import TrainingPlan, plan_training
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationStore, ActivationTap
-    from finescope.codestore import CodeStore
+    from finescope.embeddings.store import CodeStore
     from finescope.sae import SparseAutoencoder
 
 
@@ -188,7 +188,7 @@ def embed(
     overwrite: bool = False,
 ) -> CodeStore:
     """Embed all rows into a store of document codes; finished shards are kept."""
-    from finescope.embeddings import embed_rows
+    from finescope.embeddings.rows import embed_rows
 
     with reporter.task(name, rows.len_hint, "rows") as task:
         return embed_rows(

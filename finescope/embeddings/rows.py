@@ -13,10 +13,10 @@ from torch import Tensor
 from finescope.activations.collect import RowChain
 from finescope.activations.store import ActivationStore
 from finescope.codes import SparseCodes
-from finescope.codestore import CodeStore, CodeStoreWriter
 from finescope.corpus.reader import Corpus
+from finescope.embeddings.pooler import POOLINGS, Encoder, PooledRows, Pooler, ShardBuilder
+from finescope.embeddings.store import CodeStore, CodeStoreWriter
 from finescope.errors import InputError
-from finescope.pooler import POOLINGS, Encoder, PooledRows, Pooler, ShardBuilder
 from finescope.storage.files import PathLike, sha256_tensors
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.mapped import Mapping as FileMapping
 from finescope.ops.schemas import call
+from finescope.search.blocked import Mapping as FileMapping
 from finescope.storage.files import PathLike, atomic_path, sha256_json
 
 FORMAT = "finescope-index"

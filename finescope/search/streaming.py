@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.indexrows import CodeBlocks, Part
-from finescope.mapped import READ_BYTES, BlockedRows
+from finescope.search.blocked import READ_BYTES, BlockedRows
+from finescope.search.rows import CodeBlocks, Part
 
 DEFAULT_MEMORY = 1 << 30
 # One slot is read, one copied, one searched.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.mapped import BlockedRows, in_place
+from finescope.search.blocked import BlockedRows, in_place
 
 
 @runtime_checkable

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finescope import indexfile
 from finescope.codes import SparseCodes
-from finescope.indexrows import Part, Rows, as_device, as_ids, as_part, as_tensor, is_sparse, width_of
-from finescope.mapped import PACKED_BYTES, READ_BYTES, BlockedRows, native
 from finescope.ops import checks, cosine_topk, pair_scores, sparse_cosine_topk, sparse_pair_scores
 from finescope.ops.engine import NEVER, ordered
 from finescope.ops.packed import PackedCache
 from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.schemas import call
+from finescope.search import file as indexfile
+from finescope.search.blocked import PACKED_BYTES, READ_BYTES, BlockedRows, native
+from finescope.search.rows import Part, Rows, as_device, as_ids, as_part, as_tensor, is_sparse, width_of
+from finescope.search.streaming import DEFAULT_MEMORY, part_device, stream
 from finescope.storage.files import PathLike
-from finescope.streaming import DEFAULT_MEMORY, part_device, stream
 
 _SPARSE = ("indptr", "indices", "values")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from finescope.corpus.docstrings import Docstring, collect_docstrings, label_counts, write_docstrings
 from finescope.curation.blocks import resident_codes
 from finescope.curation.compare import MethodResult, average_results
+from finescope.demo.docstrings import Docstring, collect_docstrings, label_counts, write_docstrings
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.storage.files import read_json, sha256_json, write_json, write_text

@@ -16,7 +16,7 @@ from torch import Tensor
 from finescope.ops import checks, pair_scores
 from finescope.ops.dense import gamma
 from finescope.ops.fixed_order import squared_norms
-from finescope.search import Index
+from finescope.search.index import Index
 
 _SPARE = 8
 # Elements of the differences that exist at once.
