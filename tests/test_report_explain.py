@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finescope.codes import SparseCodes
-from finescope.curation.scorers import SCORERS, CorpusScorer
+from finescope.curation.scoring.scorers import SCORERS, CorpusScorer
 from finescope.report.explain import latent_examples, latent_words, score_contributions, strongest
 
 

@@ -10,7 +10,7 @@ import torch
 
 from finescope import CurationConfig, InputError, SparseCodes
 from finescope.curation import kmeans_labels, pipeline, run_curation_pipeline
-from finescope.curation.presets import PRESETS, get_preset
+from finescope.curation.scoring.presets import PRESETS, get_preset
 
 BASIC = """
 from config import SaeConfig, TrainingConfig, CurationConfig

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from finescope.cli.common import merge_options, read_config
-from finescope.curation.presets import PRESETS
-from finescope.curation.scorers import SCORERS
+from finescope.curation.scoring.presets import PRESETS
+from finescope.curation.scoring.scorers import SCORERS
+from finescope.curation.scoring.weighting import WEIGHTINGS
 from finescope.curation.selection import STRATEGIES
-from finescope.curation.weighting import WEIGHTINGS
 from finescope.workflow.job import POOLINGS, Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

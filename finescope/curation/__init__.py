@@ -32,7 +32,6 @@ from finescope.curation.metrics import (
     spearman,
 )
 from finescope.curation.pipeline import run_curation_pipeline
-from finescope.curation.presets import PRESETS, Preset, get_preset
 from finescope.curation.quality import (
     curation_quality,
     latent_coverage,
@@ -42,9 +41,10 @@ from finescope.curation.quality import (
     vendi_score,
 )
 from finescope.curation.redundancy import greedy_filter
-from finescope.curation.scorers import SCORERS, CorpusScorer, ScoreTable, rank_rows, score_corpus
+from finescope.curation.scoring.presets import PRESETS, Preset, get_preset
+from finescope.curation.scoring.scorers import SCORERS, CorpusScorer, ScoreTable, rank_rows, score_corpus
+from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
 from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
-from finescope.curation.weighting import WEIGHTINGS, document_frequency, idf_weights
 
 __all__ = [
     "METRICS_VERSION",

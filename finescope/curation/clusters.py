@@ -19,7 +19,7 @@ from finescope.curation.blocks import (
     unit_rows,
     weighted_norms,
 )
-from finescope.curation.scorers import CorpusScorer
+from finescope.curation.scoring.scorers import CorpusScorer
 
 FIT_ROWS = 50_000
 """Rows k-means is fitted on at most; all rows are then assigned to the nearest centre."""

@@ -20,7 +20,7 @@ from finescope.curation.blocks import (
     unit_rows,
 )
 from finescope.curation.metrics import spearman
-from finescope.curation.weighting import document_frequency
+from finescope.curation.scoring.weighting import document_frequency
 
 VENDI_ROWS = 2000
 """Rows at most for the Vendi score; its cost grows with the cube of the smaller side of the matrix."""

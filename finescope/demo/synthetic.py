@@ -128,7 +128,7 @@ def _analyse(
 ) -> dict[str, Any]:
     """Print and return the label distribution, the accuracy, and the baselines."""
     from finescope.curation.compare import compare_methods
-    from finescope.curation.presets import PRESETS
+    from finescope.curation.scoring.presets import PRESETS
 
     chosen = results["selected_indices"].tolist()
     counts = Counter(labels[row] for row in chosen)
@@ -170,8 +170,8 @@ def _analyse(
 
 def _plots(out: Path, results: dict[str, Any], labels: list[str], domain: str) -> None:
     from finescope.curation.blocks import unit_rows
-    from finescope.curation.presets import PRESETS
-    from finescope.curation.weighting import resolve_weights
+    from finescope.curation.scoring.presets import PRESETS
+    from finescope.curation.scoring.weighting import resolve_weights
     from finescope.report import plots
 
     pool, targets = results["large_embeddings"], results["target_embeddings"]

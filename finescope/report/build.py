@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
-    from finescope.curation.scorers import CorpusScorer, ScoreTable
+    from finescope.curation.scoring.scorers import CorpusScorer, ScoreTable
 
 LATENTS_PER_ROW = 5
 BACKGROUND_ROWS = 3000

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
-    from finescope.curation.scorers import CorpusScorer
+    from finescope.curation.scoring.scorers import CorpusScorer
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
 

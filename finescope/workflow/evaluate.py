@@ -11,9 +11,9 @@ import numpy as np
 
 from finescope.curation.compare import MethodResult, compare_methods
 from finescope.curation.metrics import METRICS_VERSION, domain_distribution, precision_at_k, recall_at_k
-from finescope.curation.presets import PRESETS, Preset
 from finescope.curation.quality import curation_quality
-from finescope.curation.scorers import CorpusScorer
+from finescope.curation.scoring.presets import PRESETS, Preset
+from finescope.curation.scoring.scorers import CorpusScorer
 from finescope.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from finescope.config import SaeConfig, TrainingConfig
-from finescope.curation.presets import PRESETS, Preset
-from finescope.curation.scorers import SCORERS
+from finescope.curation.scoring.presets import PRESETS, Preset
+from finescope.curation.scoring.scorers import SCORERS
+from finescope.curation.scoring.weighting import WEIGHTINGS
 from finescope.curation.selection import SelectionConfig
-from finescope.curation.weighting import WEIGHTINGS
 
 POOLINGS = ("mean", "sqrt_mean", "max", "sum", "count")
 """How token codes become a document code."""

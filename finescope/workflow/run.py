@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus
 from finescope.curation.exclusion import is_target
-from finescope.curation.scorers import CorpusScorer
+from finescope.curation.scoring.scorers import CorpusScorer
 from finescope.curation.selection import Selection
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted, duration

@@ -34,7 +34,7 @@ from finescope.curation.blocks import (
     to_csr64,
     weighted_norms,
 )
-from finescope.curation.weighting import resolve_weights
+from finescope.curation.scoring.weighting import resolve_weights
 from finescope.errors import InputError
 
 SCORERS = ("contrast", "max", "mean", "top_m_mean", "centroid")
