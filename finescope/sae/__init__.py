@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finescope.embeddings import extract_embeddings as extract_embeddings
+    from finescope.sae.architectures.topk import EncoderOutput as EncoderOutput
+    from finescope.sae.architectures.topk import ForwardOutput as ForwardOutput
+    from finescope.sae.architectures.topk import SparseAutoencoder as SparseAutoencoder
     from finescope.sae.initial import geometric_median as geometric_median
-    from finescope.sae.model import EncoderOutput as EncoderOutput
-    from finescope.sae.model import ForwardOutput as ForwardOutput
-    from finescope.sae.model import SparseAutoencoder as SparseAutoencoder
     from finescope.sae.train import train_sae as train_sae
 
 _HOME = {
-    "EncoderOutput": "finescope.sae.model",
-    "ForwardOutput": "finescope.sae.model",
-    "SparseAutoencoder": "finescope.sae.model",
+    "EncoderOutput": "finescope.sae.architectures.topk",
+    "ForwardOutput": "finescope.sae.architectures.topk",
+    "SparseAutoencoder": "finescope.sae.architectures.topk",
     "extract_embeddings": "finescope.embeddings",
     "geometric_median": "finescope.sae.initial",
     "train_sae": "finescope.sae.train",

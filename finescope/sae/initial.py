@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finescope.sae.model import SparseAutoencoder
+from finescope.sae.architectures.topk import SparseAutoencoder
 
 SAMPLE_TOKENS = 32_768
 """Tokens that the initialisation looks at (Gao et al., 2024, §A.1)."""

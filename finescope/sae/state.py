@@ -14,8 +14,7 @@ from torch import Tensor
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import InputError, StoreError
 from finescope.optim import SaeAdam
-from finescope.sae.model import SparseAutoencoder
-from finescope.storage.files import write_tensors
+from finescope.sae.architectures.topk import SparseAutoencoder
 
 STATE_NAME = "trainer.safetensors"
 _FORMAT = 1

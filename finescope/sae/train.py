@@ -15,10 +15,10 @@ from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import FineScopeError, InputError, StoreError
 from finescope.optim import SaeAdam
 from finescope.sae import losses
+from finescope.sae.architectures.topk import ForwardOutput, SparseAutoencoder
 from finescope.sae.dead import DeadLatents
 from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
-from finescope.sae.model import ForwardOutput, SparseAutoencoder
-from finescope.sae.progress import Meter, Metrics, Progress, Reporter
+from finescope.sae.metrics import Meter, Metrics, Progress, Reporter
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
 from finescope.storage.files import remove_temporaries, write_json

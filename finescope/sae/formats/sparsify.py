@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finescope.config import SaeConfig
 from finescope.errors import InputError, StoreError
-from finescope.sae.model import SparseAutoencoder
+from finescope.sae.architectures.topk import SparseAutoencoder
 from finescope.storage.files import write_json, write_tensors
 
 CONFIG_NAME = "cfg.json"

@@ -211,7 +211,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             StoreError: the files can't be written.
         """
-        from finescope.sae.checkpoint import save_sae
+        from finescope.sae.formats.sparsify import save_sae
 
         save_sae(self, directory)
 
@@ -236,7 +236,7 @@ class SparseAutoencoder(nn.Module):
             InputError: there is no SAE, the hookpoint isn't there, or it is of a kind that isn't supported.
             StoreError: a file is damaged, or its tensors don't have the shapes that ``cfg.json`` says.
         """
-        from finescope.sae.checkpoint import load_sae
+        from finescope.sae.formats.sparsify import load_sae
 
         return load_sae(directory, hookpoint=hookpoint, device=device, dtype=dtype)
 
