@@ -13,7 +13,7 @@ from cli_job import save_job
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
-from finescope.workflow.scoring import SCORE_COLUMNS
+from finescope.workflow.tables import SCORE_COLUMNS
 
 QUICK = ["--set", "training.num_epochs=1", "--draws", "2", "--seed", "3"]
 

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from finescope.codes import SparseCodes
 from finescope.report import plots
-from finescope.report.style import CORPUS, SELECTED, TARGET, figure, shorten
+from finescope.report.look import CORPUS, SELECTED, TARGET, figure, shorten
 
 
 def pixels_of(path: Path, colour: str, tolerance: float = 0.02) -> int:

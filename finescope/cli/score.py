@@ -41,7 +41,7 @@ def command(
     """
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
-    from finescope.workflow.scoring import score_stores, write_scores
+    from finescope.workflow.tables import score_stores, write_scores
 
     job = options.job_from(config_path, overrides, given)
     scored = score_stores(CodeStore(corpus_codes), CodeStore(target_codes), job.recipe(), top_m=job.top_m)

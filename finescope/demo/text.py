@@ -17,11 +17,11 @@ from finescope.demo.docstrings import Docstring, collect_docstrings, label_count
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.storage.files import read_json, sha256_json, write_json, write_text
-from finescope.workflow import evaluate
 from finescope.workflow.job import Job
 from finescope.workflow.layout import CORPUS_CODES, SCORES
 from finescope.workflow.run import Outcome, Run
-from finescope.workflow.scoring import read_scores
+from finescope.workflow.stages import evaluate
+from finescope.workflow.tables import read_scores
 
 TOPICS = (
     "asyncio",

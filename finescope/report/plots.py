@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.report.style import CORPUS, INK, OTHERS, SELECTED, TARGET, figure, shorten
+from finescope.report.look import CORPUS, INK, OTHERS, SELECTED, TARGET, figure, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,6 +15,7 @@ from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import InputError, StoreError
 from finescope.optim import SaeAdam
 from finescope.sae.architectures.topk import SparseAutoencoder
+from finescope.storage.files import write_tensors
 
 STATE_NAME = "trainer.safetensors"
 _FORMAT = 1

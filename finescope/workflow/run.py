@@ -15,15 +15,15 @@ from finescope.curation.selection import Selection
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import read_json
-from finescope.workflow import evaluate as evaluation
 from finescope.workflow import stages
 from finescope.workflow.job import Job
 from finescope.workflow.layout import ACTIVATIONS, CORPUS_CODES, MANIFEST, SAE, SCORES, TARGET_CODES
 from finescope.workflow.ledger import Ledger
-from finescope.workflow.outputs import evaluate_run, select_rows, write_manifest
 from finescope.workflow.preview import preview
-from finescope.workflow.reporting import write_run_report
-from finescope.workflow.scoring import (
+from finescope.workflow.stages import evaluate as evaluation
+from finescope.workflow.stages.report import write_run_report
+from finescope.workflow.stages.select import evaluate_run, select_rows, write_manifest
+from finescope.workflow.tables import (
     ScoredRows,
     prepare,
     read_scores,

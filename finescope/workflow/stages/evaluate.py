@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from finescope.codes import SparseCodes
     from finescope.corpus import Corpus
-    from finescope.workflow.scoring import ScoredRows
+    from finescope.workflow.tables import ScoredRows
 
 NEEDS_LABELS = ("average precision", "precision@k", "recall@k", "lift over random", "label distribution")
 """What can't be measured without labels."""

@@ -8,13 +8,13 @@ from finescope.progress import counted
 from finescope.report.build import RunData, explain_rows, rows_to_read, settings_text, write_report
 from finescope.workflow import stages
 from finescope.workflow.layout import CORPUS_CODES
-from finescope.workflow.scoring import texts_of
+from finescope.workflow.tables import texts_of
 
 if TYPE_CHECKING:
     from finescope.curation.selection import Selection
-    from finescope.workflow.evaluate import Labels
     from finescope.workflow.run import Run
-    from finescope.workflow.scoring import ScoredRows
+    from finescope.workflow.stages.evaluate import Labels
+    from finescope.workflow.tables import ScoredRows
 
 
 def write_run_report(

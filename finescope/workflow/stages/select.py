@@ -11,7 +11,6 @@ from finescope.curation.blocks import resident_codes
 from finescope.curation.selection import Selection, select
 from finescope.progress import counted
 from finescope.storage.files import write_json
-from finescope.workflow import evaluate
 from finescope.workflow.layout import (
     CORPUS_CODES,
     MANIFEST,
@@ -20,7 +19,8 @@ from finescope.workflow.layout import (
     SELECTION,
     TARGET_CODES,
 )
-from finescope.workflow.scoring import ScoredRows, curated_records, write_selection
+from finescope.workflow.stages import evaluate
+from finescope.workflow.tables import ScoredRows, curated_records, write_selection
 
 if TYPE_CHECKING:
     from finescope.workflow.run import Run
