@@ -7,10 +7,14 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# The build and the benchmarks of this checkout; last, so that the package may be another, installed one.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 # A test must never wait for, or depend on, the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where ``backends.op`` runs: the CPU, or a GPU."""
-    import backends
+    from support import backends
 
     backends.op.device = request.param
     yield request.param
@@ -66,7 +70,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """One entry of ``backends.ISAS``: the CPU kernels of an instruction set, or the operations on a GPU."""
-    import backends
+    from support import backends
 
     if request.param in ("cuda", "emulated"):
         backends.op.device = "cuda" if request.param == "cuda" else "cpu"
@@ -80,7 +84,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    import backends
+    from support import backends
 
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", backends.ISAS, indirect=True)

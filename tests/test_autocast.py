@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_calls import CALLS, arguments, every_call, run
-from equivalence import assert_same_bytes
 
 from finescope import Index, SaeConfig
 from finescope.sae import SparseAutoencoder
+from support.cuda_calls import CALLS, arguments, every_call, run
+from support.equivalence import assert_same_bytes
 
 PLACES = pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.requires_cuda)])
 

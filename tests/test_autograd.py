@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import Watch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from finescope import ops
 from finescope.ops.schemas import call
+from support.backends import Watch
 
 
 def _leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import curation_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from finescope.curation import (
     repool,
     z_add,
 )
+from support import curation_oracle as oracle
 
 TEXTS = [
     "gauss proved the theorem about integers",

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from backends import Watch
-from equivalence import assert_same_bytes
-from test_reference import csr, rows
 from torch import Tensor
 
 from finescope.ops import decode, dense, engine, fixed_order, pooling, sparse
 from finescope.ops.registry import DEFAULTS
+from support import oracle
+from support.backends import Watch
+from support.equivalence import assert_same_bytes
+from support.rows import csr, rows
 
 BLOCKS = [
     pytest.param(engine, "BLOCK_ELEMENTS", (1, 97, 4096), id="block"),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_reference import DTYPES, KINDS, csr, rows
 from torch import Tensor
 
 from finescope.ops.dense import Cosine, Encode
 from finescope.ops.engine import NEVER, Problem
 from finescope.ops.sparse import _Rows, _Sparse
+from support.rows import DTYPES, KINDS, csr, rows
 
 
 def _check(problem: Problem, what: str) -> int:

@@ -16,19 +16,13 @@ from pathlib import Path
 
 import pytest
 
+import build_native
+import build_tools
 import finescope
 
 ROOT = Path(finescope.__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(not (ROOT / "build_native.py").exists(), reason="not a checkout")
-
-
-if (ROOT / "build_native.py").exists():
-    sys.path.insert(0, str(ROOT))
-    import build_native
-    import build_tools
-
-    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_job import rows_of, save_job, write_jsonl
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
+from support.cli_job import rows_of, save_job, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cli_job import save_job
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
 from finescope.workflow.tables import SCORE_COLUMNS
+from support.cli_job import save_job
 
 QUICK = ["--set", "training.num_epochs=1", "--draws", "2", "--seed", "3"]
 

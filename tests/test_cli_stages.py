@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_job import save_job, write_jsonl
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
+from support.cli_job import save_job, write_jsonl
 
 
 def invoke(*arguments: Any) -> Result:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import oracle
 import pytest
 import torch
-from equivalence import assert_same_bytes
 from torch import Tensor
 
 from finescope import ops
 from finescope.ops import PackedMatrix, native
+from support import oracle
+from support.equivalence import assert_same_bytes
 
 pytestmark = pytest.mark.requires_native
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import DEVICE, ON_CPU, OPERATIONS, arguments, every_call, poison, reference, run
-from equivalence import assert_same_bytes
 
 from finescope.ops import native
+from support import cuda_calls
+from support.cuda_calls import DEVICE, ON_CPU, OPERATIONS, arguments, every_call, poison, reference, run
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.MARKS
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import arguments, every_call, run
-from equivalence import assert_same_bytes
 
 from finescope import SaeConfig
 from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder
+from support import cuda_calls
+from support.cuda_calls import arguments, every_call, run
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.ONLY_CUDA
 

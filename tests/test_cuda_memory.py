@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import arguments, every_call, run
-from equivalence import assert_same_bytes
 from torch import Tensor
 
 from finescope import ops
+from support import cuda_calls
+from support.cuda_calls import arguments, every_call, run
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.ONLY_CUDA
 

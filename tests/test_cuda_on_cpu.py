@@ -17,9 +17,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "cuda_on_cpu"))
-
-import build as emulator
+from cuda_on_cpu import build as emulator
 
 pytestmark = [
     pytest.mark.slow,

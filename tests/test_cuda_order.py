@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import arguments, every_call, poison, run
-from equivalence import assert_same_bytes
 
 from finescope import ops
+from support import cuda_calls
+from support.cuda_calls import arguments, every_call, poison, run
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.MARKS
 

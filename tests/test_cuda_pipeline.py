@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 
-import cuda_calls
 import pytest
 import torch
-from equivalence import assert_same_bytes
 from torch import Tensor
 
 from finescope import CurationConfig, Index, SaeConfig, TrainingConfig, run_curation_pipeline, train_sae
 from finescope.embeddings import POOLINGS, extract_embeddings
 from finescope.sae import SparseAutoencoder
+from support import cuda_calls
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.ONLY_CUDA
 

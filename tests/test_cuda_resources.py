@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import build_native
+import build_tools
 import finescope
 
 ROOT = Path(finescope.__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 
 pytestmark = pytest.mark.skipif(not SOURCES, reason="not a checkout")
-
-if SOURCES:
-    sys.path.insert(0, str(ROOT))
-    import build_native
-    import build_tools
-
-    sys.path.remove(str(ROOT))
 
 ARCHITECTURES = ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)]
 # What a thread may have at most; with more, the compiler has spilled already.

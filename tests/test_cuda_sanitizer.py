@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_calls
 import pytest
 
 import finescope
+from support import cuda_calls
 
 pytestmark = [*cuda_calls.ONLY_CUDA, pytest.mark.slow]
 

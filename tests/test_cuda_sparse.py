@@ -10,15 +10,14 @@ import os
 import sys
 from typing import Any
 
-import decode_oracle
-import oracle
 import pytest
 import torch
-import training_oracle
-from backends import op
-from equivalence import assert_same_bytes
-from test_reference import csr
 from torch import Tensor
+
+from support import decode_oracle, oracle, training_oracle
+from support.backends import op
+from support.equivalence import assert_same_bytes
+from support.rows import csr
 
 ON_CPU = bool(os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU"))
 pytestmark = [] if ON_CPU else [pytest.mark.requires_cuda]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cuda_calls
 import numpy as np
 import pytest
 import torch
-from equivalence import assert_same_bytes
-from test_reference import rows
 from torch import Tensor
 
 from finescope import Index, SparseCodes, ops
+from support import cuda_calls
+from support.equivalence import assert_same_bytes
+from support.rows import rows
 
 pytestmark = cuda_calls.ONLY_CUDA
 

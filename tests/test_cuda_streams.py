@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import arguments, every_call, reference, run
-from equivalence import assert_same_bytes
+
+from support import cuda_calls
+from support.cuda_calls import arguments, every_call, reference, run
+from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.ONLY_CUDA
 

@@ -10,14 +10,14 @@ import os
 import sys
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from equivalence import assert_same_bytes
-from test_reference import KINDS, rows
 from torch import Tensor
 
 from finescope import ops
+from support import oracle
+from support.equivalence import assert_same_bytes
+from support.rows import KINDS, rows
 
 ON_CPU = bool(os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU"))
 DEVICE = "cpu" if ON_CPU else "cuda"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import cuda_calls
 import pytest
 import torch
-from cuda_calls import arguments, every_call, run
 
 from finescope import SaeConfig, TrainingConfig
 from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder
 from finescope.sae.sources import TensorSource
 from finescope.sae.train import Trainer
+from support import cuda_calls
+from support.cuda_calls import arguments, every_call, run
 
 pytestmark = cuda_calls.ONLY_CUDA
 

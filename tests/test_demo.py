@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_job import rows_of, save_tiny_model
 from click.testing import CliRunner
 
 from finescope.cli import main
@@ -16,6 +15,7 @@ from finescope.config import SaeConfig, TrainingConfig
 from finescope.demo import text as textdemo
 from finescope.demo.docstrings import Docstring
 from finescope.demo.synthetic import synthetic_demo
+from support.cli_job import rows_of, save_tiny_model
 
 SECTIONS = (
     "=== FineScope Experiment Setup ===",

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from backends import implementations
-from equivalence import assert_same_bytes
-from test_reference import csr, rows
+
+from support import oracle
+from support.backends import implementations
+from support.equivalence import assert_same_bytes
+from support.rows import csr, rows
 
 Op = Callable[..., Any]
 INF = math.inf

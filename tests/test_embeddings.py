@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationStoreWriter, ActivationTap, DocumentActivations
 from finescope.activations.store import ActivationStore
@@ -21,6 +20,7 @@ from finescope.corpus import Row, open_corpus
 from finescope.embeddings import POOLINGS, CodeStore, CodeStoreWriter, embed_rows, extract_embeddings
 from finescope.errors import InputError, StoreError
 from finescope.sae import SparseAutoencoder
+from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 D, F, K = 12, 48, 5
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from equivalence import assert_same_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_reference import rows
 from torch import Tensor
 
 from finescope import ops
 from finescope.ops import native
+from support.equivalence import assert_same_bytes
+from support.rows import rows
 
 pytestmark = pytest.mark.requires_native
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import oracle
 import pytest
 import torch
-from equivalence import assert_same_bytes
-from test_reference import KINDS, rows
 
 from finescope import ops
 from finescope.ops import native
+from support import oracle
+from support.equivalence import assert_same_bytes
+from support.rows import KINDS, rows
 
 pytestmark = pytest.mark.requires_native
 

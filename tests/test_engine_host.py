@@ -12,19 +12,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import build_native
+from avx512_on_cpu import levels
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "avx512_on_cpu")]
-
-import levels  # noqa: E402
-
-import build_native  # noqa: E402
-
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 PROGRAMS = {"engine": ("engine_host",), "kernels": ("kernels_host", "training_host")}
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"

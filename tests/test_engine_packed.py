@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from equivalence import assert_same_bytes
 from safetensors.torch import load_file, save_file
 
 from finescope import Index, ops
@@ -22,6 +21,7 @@ from finescope.ops import PackedMatrix, native
 from finescope.ops.packed import PackedCache
 from finescope.ops.registry import DEFAULTS
 from finescope.sae import SparseAutoencoder
+from support.equivalence import assert_same_bytes
 
 CPU = native.module("cpu")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from equivalence import assert_same_bytes, assert_topk_equivalent
 from torch import Tensor
+
+from support.equivalence import assert_same_bytes, assert_topk_equivalent
 
 TRUTH = np.array([[0.5, 0.25, 0.25, 0.125, -1.0, -np.inf], [1.0, 3.0, 2.0, 2.0, 2.0, -np.inf]])
 SCORES = torch.tensor([[0.5, 0.25, 0.25], [3.0, 2.0, 2.0]])

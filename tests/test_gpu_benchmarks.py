@@ -15,16 +15,11 @@ import pytest
 import torch
 
 import finescope
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import timing
 
 ROOT = Path(finescope.__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks/gpu").exists(), reason="not a checkout")
-
-if (ROOT / "benchmarks/gpu").exists():
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.gpu import __main__ as gpu
-    from benchmarks.gpu import timing
-
-    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equivalence import assert_same_bytes
 from safetensors import safe_open
 
 from finescope import Index, SparseCodes, StoreError, ops
 from finescope.search import blocked as mapped
 from finescope.search.blocked import BlockedRows
+from support.equivalence import assert_same_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,14 @@ sets, so each set that this CPU has is forced in turn, in one process.
 
 from __future__ import annotations
 
-import decode_oracle as oracle
 import pytest
 import torch
-from backends import op
-from equivalence import same_bytes
 from torch import Tensor
 
 from finescope.ops import decode
+from support import decode_oracle as oracle
+from support.backends import op
+from support.equivalence import same_bytes
 
 pytestmark = pytest.mark.requires_native
 

@@ -9,8 +9,9 @@ import math
 
 import pytest
 import torch
-from backends import op
 from torch import Tensor
+
+from support.backends import op
 
 pytestmark = pytest.mark.requires_native
 

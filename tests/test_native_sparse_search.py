@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from backends import op
 from torch import Tensor
 
 from finescope.ops import native
+from support.backends import op
 
 pytestmark = pytest.mark.requires_native
 

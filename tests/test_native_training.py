@@ -10,12 +10,12 @@ import math
 
 import pytest
 import torch
-import training_oracle as oracle
-from backends import op
-from equivalence import same_bytes
 from torch import Tensor
 
 from finescope.ops.registry import DEFAULTS
+from support import training_oracle as oracle
+from support.backends import op
+from support.equivalence import same_bytes
 
 pytestmark = pytest.mark.requires_native
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from backends import implementations
-from equivalence import assert_same_bytes
-from test_reference import csr, rows
 from torch import Tensor
+
+from support.backends import implementations
+from support.equivalence import assert_same_bytes
+from support.rows import csr, rows
 
 KINDS = ["gaussian", "grid", "duplicates", "equal", "near", "mean"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import WIDTH, make_model, make_tokenizer
 
 from finescope.activations import ActivationTap, store_activations
 from finescope.config import SaeConfig
@@ -22,6 +21,7 @@ from finescope.errors import InputError, StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage.files import read_json, write_json
 from finescope.storage.shards import ShardWriter
+from support.tiny_models import WIDTH, make_model, make_tokenizer
 
 HALF = "\ud83d"  # what is left of an emoji that was cut in two
 

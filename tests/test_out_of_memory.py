@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from backends import implementations
+
+from support.backends import implementations
 
 
 @pytest.mark.parametrize("op", implementations("scatter_values"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import curation_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from finescope.curation import (
     target_similarity,
     vendi_score,
 )
+from support import curation_oracle as oracle
 
 
 def codes(dense):

@@ -11,62 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from backends import implementations
-from equivalence import assert_same_bytes, assert_topk_equivalent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finescope.codes import SparseCodes
+from support import oracle
+from support.backends import implementations
+from support.equivalence import assert_same_bytes, assert_topk_equivalent
+from support.rows import DTYPES, KINDS, csr, rows
 
 Op = Callable[..., Any]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-KINDS = [
-    "gaussian",
-    "grid",
-    "duplicates",
-    "equal",
-    "outliers",
-    "heavy",
-    "tiny",
-    "huge",
-    "subnormal",
-    "mean",
-    "near",
-]
-
-
-def rows(kind: str, count: int, width: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Rows of data that is hard in one way each."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, width, generator=g, dtype=torch.float64)
-    top = 1e4 if dtype == torch.float16 else 1e18
-    if kind == "grid":  # many exact ties
-        x = torch.randint(-2, 3, (count, width), generator=g).double()
-    elif kind == "duplicates":
-        x = x[torch.randint(0, max(1, count // 8), (count,), generator=g)] if count else x
-    elif kind == "equal":
-        x = x[:1].expand(count, width)
-    elif kind == "outliers":  # a few dimensions 100 times the rest, as in residual streams
-        x = x * torch.where(torch.arange(width) % 50 == 3, 100.0, 1.0)
-    elif kind == "heavy":  # rows of very different sizes
-        x = x * torch.exp2(torch.randint(-12, 13, (count, 1), generator=g).double())
-    elif kind == "tiny":
-        x = x * (1e-4 if dtype == torch.float16 else 1e-30)
-    elif kind == "huge":
-        x = x * top
-    elif kind == "subnormal":
-        x = x * (1e-7 if dtype == torch.float16 else 1e-40)
-    elif kind == "mean":
-        x = x + 30.0
-    elif kind == "near":  # one row, changed by single units in the last place
-        x = x[:1] * (1 + torch.randint(-2, 3, (count, width), generator=g) * 2.0**-23)
-    return x.to(dtype)
-
-
 # ------------------------------------------------------------------ topk_encode
 
 
@@ -202,11 +158,6 @@ def test_pair_scores(op: Op, metric: str) -> None:
 def codes(kind: str, count: int, latents: int, density: float, dtype: torch.dtype, seed: int) -> Tensor:
     kept = torch.rand(count, latents, generator=torch.Generator().manual_seed(seed)) < density
     return rows(kind, count, latents, dtype, seed) * kept
-
-
-def csr(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    held = SparseCodes.from_dense(dense)
-    return held.indptr, held.indices, held.values
 
 
 @pytest.mark.parametrize("op", implementations("sparse_cosine_topk"))

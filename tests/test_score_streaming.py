@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 
-import curation_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 from finescope import SparseCodes
 from finescope.curation import SCORERS, CorpusScorer, SelectionConfig, curation_quality, score_corpus, select
 from finescope.curation.blocks import CodeRows
+from support import curation_oracle as oracle
 
 
 class Shards:

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from equivalence import assert_same_bytes
-from test_reference import rows
 from torch import Tensor
 
 import finescope
@@ -23,6 +20,9 @@ from finescope.errors import StoreError
 from finescope.search import blocked as mapped
 from finescope.search import index as search
 from finescope.storage.files import map_tensors
+from support import oracle
+from support.equivalence import assert_same_bytes
+from support.rows import rows
 
 KINDS = ["gaussian", "grid", "duplicates", "near", "equal"]
 

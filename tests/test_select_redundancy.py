@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import curation_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from finescope import InputError, SparseCodes
 from finescope.curation import REASONS, ScoreTable, SelectionConfig, greedy_filter, redundancy, select
+from support import curation_oracle as oracle
 
 
 def codes(dense):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import curation_oracle as oracle
 import numpy as np
 import pytest
 import torch
 
 from finescope import InputError, SparseCodes
 from finescope.curation import CorpusScorer, SelectionConfig, clusters, kmeans_labels, select
+from support import curation_oracle as oracle
 
 
 def codes(dense):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from equivalence import assert_same_bytes
 
 from finescope import ops
 from finescope.ops import PackedMatrix
+from support import oracle
+from support.equivalence import assert_same_bytes
 
 pytestmark = pytest.mark.requires_native
 

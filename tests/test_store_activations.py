@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import make_model, make_rows, make_tokenizer
 
 from finescope.activations import (
     ActivationStore,
@@ -25,6 +24,7 @@ from finescope.activations import (
 )
 from finescope.corpus import Row, open_corpus
 from finescope.errors import InputError, StoreError
+from support.tiny_models import make_model, make_rows, make_tokenizer
 
 
 def _document(index: int, tokens: int, start: int) -> DocumentActivations:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationStore, ActivationTap, store_activations
 from finescope.config import SaeConfig
@@ -25,6 +24,7 @@ from finescope.embeddings import CodeStore, embed_rows
 from finescope.errors import StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage import files, shards
+from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 ROWS = make_rows(40, longest=12)
 RECORDS = [{"id": row.id, "text": row.text} for row in ROWS]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equivalence import assert_same_bytes
-from test_reference import rows
 from torch import Tensor
 
 from finescope import Index, SparseCodes, ops
 from finescope.search import index as search
 from finescope.search import streaming
+from support.equivalence import assert_same_bytes
+from support.rows import rows
 
 CUDA = torch.device("cuda", 0)
 

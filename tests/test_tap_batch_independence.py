@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_model, make_rows, make_tokenizer
 
 from finescope.activations import ActivationTap
 from finescope.activations.windows import Document, Window, bucket_length, plan, rows_to_compute
@@ -21,6 +20,7 @@ from finescope.config import SaeConfig
 from finescope.corpus import Row
 from finescope.embeddings import embed_rows
 from finescope.sae import SparseAutoencoder
+from support.tiny_models import FAMILIES, make_model, make_rows, make_tokenizer
 
 
 @pytest.mark.parametrize(("side", "exact"), [("left", True), ("left", False), ("right", False)])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import WORDS, make_model, make_rows, make_tokenizer
 
 from finescope import hub
 from finescope.activations import ActivationTap
 from finescope.activations.windows import Windower, special_ids
 from finescope.corpus import Row
 from finescope.errors import InputError
+from support.tiny_models import WORDS, make_model, make_rows, make_tokenizer
 
 
 def _tap(**options: object) -> ActivationTap:

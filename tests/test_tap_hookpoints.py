@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 from torch import nn
 
 from finescope.activations import ActivationTap, resolve_hookpoint
 from finescope.errors import InputError
+from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 
 @pytest.mark.parametrize(

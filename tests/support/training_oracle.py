@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from decode_oracle import sampled_dot, scatter_rows, scatter_values, sparse_decode
 from torch import Tensor
+
+from support.decode_oracle import sampled_dot, scatter_rows, scatter_values, sparse_decode
 
 
 def decode_residual(

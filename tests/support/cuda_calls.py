@@ -7,9 +7,7 @@ are made on the CPU, anew for every seed; run as a program, it makes every call 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,7 +170,6 @@ def poison(device: str | torch.device = DEVICE, size: int = 64 << 20) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     for each in CALLS:
         run(each, arguments(each))
     if DEVICE == "cuda":
