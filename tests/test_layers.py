@@ -1,0 +1,121 @@
+"""Imports point one way, in the order of CONTRIBUTING's map; nothing imports in a circle.
+
+One import upwards is enough to make two rooms one: neither can be understood, tested or changed alone from
+then on. So every import is read, those inside functions and those for type checkers only as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "finescope"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# (from, to): imports of circles that are there still. An entry that is no longer needed fails the test.
+KNOWN_CIRCLES = {
+    ("finescope.sae.formats.sparsify", "finescope.sae.architectures.topk"),
+    ("finescope.workflow.preview", "finescope.workflow.run"),
+    ("finescope.workflow.stages.report", "finescope.workflow.run"),
+    ("finescope.workflow.stages.select", "finescope.workflow.run"),
+}
+
+
+def rooms_of_the_map() -> list[str]:
+    """The names below ``finescope/`` in CONTRIBUTING's map, as they stand there: lowest first."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^    finescope/.*\n((?: {6}.*\n)+)", text, re.MULTILINE)
+    entries = re.findall(r"^ {6}(\w+/?(?:, \w+/?)*)(?:  |$)", block, re.MULTILINE)
+    return [name for entry in entries for name in entry.split(", ")]
+
+
+@cache
+def imports(module: str) -> list[tuple[str, int]]:
+    """What of the package a module imports, anywhere in it, and in which line."""
+    path, found = MODULES[module], []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written in full"
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [part if part in MODULES else str(node.module) for part in parts]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == "finescope":
+                assert name in MODULES or name.startswith("finescope._C"), f"{path}:{node.lineno}: {name}"
+                if name in MODULES:
+                    found.append((name, node.lineno))
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_the_map_names_every_file_and_folder() -> None:
+    files = [path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    folders = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
+    assert sorted(rooms_of_the_map()) == sorted([*files, *folders])
+
+
+def test_no_import_points_upwards() -> None:
+    order = {name.removesuffix("/"): place for place, name in enumerate(rooms_of_the_map())}
+    upwards = [
+        f"{MODULES[module].relative_to(ROOT)}:{line} imports {imported}"
+        for module in MODULES
+        if module != "finescope"  # the package's face, which knows where every public name lives
+        for imported, line in imports(module)
+        if imported != "finescope" and order[room(imported)] > order[room(module)]
+    ]
+    assert not upwards, "upwards by the map of CONTRIBUTING.md:\n" + "\n".join(upwards)
+
+
+def circle(without: set[tuple[str, str]]) -> list[str]:
+    """Modules each of which imports the one before it, the last being the first; empty if there are none."""
+    edges = {
+        module: {
+            imported
+            for imported, _ in imports(module)
+            if imported not in ("finescope", module) and (module, imported) not in without
+        }
+        for module in MODULES
+    }
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert circle(KNOWN_CIRCLES) == []
+
+
+@pytest.mark.parametrize("known", sorted(KNOWN_CIRCLES))
+def test_known_circles_are_there_still(known: tuple[str, str]) -> None:
+    assert circle(KNOWN_CIRCLES - {known}), f"{known} is no part of a circle: take it out of KNOWN_CIRCLES"
+
+
+def test_oracles_share_no_code_with_what_they_judge() -> None:
+    found = sorted((ROOT / "tests/support").glob("*oracle.py"))
+    assert len(found) >= 4
+    for path in found:
+        names = {
+            name.partition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name in (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            )
+        }
+        assert "finescope" not in names, path
