@@ -7,7 +7,7 @@ DEMO ?= demo
 
 .PHONY: demo test bench lint format clean
 
-$(VENV)/.installed: pyproject.toml setup.py build_native.py build_tools.py constraints.txt $(wildcard csrc/*.h csrc/*/*)
+$(VENV)/.installed: pyproject.toml setup.py build_native.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint]'

@@ -6,9 +6,10 @@ Imports the standard library only, so that ``setup.py`` and the tests can use it
 2. :func:`ninja_text` turns a plan into a ``build.ninja``: one set of rules, flags per file.
 3. :func:`run` executes it and returns the shared objects.
 
-The grammar of ``csrc`` decides the flags. A file named ``<anything>_<isa>.cpp`` in ``csrc/cpu`` is the code
-of one instruction set and only it gets that set's flags; every other file is compiled for the baseline of the
-platform, because a flag licenses the compiler to use the instructions anywhere in the file.
+The grammar of ``csrc`` decides the flags. A file named ``<isa>.cpp`` or ``<anything>_<isa>.cpp`` anywhere
+in ``csrc/cpu`` is the code of one instruction set and only it gets that set's flags; every other file is
+compiled for the baseline of the platform, because a flag licenses the compiler to use the instructions
+anywhere in the file.
 
 From a checkout, ``python build_native.py`` builds in place.
 """
@@ -149,11 +150,15 @@ def file_isa(path: Path) -> str | None:
     return max(fitting, key=len) if fitting else None
 
 
+def cpu_kernels(root: Path = ROOT) -> list[Path]:
+    """The sources of the CPU's kernels, those of every instruction set."""
+    return sorted((root / "csrc/cpu").rglob("*.cpp"))
+
+
 def _cpu_target(root: Path, arch: str, isas: tuple[str, ...]) -> Target:
-    folders = (root / "csrc" / "cpu", root / "csrc" / "bindings")
-    sources = []
-    for path in sorted(path for folder in folders for path in folder.glob("*.cpp")):
-        isa = file_isa(path) if path.parent.name == "cpu" else None
+    sources = [Source(path) for path in sorted((root / "csrc/bindings/cpu").glob("*.cpp"))]
+    for path in cpu_kernels(root):
+        isa = file_isa(path)
         if isa is None:
             sources.append(Source(path))
         elif isa in isas:

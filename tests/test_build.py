@@ -55,9 +55,8 @@ def builds(text: str) -> dict[str, dict[str, str]]:
         statement = re.fullmatch(r"build (\S+): (\w+) (.+)", line)
         if statement:
             current = {"rule": statement[2]}
-            found[
-                Path(statement[3].split()[-1]).name if not statement[2].startswith("link") else statement[1]
-            ] = current
+            name = statement[3].split()[-1].partition("/csrc/")[2]
+            found[statement[1] if statement[2].startswith("link") else name] = current
         elif line.startswith("  ") and current:
             name, _, value = line.strip().partition(" = ")
             current[name] = value
@@ -69,15 +68,16 @@ def builds(text: str) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "level"),
     [
-        ("sparse_scalar.cpp", "scalar"),
-        ("sparse_avx2.cpp", "avx2"),
-        ("sparse_avx512.cpp", "avx512"),
-        ("topk_avx512_vnni.cpp", "avx512_vnni"),
-        ("topk_avx512_bf16.cpp", "avx512_bf16"),
-        ("topk_neon.cpp", "neon"),
-        ("topk_neon_dot.cpp", "neon_dot"),
-        ("avx2.cpp", "avx2"),
-        ("sparse_dispatch.cpp", None),
+        ("codes/sparse_scalar.cpp", "scalar"),
+        ("codes/sparse_avx2.cpp", "avx2"),
+        ("sparse_search/avx512.cpp", "avx512"),
+        ("topk/avx512_vnni.cpp", "avx512_vnni"),
+        ("topk/avx512_bf16.cpp", "avx512_bf16"),
+        ("topk/neon.cpp", "neon"),
+        ("topk/neon_dot.cpp", "neon_dot"),
+        ("topk/whole_avx2.cpp", "avx2"),
+        ("avx2/dispatch.cpp", None),
+        ("topk/dispatch.cpp", None),
         ("isa.cpp", None),
         ("myavx2.cpp", None),
     ],
@@ -102,7 +102,12 @@ def test_flags_per_file(plan: object) -> None:
         or "-march=native" not in text
     )
     statements = builds(text)
-    assert {"sparse_scalar.cpp", "sparse.cpp", "module.cpp", "isa.cpp"} <= set(statements)
+    assert {
+        "cpu/topk/scalar.cpp",
+        "cpu/codes/sparse_scalar.cpp",
+        "cpu/isa.cpp",
+        "bindings/cpu/module.cpp",
+    } <= set(statements)
     for name, statement in statements.items():
         isa = build_native.file_isa(Path(name))
         if statement["rule"].startswith("link"):
@@ -124,7 +129,7 @@ def test_levels_contain_the_ones_before(arch: str) -> None:
 
 def test_object_files_share_no_code_across_levels() -> None:
     """A weak symbol made with AVX-512 flags may be the copy that the linker keeps for everybody."""
-    objects = sorted((ROOT / "build").glob("native-*/_C/cpu/*.o"))
+    objects = sorted((ROOT / "build").glob("native-*/_C/cpu/**/*.o"))
     if not objects or shutil.which("nm") is None:
         pytest.skip("no object files, or no nm")
     for path in objects:
@@ -141,14 +146,16 @@ def test_object_files_share_no_code_across_levels() -> None:
 def test_planned_isas_are_the_ones_with_sources(plan: object) -> None:
     defined = {flag for flag in plan.flags if flag.startswith("-DFINESCOPE_HAVE_")}
     assert defined == {f"-DFINESCOPE_HAVE_{isa.upper()}=1" for isa in plan.isas}
-    named = {build_native.file_isa(path) for path in (ROOT / "csrc/cpu").glob("*.cpp")} - {None}
+    named = {build_native.file_isa(path) for path in build_native.cpu_kernels()} - {None}
     assert set(plan.isas) <= named
 
 
 def fake_tree(root: Path, *, cuda: bool) -> Path:
     """A checkout with one C++ source and, if asked for, one CUDA kernel."""
-    (root / "csrc/bindings").mkdir(parents=True)
-    (root / "csrc/bindings/module.cpp").write_text('#include <Python.h>\nextern "C" int f() { return 1; }\n')
+    (root / "csrc/bindings/cpu").mkdir(parents=True)
+    (root / "csrc/bindings/cpu/module.cpp").write_text(
+        '#include <Python.h>\nextern "C" int f() { return 1; }\n'
+    )
     if cuda:
         (root / "csrc/cuda").mkdir()
         (root / "csrc/cuda/twice.cu").write_text(
@@ -348,7 +355,7 @@ def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_failing_source_costs_auto_only_the_object(tmp_path: Path, plan: object) -> None:
     root = fake_tree(tmp_path, cuda=False)
-    (root / "csrc/bindings/broken.cpp").write_text("#error broken on purpose\n")
+    (root / "csrc/bindings/cpu/broken.cpp").write_text("#error broken on purpose\n")
     with pytest.raises(build_native.BuildError, match="the compiler failed"):
         build_native.build("cpu", root)
     assert "the compiler failed" in build_native.build("auto", root).skipped["cpu"]

@@ -57,16 +57,17 @@ def compile_programs(
         *flags,
     )
     kernels: dict[Path, tuple[str, ...]] = {}
-    for path in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+    for path in build_native.cpu_kernels():
         isa = build_native.file_isa(path)
         if isa is None or isa in isas:
             kernels[path] = () if isa is None else (*isas[isa], f"-DFINESCOPE_ISA={isa}")
     mains = [Path(__file__).with_name(f"{stem}.cpp") for stems in PROGRAMS.values() for stem in stems]
 
     def compiled(path: Path) -> str:
+        name = "-".join(path.relative_to(ROOT).with_suffix(".o").parts)
         if without_avx512 is not None and path.stem != "isa" and "avx512" not in path.stem:
-            return str(without_avx512 / f"{path.stem}.o")
-        made = str(folder / f"{path.stem}.o")
+            return str(without_avx512 / name)
+        made = str(folder / name)
         command = [*compiler, *shared, *kernels.get(path, ()), "-c", str(path), "-o", made]
         subprocess.run(command, check=True)
         return made
