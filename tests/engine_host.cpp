@@ -7,8 +7,8 @@
 #include <limits>
 #include <string>
 
-#include "cpu/topk_centre.h"
-#include "cpu/topk_screen.h"
+#include "cpu/topk/centre.h"
+#include "cpu/topk/screen.h"
 #include "host.h"
 
 using namespace finescope;

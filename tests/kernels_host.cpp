@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <map>
 
-#include "cpu/sparse.h"
-#include "cpu/sparse_search.h"
+#include "cpu/codes/sparse.h"
+#include "cpu/sparse_search/search.h"
 #include "host_rows.h"
 
 using namespace host;

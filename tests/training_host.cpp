@@ -1,5 +1,5 @@
 // The training kernels in the program of kernels_host.cpp.
-#include "cpu/training.h"
+#include "cpu/codes/training.h"
 #include "host_rows.h"
 
 using namespace host;

@@ -9,7 +9,7 @@
 #endif
 
 #include "cpu/spare.h"
-#include "cpu/topk_internal.h"
+#include "cpu/topk/internal.h"
 
 namespace finescope {
 namespace {

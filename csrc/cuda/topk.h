@@ -11,7 +11,7 @@
 //   scan     every score of the rows that no screen could separate                           (topk_exact.cu)
 //   select   the k best, in order                                                            (topk_select.cu)
 //
-// The bound is that of the CPU engine (cpu/topk_kernels.h). Every row decides for itself, on the device: the
+// The bound is that of the CPU engine (cpu/topk/kernels.h). Every row decides for itself, on the device: the
 // host never waits, and which kernels run depends on shapes alone.
 #pragma once
 

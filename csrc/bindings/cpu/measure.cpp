@@ -1,13 +1,13 @@
-#include "bindings/measure.h"
+#include "bindings/cpu/measure.h"
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
+#include "bindings/cpu/topk.h"
 #include "bindings/tensors.h"
-#include "bindings/topk.h"
 #include "cpu/fingerprint.h"
-#include "cpu/topk_screen.h"
+#include "cpu/topk/screen.h"
 
 namespace finescope {
 

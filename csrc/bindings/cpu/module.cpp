@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "bindings/measure.h"
+#include "bindings/cpu/measure.h"
 #include "bindings/version.h"
 #include "cpu/isa.h"
 

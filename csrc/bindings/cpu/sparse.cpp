@@ -1,10 +1,10 @@
 // torch.ops.finescope on the CPU: sparse_decode and the operations of its backward.
-#include "cpu/sparse.h"
+#include "cpu/codes/sparse.h"
 
 #include <optional>
 #include <tuple>
 
-#include "bindings/codes.h"
+#include "bindings/cpu/codes.h"
 
 namespace finescope {
 namespace {

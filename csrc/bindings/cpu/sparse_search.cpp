@@ -1,11 +1,10 @@
 // torch.ops.finescope.sparse_cosine_topk on the CPU.
-#include "cpu/sparse_search.h"
-
 #include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "bindings/sparse_operands.h"
+#include "cpu/sparse_search/search.h"
 
 namespace finescope {
 namespace {

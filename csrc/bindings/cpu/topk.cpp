@@ -1,14 +1,14 @@
 // torch.ops.finescope on the CPU: topk_encode and cosine_topk.
-#include "cpu/topk.h"
+#include "cpu/topk/topk.h"
 
 #include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
 
+#include "bindings/cpu/topk.h"
 #include "bindings/tensors.h"
-#include "bindings/topk.h"
-#include "cpu/topk_centre.h"
+#include "cpu/topk/centre.h"
 
 namespace finescope {
 

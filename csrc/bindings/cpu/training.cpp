@@ -1,11 +1,11 @@
 // torch.ops.finescope on the CPU: the operations of a training step.
-#include "cpu/training.h"
+#include "cpu/codes/training.h"
 
 #include <memory>
 #include <optional>
 #include <tuple>
 
-#include "bindings/codes.h"
+#include "bindings/cpu/codes.h"
 
 namespace finescope {
 namespace {

@@ -1,1 +1,1 @@
-#include "cpu/sparse.inl"
+#include "cpu/codes/sparse.inl"

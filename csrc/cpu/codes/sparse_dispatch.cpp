@@ -1,4 +1,4 @@
-#include "cpu/sparse.h"
+#include "cpu/codes/sparse.h"
 
 namespace finescope {
 

@@ -1,4 +1,4 @@
-#include "cpu/training.h"
+#include "cpu/codes/training.h"
 
 namespace finescope {
 

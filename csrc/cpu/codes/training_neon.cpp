@@ -1,1 +1,1 @@
-#include "cpu/training.inl"
+#include "cpu/codes/training.inl"

@@ -16,11 +16,11 @@
 // distinct rows so far, shared by all threads. Which rows become candidates depends on timing; the result
 // does not, since every row that could be among the best is one, and candidates are ordered by their exact
 // scores.
-#include "cpu/sparse_search.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "cpu/sparse_search/search.h"
 
 namespace finescope {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/sparse_search.h"
+#include "cpu/sparse_search/search.h"
 
 namespace finescope {
 namespace {

@@ -1,1 +1,1 @@
-#include "cpu/sparse_search.inl"
+#include "cpu/sparse_search/screen.inl"

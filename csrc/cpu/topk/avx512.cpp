@@ -1,5 +1,5 @@
-#include "cpu/topk_rows.inl"
-#include "cpu/topk_tile512.inl"
+#include "cpu/topk/rows.inl"
+#include "cpu/topk/tile512.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

@@ -1,4 +1,4 @@
-#include "cpu/topk_tile512.inl"
+#include "cpu/topk/tile512.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

@@ -1,10 +1,10 @@
-#include "cpu/topk_centre.h"
+#include "cpu/topk/centre.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/topk_internal.h"
-#include "cpu/topk_quantize.h"
+#include "cpu/topk/internal.h"
+#include "cpu/topk/quantize.h"
 
 namespace finescope {
 namespace {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/topk_centre.h"
-#include "cpu/topk_internal.h"
-#include "cpu/topk_quantize.h"
+#include "cpu/topk/centre.h"
+#include "cpu/topk/internal.h"
+#include "cpu/topk/quantize.h"
 
 namespace finescope {
 namespace {

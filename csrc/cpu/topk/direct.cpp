@@ -8,7 +8,7 @@
 #include <cmath>
 #include <mutex>
 
-#include "cpu/topk_internal.h"
+#include "cpu/topk/internal.h"
 
 namespace finescope {
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu/topk_kernels.h"
+#include "cpu/topk/kernels.h"
 
 namespace finescope {
 namespace {

@@ -1,11 +1,10 @@
 // The driver: which way a problem is solved, and how it is split over workers.
-#include "cpu/topk.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "cpu/subnormals.h"
-#include "cpu/topk_screen.h"
+#include "cpu/topk/screen.h"
+#include "cpu/topk/topk.h"
 
 namespace finescope {
 namespace {

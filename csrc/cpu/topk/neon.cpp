@@ -1,5 +1,5 @@
-#include "cpu/topk_rows.inl"
-#include "cpu/topk_tile_neon.inl"
+#include "cpu/topk/rows.inl"
+#include "cpu/topk/tile_neon.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

@@ -1,4 +1,4 @@
-#include "cpu/topk_tile_neon.inl"
+#include "cpu/topk/tile_neon.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/topk_centre.h"
-#include "cpu/topk_internal.h"
-#include "cpu/topk_quantize.h"
+#include "cpu/topk/centre.h"
+#include "cpu/topk/internal.h"
+#include "cpu/topk/quantize.h"
 
 namespace finescope {
 

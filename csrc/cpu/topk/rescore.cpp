@@ -9,7 +9,7 @@
 #include <limits>
 #include <mutex>
 
-#include "cpu/topk_screen.h"
+#include "cpu/topk/screen.h"
 
 namespace finescope {
 namespace {

@@ -1,1 +1,1 @@
-#include "cpu/topk_tile.inl"
+#include "cpu/topk/tile.inl"

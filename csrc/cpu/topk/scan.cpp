@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/topk_internal.h"
+#include "cpu/topk/internal.h"
 
 namespace finescope {
 

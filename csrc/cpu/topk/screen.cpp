@@ -1,4 +1,4 @@
-#include "cpu/topk_screen.h"
+#include "cpu/topk/screen.h"
 
 #include <algorithm>
 #include <cmath>

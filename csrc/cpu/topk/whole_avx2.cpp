@@ -18,7 +18,7 @@
 // Neither norm exceeds the root of 2^31 - 1, so the whole sum lies within 32 bits and is what the lane holds.
 #include <immintrin.h>
 
-#include "cpu/topk_kernels.h"
+#include "cpu/topk/kernels.h"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

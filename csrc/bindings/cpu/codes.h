@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bindings/operands.h"
-#include "cpu/sparse.h"
+#include "cpu/codes/sparse.h"
 
 namespace finescope {
 

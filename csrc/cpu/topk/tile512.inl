@@ -13,7 +13,7 @@
 #endif
 #include <immintrin.h>
 
-#include "cpu/topk_kernels.h"
+#include "cpu/topk/kernels.h"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

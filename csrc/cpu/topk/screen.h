@@ -1,9 +1,9 @@
 // Screening a block of rows of x: packed rows, thresholds and candidates.
 #pragma once
 
-#include "cpu/topk_centre.h"
-#include "cpu/topk_internal.h"
-#include "cpu/topk_quantize.h"
+#include "cpu/topk/centre.h"
+#include "cpu/topk/internal.h"
+#include "cpu/topk/quantize.h"
 
 namespace finescope {
 

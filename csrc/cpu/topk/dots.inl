@@ -1,5 +1,5 @@
-// Rows of any dtype, and their dot products, in terms of vec.h. Included by topk_rows.inl.
-#include "cpu/topk_kernels.h"
+// Rows of any dtype, and their dot products, in terms of vec.h. Included by rows.inl.
+#include "cpu/topk/kernels.h"
 #include "cpu/vec.h"
 
 namespace finescope {

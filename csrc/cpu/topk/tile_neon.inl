@@ -8,7 +8,7 @@
 
 #include <utility>
 
-#include "cpu/topk_kernels.h"
+#include "cpu/topk/kernels.h"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

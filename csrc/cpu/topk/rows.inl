@@ -1,7 +1,7 @@
 // Primitives of the top-k engine on single rows, in terms of vec.h; included once by the baseline, AVX2 and
 // AVX-512 sources. Only dots_* must give the same bytes everywhere: the others feed screens, whose errors are
 // measured.
-#include "cpu/topk_dots.inl"
+#include "cpu/topk/dots.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

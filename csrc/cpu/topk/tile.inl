@@ -1,6 +1,6 @@
 // The float32 screen in terms of vec.h, for the baseline and AVX2: tiles of 6 rows by 2 registers of columns,
 // so 12 of 16 registers accumulate.
-#include "cpu/topk_rows.inl"
+#include "cpu/topk/rows.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/topk.h"
+#include "cpu/topk/topk.h"
 
 namespace finescope {
 

@@ -1,15 +1,13 @@
 // Exact top-k by inner product on the CPU: the engine behind topk_encode and cosine_topk.
 //
-//   choose   the precision of the screen, by a sample (topk_choose.cpp)
-//   centre   what all rows have in common is taken out, where it is much (topk_centre.h)
-//   pack     once per matrix w: rows to low precision, in panels, with their measured errors (topk_pack.cpp)
-//   screen   x against the panels: candidates that may be among the k best, and a threshold (topk_screen.cpp)
-//   rescore  candidates gathered by row of w, in float64 and the fixed order (topk_rescore.cpp)
-//   select   the k best exact scores; the threshold is checked against them (topk_rescore.cpp)
-//   direct   a float32 screen of w as it is: for few rows, and for what a packed screen gives up on
-//            (topk_direct.cpp)
-//   scan     every score exactly: for one row, for what no screen can separate, and for float64
-//   (topk_scan.cpp)
+//   choose   the precision of the screen, by a sample (choose.cpp)
+//   centre   what all rows have in common is taken out, where it is much (centre.h)
+//   pack     once per matrix w: rows to low precision, in panels, with their measured errors (pack.cpp)
+//   screen   x against the panels: candidates that may be among the k best, and a threshold (screen.cpp)
+//   rescore  candidates gathered by row of w, in float64 and the fixed order (rescore.cpp)
+//   select   the k best exact scores; the threshold is checked against them (rescore.cpp)
+//   direct   a float32 screen of w as it is: for few rows, and for what a packed screen gives up on (direct.cpp)
+//   scan     every score exactly: for one row, for what no screen can separate, and for float64 (scan.cpp)
 //
 // The threshold of a packed screen is a guess that later events confirm or refute: everything with an exact
 // score of at least `tau` was kept, so if the k-th best exact score among the candidates reaches tau, nothing
@@ -20,7 +18,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "cpu/topk_kernels.h"
+#include "cpu/topk/kernels.h"
 
 namespace finescope {
 

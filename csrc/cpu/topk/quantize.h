@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/topk.h"
+#include "cpu/topk/topk.h"
 
 namespace finescope {
 

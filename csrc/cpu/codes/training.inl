@@ -1,8 +1,8 @@
 // Bodies of the training kernels in terms of vec.h; included once by each training_<isa>.cpp.
 #include <cmath>
 
-#include "cpu/row_sums.h"
-#include "cpu/training.h"
+#include "cpu/codes/row_sums.h"
+#include "cpu/codes/training.h"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

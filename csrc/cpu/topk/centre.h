@@ -10,7 +10,7 @@
 
 #include <vector>
 
-#include "cpu/topk.h"
+#include "cpu/topk/topk.h"
 
 namespace finescope {
 

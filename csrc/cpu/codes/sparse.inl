@@ -1,6 +1,6 @@
 // Bodies of the sparse kernels in terms of vec.h; included once by each sparse_<isa>.cpp.
-#include "cpu/row_sums.h"
-#include "cpu/sparse.h"
+#include "cpu/codes/row_sums.h"
+#include "cpu/codes/sparse.h"
 
 namespace finescope {
 namespace FINESCOPE_ISA {

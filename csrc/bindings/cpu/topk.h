@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "bindings/tensors.h"
-#include "cpu/topk.h"
+#include "cpu/topk/topk.h"
 
 namespace finescope {
 
