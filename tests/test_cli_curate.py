@@ -119,18 +119,18 @@ def test_a_second_run_does_no_stage_again(job: Path, copied: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_rows(
     job: Path, done: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finescope.workflow import stages
+    from finescope.workflow.stages import embed
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    real = stages.embed
-    monkeypatch.setattr(stages, "embed", interrupted)
+    real = embed.embed
+    monkeypatch.setattr(embed, "embed", interrupted)
     result = curate(job, tmp_path / "out", "--label-column", "label")
     assert result.exit_code == 130
     assert "run the same command again" in result.stderr
     assert not (tmp_path / "out" / "curated.jsonl").exists()
-    monkeypatch.setattr(stages, "embed", real)
+    monkeypatch.setattr(embed, "embed", real)
     result = curate(job, tmp_path / "out", "--label-column", "label")
     assert result.exit_code == 0
     assert "training: done before" in result.stderr
@@ -150,9 +150,9 @@ def test_changed_inputs_are_noticed(job: Path, copied: Path) -> None:
 
 
 def test_select_again_needs_no_model(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finescope.workflow import stages
+    from finescope.workflow import context
 
-    monkeypatch.setattr(stages, "open_tap", lambda job: pytest.fail("the model was touched"))
+    monkeypatch.setattr(context, "open_tap", lambda job: pytest.fail("the model was touched"))
     result = invoke("select", copied, "-k", 4)
     assert result.exit_code == 0, result.stderr
     assert len(lines(copied / "curated.jsonl")) == 4

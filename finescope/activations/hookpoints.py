@@ -48,6 +48,26 @@ def resolve_hookpoint(model: nn.Module, name: str) -> str:
     raise InputError(_no_such_module(name, modules, ending, stacks, model))
 
 
+def last_block(model: nn.Module) -> str:
+    """Return the name of the last block of a model's longest list of modules.
+
+    Raises:
+        InputError: the model has no list of modules.
+    """
+    stacks = [
+        (len(module), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+    ]
+    if not stacks:
+        names = ", ".join(name for name, _ in list(model.named_modules())[1:8])
+        raise InputError(
+            f"the model has no stack of blocks to choose a layer from; name one with --layer: {names}, …"
+        )
+    length, name = max(stacks, key=lambda item: (item[0], -len(item[1])))
+    return f"{name}.{length - 1}"
+
+
 def _stacks(model: nn.Module) -> list[str]:
     """Return the names of the lists of blocks, outermost only."""
     found: list[str] = []

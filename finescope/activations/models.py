@@ -120,6 +120,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def keep_quiet() -> None:
+    """Keep the library's bars and notices off the screen for good: commands report progress themselves."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _transformers_at_least(major: int, minor: int) -> bool:
     import transformers
 

@@ -42,15 +42,16 @@ def command(
           --max-tokens 2000000 --out activations/
     """
     from finescope.progress import Reporter
-    from finescope.workflow import stages
+    from finescope.workflow.context import open_job_corpus, open_tap
+    from finescope.workflow.stages.activations import collect_activations
 
     job = options.job_from(config_path, overrides, {"out": given.pop("out") or "activations", **given})
     options.need(job, "model", "corpus")
-    corpus = stages.open_job_corpus(job)
+    corpus = open_job_corpus(job)
     reporter = Reporter(quiet=quiet)
     corpus.scan()
-    store = stages.collect_activations(
-        stages.open_tap(job),
+    store = collect_activations(
+        open_tap(job),
         corpus,
         job.folder,
         max_tokens=max_tokens,

@@ -37,15 +37,16 @@ def command(
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
     """
     from finescope.progress import Reporter
-    from finescope.workflow import stages
+    from finescope.workflow.context import load_sae, open_job_corpus, open_tap
+    from finescope.workflow.stages.embed import embed
 
     job = options.job_from(config_path, overrides, {"out": given.pop("out") or "codes", **given})
     options.need(job, "model", "sae_path", "corpus")
-    corpus = stages.open_job_corpus(job)
+    corpus = open_job_corpus(job)
     corpus.scan()
-    tap = stages.open_tap(job)
-    store = stages.embed(
-        stages.load_sae(str(job.sae_path), tap.layer, job.device, tap.width),
+    tap = open_tap(job)
+    store = embed(
+        load_sae(str(job.sae_path), tap.layer, job.device, tap.width),
         tap,
         corpus,
         job.folder,

@@ -41,7 +41,8 @@ def command(
     """
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
-    from finescope.workflow.tables import score_stores, write_scores
+    from finescope.workflow.stages.score import score_stores
+    from finescope.workflow.tables import write_scores
 
     job = options.job_from(config_path, overrides, given)
     scored = score_stores(CodeStore(corpus_codes), CodeStore(target_codes), job.recipe(), top_m=job.top_m)

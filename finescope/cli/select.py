@@ -83,7 +83,7 @@ def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
     from finescope.corpus import write_rows
     from finescope.curation.selection import select
     from finescope.embeddings.store import CodeStore
-    from finescope.workflow.stages import open_job_corpus
+    from finescope.workflow.context import open_job_corpus
     from finescope.workflow.tables import curated_records, read_scores
 
     out, codes, target_codes = given.pop("out"), given.pop("codes"), given.pop("target_codes")

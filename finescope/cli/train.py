@@ -47,13 +47,13 @@ def command(
     """
     from finescope.activations import ActivationStore
     from finescope.progress import Reporter
-    from finescope.workflow import stages
+    from finescope.workflow.stages.train import plan_for, train, training_log
 
     fields = {"sae.num_latents": num_latents, "sae.k": sparsity, "training.num_epochs": epochs, "out": out}
     job = options.job_from(config_path, overrides, {**fields, **given})
     store = ActivationStore(activations)
-    plan = stages.plan_for(job, store.num_tokens, store.width)
-    sae = stages.train(store, plan, job.folder, reporter=Reporter(quiet=quiet))
-    log = stages.training_log(job.folder)
+    plan = plan_for(job, store.num_tokens, store.width)
+    sae = train(store, plan, job.folder, reporter=Reporter(quiet=quiet))
+    log = training_log(job.folder)
     quality = f", FVU {log[-1]['fvu']:.4f}, {log[-1]['dead_fraction']:.1%} dead latents" if log else ""
     click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.folder}{quality}")

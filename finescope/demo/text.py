@@ -17,11 +17,12 @@ from finescope.demo.docstrings import Docstring, collect_docstrings, label_count
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.storage.files import read_json, sha256_json, write_json, write_text
+from finescope.workflow.context import Context
 from finescope.workflow.job import Job
-from finescope.workflow.layout import CORPUS_CODES, SCORES
+from finescope.workflow.layout import CORPUS_CODES
 from finescope.workflow.run import Outcome, Run
-from finescope.workflow.stages import evaluate
-from finescope.workflow.tables import read_scores
+from finescope.workflow.stages.evaluate import Compared, method_table
+from finescope.workflow.stages.report import Averaged
 
 TOPICS = (
     "asyncio",
@@ -134,9 +135,8 @@ def text_demo(
     )
     run = Run(job, reporter)
     run.prepare_scores()
-    averaged, by_topic = measure_topics(run, rows, by_label, wanted, reporter)
-    run.averaged = (wanted, averaged)
-    outcome = run.finish()
+    averaged, by_topic = measure_topics(run.context, rows, by_label, wanted)
+    outcome = run.finish(Averaged(tuple(wanted), tuple(averaged)))
     write_json(
         out / "topics.json",
         {
@@ -149,11 +149,10 @@ def text_demo(
 
 
 def measure_topics(
-    run: Run,
+    context: Context,
     rows: Sequence[Docstring],
     by_label: dict[str, list[int]],
     topics: Sequence[str],
-    reporter: Reporter,
 ) -> tuple[list[MethodResult], dict[str, dict[str, float]]]:
     """Measure all methods on every topic from the corpus' codes, and average: intervals are over topics.
 
@@ -162,35 +161,26 @@ def measure_topics(
     Returns:
         the averaged methods, and the average precision by topic and method.
     """
-    prepared, _ = run.prepared()
-    store = run.store(CORPUS_CODES)
-    codes, dense = resident_codes(prepared.corpus), store.dense()
-    scored = read_scores(run.out / SCORES)
-    names = [row.label for row in rows]
+    prepared, _ = context.prepared
+    store = context.store(CORPUS_CODES)
+    codes, dense, tokens = resident_codes(prepared.corpus), store.dense(), store.token_counts()
+    labels = np.array([row.label for row in rows])
     texts = [row.text for row in rows]
     tables = []
-    with reporter.task("topics", len(topics), "topics") as task:
+    with context.reporter.task("topics", len(topics), "topics") as task:
         for topic in topics:
             seeds = np.array(_seed_rows(by_label[topic], topic))
             mask = np.zeros(len(rows), np.bool_)
             mask[seeds] = True
-            scored.is_target = mask
             tables.append(
-                evaluate.method_table(
-                    evaluate.Labels("label", names, [topic]),
-                    scored,
-                    codes[seeds],
-                    codes,
-                    run.job.recipe(),
-                    run.job.recipe().pooling,
-                    texts=texts,
-                    target_texts=[texts[seed] for seed in seeds],
-                    dense=dense,
-                    target_dense=dense[seeds],
-                    top_m=run.job.top_m,
+                method_table(
+                    context.job,
+                    Compared(codes, dense, texts, tokens),
+                    Compared(codes[seeds], dense[seeds], [texts[seed] for seed in seeds]),
+                    labels == topic,
+                    exclude=mask,
                     at=(10, 100),
                     draws=0,
-                    seed=run.job.seed,
                 )
             )
             task.advance(note=topic)
@@ -198,7 +188,7 @@ def measure_topics(
         topic: {line.name: line.metrics["average_precision"].value for line in table}
         for topic, table in zip(topics, tables, strict=True)
     }
-    return average_results(tables, seed=run.job.seed), by_topic
+    return average_results(tables, seed=context.job.seed), by_topic
 
 
 def _corpus(

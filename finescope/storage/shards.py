@@ -28,6 +28,7 @@ from finescope.storage.files import (
     write_json,
     write_tensors,
 )
+from finescope.storage.identity import differences
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -91,10 +92,11 @@ class ShardWriter:
             self._remove_shards([])
             return
         found = read_manifest(self._directory, self._kind)
-        changed = _differences(found["fingerprint"], _plain(self._fingerprint))
+        changed = differences(found["fingerprint"], self._fingerprint)
         if changed:
+            shown = "; ".join(f"{d.name} was {d.old}, is {d.new}" for d in changed[:4])
             raise StoreError(
-                f"{self._directory} holds work on something else: {'; '.join(changed[:4])}. "
+                f"{self._directory} holds work on something else: {shown}. "
                 "Choose another folder, or overwrite this one"
             )
         for entry in found["shards"]:
@@ -381,29 +383,3 @@ def iterate_with_start(shards: list[dict[str, Any]]) -> Iterator[tuple[int, dict
     for entry in shards:
         yield start, entry
         start += int(entry["rows"])
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: list[str] = []
-        for key in sorted({*old, *new}):
-            found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        found = []
-        for number, pair in enumerate(zip(old, new, strict=True)):
-            found += _differences(*pair, f"{name}[{number}]")
-        return found
-    return [] if old == new else [f"{name} was {_short(old)}, is {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:16]}…"
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as JSON would give it back."""
-    import json
-
-    return json.loads(json.dumps(value, default=str))

@@ -4,6 +4,7 @@ ACTIVATIONS = "activations"
 SAE = "sae"
 CORPUS_CODES = "codes/corpus"
 TARGET_CODES = "codes/targets"
+CODES = {"corpus": CORPUS_CODES, "targets": TARGET_CODES}
 SCORES = "scores.parquet"
 SELECTION = "selection.parquet"
 METRICS = "metrics.json"

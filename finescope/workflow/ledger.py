@@ -2,77 +2,54 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finescope.errors import InputError, StoreError
+from finescope.errors import StoreError
 from finescope.storage.files import read_json, sha256_json, write_json
+from finescope.storage.identity import differences
 
 FOLDER = "stages"
+_SHOWN = 3
 
 
 class Ledger:
-    """Notes about the finished stages of one output folder, one small JSON file per stage."""
+    """Notes about the stages of one output folder, one small JSON file per stage."""
 
-    def __init__(self, out: Path, *, restart: bool = False):
-        """Open the ledger of an output folder.
-
-        Args:
-            out: the output folder.
-            restart: redo expensive stages whose inputs have changed, instead of refusing.
-        """
+    def __init__(self, out: Path):
+        """Open the ledger of an output folder; nothing is read or written yet."""
         self.out = out
-        self.restart = restart
 
-    def run(
-        self,
-        stage: str,
-        inputs: Mapping[str, Any],
-        work: Callable[[], Mapping[str, Any] | None],
-        *,
-        outputs: Sequence[str],
-        expensive: bool = False,
-        discard: Callable[[], None] | None = None,
-    ) -> tuple[dict[str, Any], bool]:
-        """Do a stage unless it was finished before with the same inputs.
-
-        Args:
-            stage: its name.
-            inputs: plain values on which the result depends.
-            work: does the stage and returns facts worth keeping. It is expected to resume what a killed run
-            began. outputs: paths below the output folder that must exist for the stage to count as finished.
-            expensive: refuse to redo the stage with other inputs (unless ``restart``). discard: removes the
-            results of other inputs before the stage is redone.
-
-        Returns:
-            the facts, and whether the stage was done now.
-
-        Raises:
-            InputError: the folder holds an expensive stage's results of other inputs.
-        """
+    def finished(self, stage: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> bool:
+        """Return whether a stage was finished with these inputs and all its outputs are still there."""
         note = self._read(stage)
-        key = sha256_json(dict(inputs))
-        if note is not None and note.get("key") == key:
-            if note.get("finished") and all((self.out / name).exists() for name in outputs):
-                return dict(note["facts"]), False
-        elif note is not None:
-            changed = _differences(note.get("inputs", {}), inputs)
-            if expensive and not self.restart:
-                raise InputError(
-                    f"{self.out} holds the {stage} of another run ({changed}); choose another --out, or add "
-                    "--restart to throw that away and begin again"
-                )
-            if discard is not None:
-                discard()
-        begun = {"key": key, "inputs": dict(inputs), "finished": False, "facts": {}}
-        write_json(self._path(stage), begun)
-        start = time.monotonic()
-        facts = dict(work() or {})
-        facts["seconds"] = round(time.monotonic() - start, 2)
-        write_json(self._path(stage), {**begun, "finished": True, "facts": facts})
-        return facts, True
+        return (
+            note is not None
+            and note["key"] == sha256_json(dict(inputs))
+            and bool(note.get("finished"))
+            and all((self.out / name).exists() for name in outputs)
+        )
+
+    def changes(self, stage: str, inputs: Mapping[str, Any]) -> str | None:
+        """Return in words what is other than when the stage was begun; None if nothing is, or it wasn't."""
+        note = self._read(stage)
+        if note is None or note["key"] == sha256_json(dict(inputs)):
+            return None
+        found = differences(note.get("inputs", {}), dict(inputs))
+        return "; ".join(f"{d.name} was {d.old}, now {d.new}" for d in found[:_SHOWN]) or "its notes differ"
+
+    def begin(self, stage: str, inputs: Mapping[str, Any]) -> None:
+        """Note with what inputs a stage is begun."""
+        self._write(stage, inputs, finished=False, facts={})
+
+    def finish(self, stage: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Note that a stage is finished, and facts about it worth keeping."""
+        self._write(stage, inputs, finished=True, facts=facts)
+
+    def begun(self, stage: str) -> bool:
+        """Return whether there is any note about a stage."""
+        return self._read(stage) is not None
 
     def facts(self, stage: str) -> dict[str, Any]:
         """Return the facts of a finished stage, or {}."""
@@ -82,26 +59,23 @@ class Ledger:
     def key(self, stage: str) -> str:
         """Return what identifies the inputs of a stage, or an empty string."""
         note = self._read(stage)
-        return str(note.get("key", "")) if note is not None else ""
+        return "" if note is None else str(note["key"])
 
     def _path(self, stage: str) -> Path:
         return self.out / FOLDER / f"{stage}.json"
+
+    def _write(
+        self, stage: str, inputs: Mapping[str, Any], *, finished: bool, facts: Mapping[str, Any]
+    ) -> None:
+        plain = dict(inputs)
+        note = {"key": sha256_json(plain), "inputs": plain, "finished": finished, "facts": dict(facts)}
+        write_json(self._path(stage), note)
 
     def _read(self, stage: str) -> dict[str, Any] | None:
         path = self._path(stage)
         if not path.exists():
             return None
         note = read_json(path)
-        if not isinstance(note, dict) or "key" not in note:
+        if not isinstance(note, dict) or not isinstance(note.get("facts"), dict) or "key" not in note:
             raise StoreError(f"{path} is not a note about a stage; remove it and run again")
         return note
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    shown = []
-    for name in names[:3]:
-        old, new = before.get(name), now.get(name)
-        plain = all(isinstance(value, (str, int, float, type(None))) for value in (old, new))
-        shown.append(f"{name} was {old!r}, now {new!r}" if plain else f"{name} changed")
-    return "; ".join(shown) or "its notes differ"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,6 @@ def write_scores(path: Path, scored: ScoredRows) -> None:
     Raises:
         StoreError: the file can't be written.
     """
-    import json
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -92,23 +91,7 @@ def read_scores(path: Path) -> ScoredRows:
     Raises:
         StoreError: the file is missing, damaged, or not a table of scores.
     """
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise StoreError(f"{path} does not exist; run `finescope score` first") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(
-            f"{path} is truncated or not a Parquet file ({error}); score the corpus again"
-        ) from None
-    raw = (table.schema.metadata or {}).get(b"finescope")
-    if raw is None:
-        raise StoreError(f"{path} is not a table of scores; give the file that `finescope score` wrote")
-    notes = json.loads(raw)
+    table, notes = _read(path, None, "a table of scores", "run `finescope score`, or curate again")
 
     def column(name: str) -> NDArray[Any]:
         return np.asarray(table.column(name).to_numpy(zero_copy_only=False))
@@ -128,6 +111,23 @@ def read_scores(path: Path) -> ScoredRows:
         column("is_target").astype(np.bool_),
         notes["settings"],
     )
+
+
+def _read(path: Path, columns: Sequence[str] | None, what: str, remedy: str) -> tuple[Any, dict[str, Any]]:
+    """Return a table of ours and the notes in its header."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist; {remedy}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"{path} is truncated or not a Parquet file ({error}); {remedy}") from None
+    raw = (table.schema.metadata or {}).get(b"finescope")
+    if raw is None:
+        raise StoreError(f"{path} is not {what}; {remedy}")
+    return table, json.loads(raw)
 
 
 def write_selection(path: Path, scored: ScoredRows, selection: Selection) -> None:
@@ -151,8 +151,28 @@ def write_selection(path: Path, scored: ScoredRows, selection: Selection) -> Non
             "resembles": pa.array(resembles, pa.string()),
         }
     )
+    notes = {"finescope": json.dumps({"config": selection.config, "tokens": selection.tokens})}
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table.replace_schema_metadata(notes), temporary)
+
+
+def read_selection(path: Path) -> Selection:
+    """Read what ``write_selection`` wrote; which row another one resembles is left out.
+
+    Raises:
+        StoreError: the file is missing, damaged, or not a selection.
+    """
+    table, notes = _read(path, ["rank", "reason"], "a selection", "select the rows again")
+    ranks = table.column("rank").fill_null(0).to_numpy()
+    chosen = np.flatnonzero(ranks)
+    reasons = table.unify_dictionaries().column("reason").combine_chunks()
+    position = np.array([REASONS.index(name) for name in reasons.dictionary.to_pylist()], np.uint8)
+    return Selection(
+        chosen[np.argsort(ranks[chosen])].astype(np.int64),
+        position[reasons.indices.to_numpy()],
+        tokens=notes["tokens"],
+        config=notes["config"],
+    )
 
 
 def curated_records(
@@ -196,54 +216,6 @@ def score_columns(scored: ScoredRows, row: int, rank: int) -> dict[str, Any]:
     return dict(zip(SCORE_COLUMNS, values, strict=True))
 
 
-def score_stores(
-    corpus: CodeStore,
-    targets: CodeStore,
-    recipe: Preset,
-    *,
-    top_m: int,
-    is_target: NDArray[np.bool_] | None = None,
-    prepared: CorpusScorer | None = None,
-    target_codes: SparseCodes | None = None,
-) -> ScoredRows:
-    """Score the rows of one code store against those of another.
-
-    Args:
-        corpus: codes of N rows.
-        targets: codes of Q targets, made by the same SAE.
-        recipe: pooling, weighting and scorer.
-        top_m: of the scorer ``top_m_mean``.
-        is_target: bool [N]; None marks the rows whose id is that of a target, unless the targets' ids were
-            made up.
-        prepared: the corpus prepared for this recipe, when there is one already.
-        target_codes: the targets pooled as the recipe wants; goes with ``prepared``.
-
-    Raises:
-        InputError: the two stores come from different SAEs, or the targets have no latent.
-    """
-    if corpus.num_latents != targets.num_latents:
-        raise InputError(
-            f"{corpus.directory} has codes over {corpus.num_latents:,} latents and {targets.directory} over "
-            f"{targets.num_latents:,}; embed both with the same SAE"
-        )
-    if prepared is None or target_codes is None:
-        prepared, target_codes = prepare(corpus, targets, recipe)
-    ids, target_ids = corpus.ids(), targets.ids()
-    table = prepared.score(target_codes, recipe.scorer, m=top_m)
-    if is_target is None:
-        # Made-up ids say nothing: two files of one name have the same ones.
-        known = set(target_ids) if targets.facts.get("own_ids", True) else set()
-        is_target = np.fromiter((row in known for row in ids), np.bool_, len(ids))
-    settings = {
-        "preset": recipe.name,
-        "pooling": recipe.pooling,
-        "weights": recipe.weights,
-        "scorer": recipe.scorer,
-        "top_m": top_m,
-    }
-    return ScoredRows(table, ids, target_ids, corpus.token_counts(), is_target, settings)
-
-
 def prepare(corpus: CodeStore, targets: CodeStore, recipe: Preset) -> tuple[CorpusScorer, SparseCodes]:
     """Return a corpus ready for scoring with a recipe, and the codes of the targets, pooled as it wants.
 
@@ -259,17 +231,3 @@ def prepare(corpus: CodeStore, targets: CodeStore, recipe: Preset) -> tuple[Corp
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
     return CorpusScorer(rows, weights=recipe.weights), seeds
-
-
-def texts_of(corpus: Corpus, wanted: Sequence[int] | None) -> Mapping[int, str]:
-    """Read the texts of some rows (of all rows, when ``wanted`` is None) in one pass."""
-    if wanted is None:
-        return {index: row.content for index, row in enumerate(corpus.rows(records=False))}
-    left = set(wanted)
-    found: dict[int, str] = {}
-    for index, row in enumerate(corpus.rows(records=False)):
-        if index in left:
-            found[index] = row.content
-            if len(found) == len(left):
-                break
-    return found

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finescope.curation.blocks import resident_codes
 from finescope.curation.compare import MethodResult, compare_methods
 from finescope.curation.metrics import METRICS_VERSION, domain_distribution, precision_at_k, recall_at_k
 from finescope.curation.quality import curation_quality
-from finescope.curation.scoring.presets import PRESETS, Preset
+from finescope.curation.scoring.presets import PRESETS
 from finescope.curation.scoring.scorers import CorpusScorer
-from finescope.errors import InputError
+from finescope.storage.files import write_json
+from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
+from finescope.workflow.stage import Stage
+from finescope.workflow.tables import ScoredRows, read_scores, read_selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
     from finescope.corpus import Corpus
-    from finescope.workflow.tables import ScoredRows
+    from finescope.curation.selection import Selection
+    from finescope.workflow.context import Context
+    from finescope.workflow.job import Job
+    from finescope.workflow.labels import Labels
 
 NEEDS_LABELS = ("average precision", "precision@k", "recall@k", "lift over random", "label distribution")
 """What can't be measured without labels."""
@@ -29,135 +35,136 @@ MAX_TFIDF_ROWS = 300_000
 """Corpora with more rows are not given to the TF-IDF baseline, which holds all texts in memory."""
 
 
-@dataclass
-class Labels:
-    """Labels of the corpus rows and which of them are the target domain.
+@dataclass(frozen=True)
+class Evaluate(Stage):
+    """Measures the selection, against labels where there are any."""
+
+    name = "evaluate"
+    reads = (SCORES, SELECTION, CORPUS_CODES, TARGET_CODES, "corpus", "targets")
+    writes = (METRICS,)
+
+    def work(self, context: Context) -> None:
+        """Measure, and write the metrics."""
+        job, labels = context.job, context.labels
+        scored = read_scores(context.folder / SCORES)
+        selection = read_selection(context.folder / SELECTION)
+        prepared, targets = context.prepared
+        metrics = base_metrics(scored, selection.indices)
+        metrics["dropped"] = {name: count for name, count in selection.counts.items() if name != "selected"}
+        metrics["quality"] = curation_quality(
+            targets,
+            prepared.corpus,
+            selection.indices,
+            weights=prepared.weights,
+            score=scored.table.score,
+            lengths=scored.tokens,
+            seed=job.seed,
+        )
+        if labels is None:
+            metrics["needs_labels"] = list(NEEDS_LABELS)
+        else:
+            metrics["labels"] = label_metrics(labels, scored, selection.indices)
+            lines = _compare(context, labels, scored, selection)
+            metrics["labels"]["methods"] = [line.to_dict() for line in lines]
+        write_json(context.folder / METRICS, metrics)
+
+
+def _compare(
+    context: Context, labels: Labels, scored: ScoredRows, selection: Selection
+) -> list[MethodResult]:
+    prepared, targets = context.prepared
+    few = len(scored.table) <= MAX_TFIDF_ROWS
+    with context.reporter.task("comparing with baselines", None, "methods") as task:
+        lines = method_table(
+            context.job,
+            Compared(
+                resident_codes(prepared.corpus),
+                context.store(CORPUS_CODES).dense(),
+                _texts(context.corpus) if few else None,
+                scored.tokens,
+            ),
+            Compared(
+                targets,
+                context.store(TARGET_CODES).dense(),
+                _texts(context.targets) if few else None,
+            ),
+            labels.relevant,
+            exclude=scored.is_target,
+            at=sorted({10, max(1, len(selection))}),
+            draws=context.job.draws,
+        )
+        task.update(len(lines))
+    return lines
+
+
+def _texts(rows: Corpus) -> list[str]:
+    return [row.content for row in rows.rows(records=False)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Rows as the compared methods see them: corpus or targets.
 
     Attributes:
-        column: where they come from.
-        names: N labels; "" for rows without one.
-        targets: the labels that count as the target domain.
+        codes: their codes, pooled as the job's recipe wants.
+        dense: their mean-pooled activations.
+        texts: their texts; None leaves TF-IDF out.
+        tokens: how long they are; of the corpus only.
     """
 
-    column: str
-    names: list[str]
-    targets: list[str]
-
-    @property
-    def relevant(self) -> NDArray[np.bool_]:
-        """bool [N], rows of the target domain."""
-        wanted = set(self.targets)
-        return np.fromiter((name in wanted for name in self.names), np.bool_, len(self.names))
-
-
-def read_labels(corpus: Corpus, targets: Corpus, column: str, target_labels: Sequence[str]) -> Labels:
-    """Read the labels of all corpus rows, and those of the targets unless they are given.
-
-    Raises:
-        InputError: no row has the column, the targets have no label and none was given, or no corpus row
-        carries a
-            target label.
-    """
-    names: list[str] = []
-    columns: set[str] = set()
-    for row in corpus.rows():
-        columns.update(row.record)
-        value = row.record.get(column)
-        names.append("" if value is None else str(value))
-    if column not in columns:
-        raise InputError(
-            f"{corpus.name} has no column {column!r} to take labels from; there are "
-            f"{', '.join(sorted(columns))}"
-        )
-    wanted = [str(label) for label in target_labels]
-    if not wanted:
-        found = (row.record.get(column) for row in targets.rows())
-        wanted = sorted({str(label) for label in found if label is not None})
-        if not wanted:
-            raise InputError(
-                f"the targets ({targets.name}) have no column {column!r}; name the target domain's labels "
-                "with "
-                "--target-label"
-            )
-    known = set(names)
-    missing = [label for label in wanted if label not in known]
-    if len(missing) == len(wanted):
-        common = ", ".join(name for name, _ in Counter(filter(None, names)).most_common(8))
-        raise InputError(
-            f"no row of {corpus.name} has the label {missing[0]!r} in column {column!r}; the most frequent "
-            f"are {common}"
-        )
-    return Labels(column, names, wanted)
-
-
-def selection_metrics(
-    scored: ScoredRows,
-    selected: NDArray[np.int64],
-    targets: SparseCodes,
-    prepared: CorpusScorer,
-    *,
-    lengths: NDArray[np.int64],
-    seed: int,
-) -> dict[str, Any]:
-    """Measure a selection without labels, in the weighted space; see ``curation_quality``."""
-    return curation_quality(
-        targets,
-        prepared.corpus,
-        selected,
-        weights=prepared.weights,
-        score=scored.table.score,
-        lengths=lengths,
-        seed=seed,
-    )
+    codes: SparseCodes
+    dense: Any
+    texts: Sequence[str] | None
+    tokens: NDArray[np.int64] | None = None
 
 
 def method_table(
-    labels: Labels,
-    scored: ScoredRows,
-    targets: SparseCodes,
-    corpus: SparseCodes,
-    recipe: Preset,
-    pooling: str,
+    job: Job,
+    corpus: Compared,
+    targets: Compared,
+    relevant: NDArray[np.bool_],
     *,
-    texts: Sequence[str] | None,
-    target_texts: Sequence[str] | None,
-    dense: Any,
-    target_dense: Any,
-    top_m: int,
+    exclude: NDArray[np.bool_],
     at: Sequence[int],
     draws: int,
-    seed: int,
 ) -> list[MethodResult]:
-    """Measure the run's recipe, the presets and all baselines on the labelled corpus."""
+    """Measure the job's recipe, the presets and all baselines on the labelled corpus.
+
+    Args:
+        job: recipe and seed.
+        corpus: N rows.
+        targets: T rows.
+        relevant: bool [N], rows of the target domain.
+        exclude: bool [N], rows that are targets.
+        at: the k of precision, recall and lift.
+        draws: bootstrap resamples of the targets.
+    """
+    recipe = job.recipe()
     extra = None
     if recipe.name not in PRESETS:
-        prepared = CorpusScorer(corpus, weights=recipe.weights)
+        prepared = CorpusScorer(corpus.codes, weights=recipe.weights)
 
         def own(picked: NDArray[np.int64]) -> NDArray[np.float64]:
-            return np.asarray(prepared.score(targets[picked], recipe.scorer, m=top_m).score)
+            return np.asarray(prepared.score(targets.codes[picked], recipe.scorer, m=job.top_m).score)
 
         extra = {f"codes: {recipe.name}": (recipe.summary, own)}
-    presets = [
-        name for name in PRESETS if name != "supplement"
-    ]  # it ranks as "paper" does; only its selection differs
-    if texts is not None and len(texts) > MAX_TFIDF_ROWS:
-        texts = target_texts = None
     return compare_methods(
-        labels.relevant,
-        targets=targets,
-        corpus=corpus,
-        pooling=pooling,
-        presets=presets,
-        texts=texts,
-        target_texts=target_texts,
-        dense=dense,
-        target_dense=target_dense,
-        lengths=scored.tokens,
-        exclude=scored.is_target,
+        relevant,
+        targets=targets.codes,
+        corpus=corpus.codes,
+        pooling=recipe.pooling,
+        # The supplement ranks as the paper does; only its selection differs.
+        presets=[name for name in PRESETS if name != "supplement"],
+        texts=corpus.texts,
+        target_texts=targets.texts,
+        dense=corpus.dense,
+        target_dense=targets.dense,
+        lengths=corpus.tokens,
+        exclude=exclude,
         extra=extra,
         at=at,
         draws=draws,
-        seed=seed,
+        seed=job.seed,
     )
 
 

@@ -1,0 +1,177 @@
+"""What the stages of one run share: the job, its rows, the model, and what earlier stages have written."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finescope.corpus import Corpus, open_corpus
+from finescope.errors import InputError
+from finescope.progress import Reporter
+from finescope.workflow.job import Job
+from finescope.workflow.labels import Labels, read_labels
+from finescope.workflow.layout import CORPUS_CODES, SAE, TARGET_CODES
+from finescope.workflow.ledger import Ledger
+
+if TYPE_CHECKING:
+    from finescope.activations import ActivationTap
+    from finescope.codes import SparseCodes
+    from finescope.curation.scoring.scorers import CorpusScorer
+    from finescope.embeddings.store import CodeStore
+    from finescope.sae import SparseAutoencoder
+
+
+class Context:
+    """One run in one folder, as its stages see it. They change nothing of it.
+
+    Whatever is costly is loaded when first asked for, so that a stage with nothing to do costs nothing.
+
+    Attributes:
+        job: what was asked for.
+        reporter: where to say what is going on.
+        restart: whether expensive results of other inputs may be thrown away.
+        folder: where everything is written.
+        ledger: notes about finished stages.
+        corpus, targets: the rows.
+    """
+
+    def __init__(self, job: Job, reporter: Reporter, *, restart: bool = False):
+        """Open the rows; nothing is read or written yet.
+
+        Raises:
+            InputError: the job names no targets or no corpus, or they aren't there.
+        """
+        for name in ("targets", "corpus"):
+            if not getattr(job, name):
+                raise InputError(f"no {name} given; name a file with --{name}")
+        self.job, self.reporter, self.restart = job, reporter, restart
+        self.folder = job.folder
+        self.ledger = Ledger(self.folder)
+        self.corpus = open_job_corpus(job)
+        self.targets = open_job_targets(job)
+
+    def rows(self, name: str) -> Corpus:
+        """Return the rows of "corpus" or of "targets"."""
+        return self.corpus if name == "corpus" else self.targets
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Name, size and hash of the files of "corpus" and "targets"."""
+        return {name: self.rows(name).fingerprint() for name in ("corpus", "targets")}
+
+    @cached_property
+    def tap(self) -> ActivationTap:
+        """The model, at the job's layer.
+
+        Raises:
+            InputError: the job names no model, or it can't be loaded.
+        """
+        if not self.job.model:
+            raise InputError("no model given; name a folder or a Hugging Face id with --model")
+        return open_tap(self.job)
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        """The job's SAE: the one given, else the one that was trained.
+
+        Raises:
+            InputError: there is none, or it is of another width than the layer.
+        """
+        given = self.job.sae_path
+        if given is None:
+            return load_sae(self.folder / SAE, None, self.job.device, self.tap.width)
+        return load_sae(given, self.tap.layer, self.job.device, self.tap.width)
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """The labels of the corpus rows; None if the job names no column of labels.
+
+        Raises:
+            InputError: as ``read_labels``.
+        """
+        job = self.job
+        if job.label_column is None:
+            return None
+        return read_labels(self.corpus, self.targets, job.label_column, job.target_labels)
+
+    @cached_property
+    def prepared(self) -> tuple[CorpusScorer, SparseCodes]:
+        """The corpus ready for scoring with the job's recipe, and the targets' codes."""
+        from finescope.workflow.tables import prepare
+
+        return prepare(self.store(CORPUS_CODES), self.store(TARGET_CODES), self.job.recipe())
+
+    def store(self, name: str) -> CodeStore:
+        """Open the codes of the corpus or of the targets, by the folder's name."""
+        from finescope.embeddings.store import CodeStore
+
+        return CodeStore(self.folder / name)
+
+
+def open_job_corpus(job: Job) -> Corpus:
+    """Open the corpus of a job."""
+    source: Any = job.corpus[0] if len(job.corpus) == 1 else list(job.corpus)
+    return open_corpus(source, text_column=job.text_column, id_column=job.id_column, limit=job.limit)
+
+
+def open_job_targets(job: Job) -> Corpus:
+    """Open the targets of a job. A target without text is refused: there are few, and each was meant.
+
+    The targets may lack the corpus' id column: ids are then generated.
+    """
+    return open_corpus(job.targets, text_column=job.text_column, id_column=job.id_column, empty="error")
+
+
+def open_tap(job: Job) -> ActivationTap:
+    """Load the model of a job and find its layer, quietly: this package reports its own progress."""
+    import torch
+
+    from finescope.activations import ActivationTap, load_model
+    from finescope.activations.hookpoints import last_block
+    from finescope.activations.models import keep_quiet
+
+    keep_quiet()
+    layer = job.layer
+    model: Any = job.model
+    if not layer:
+        model = load_model(job.model, device=job.device, dtype=getattr(torch, job.dtype))
+        layer = last_block(model)
+    return ActivationTap(
+        model,
+        layer,
+        tokenizer=job.model,
+        max_length=job.max_length,
+        stride=job.stride,
+        batch_tokens=job.batch_tokens,
+        device=job.device,
+        dtype=job.dtype if isinstance(model, str) else None,
+    )
+
+
+def load_sae(path: str | Path, layer: str | None, device: str, width: int | None) -> SparseAutoencoder:
+    """Load an SAE and check that it reads activations of the width there is.
+
+    Args:
+        path: its folder.
+        layer: where in the folder to look, if the SAE isn't in the folder itself.
+        device: where to put it.
+        width: D of the layer; None doesn't check.
+
+    Raises:
+        InputError: no SAE there, or one of another width.
+    """
+    from finescope.sae import SparseAutoencoder
+
+    try:
+        sae = SparseAutoencoder.load(path, device=device)
+    except InputError:
+        if layer is None:
+            raise
+        sae = SparseAutoencoder.load(path, hookpoint=layer, device=device)
+    if width is not None and sae.d_in != width:
+        raise InputError(
+            f"the SAE in {path} reads activations of width {sae.d_in}, but the layer gives width {width}; "
+            "use the model and layer that the SAE was trained on"
+        )
+    return sae

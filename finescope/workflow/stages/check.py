@@ -1,0 +1,97 @@
+"""Reading all inputs once before anything expensive, and saying what the run is going to do."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finescope.progress import counted, duration
+from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
+from finescope.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from finescope.corpus.row import Row
+    from finescope.workflow.context import Context
+
+PROBE_ROWS, PROBE_COPIES = 24, 3
+"""Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
+COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
+"""Rows whose tokens are counted, at most, to tell tokens from characters."""
+
+
+@dataclass(frozen=True)
+class Check(Stage):
+    """Reads corpus and targets, so that a broken row is found before the model has run for hours."""
+
+    name = "check"
+    reads = ("corpus", "targets", "model")
+    writes = ()
+
+    def work(self, context: Context) -> None:
+        """Read all rows and their labels, and say what will be done.
+
+        Raises:
+            InputError: anything wrong with the rows, named with file and line.
+        """
+        say = context.reporter.say
+        with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
+            found = context.corpus.scan()
+            task.update(found.rows)
+        wanted = context.targets.scan()
+        if found.empty:
+            say(
+                f"without text, so not scored: {counted(found.empty, 'row')}, "
+                f"the first at {found.first_empty}"
+            )
+        _ = context.labels  # a column of labels that isn't there is found now
+        say(
+            f"{found.rows:,} rows of {context.corpus.name} against {wanted.rows} targets of "
+            f"{context.targets.name}, everything into {context.folder}"
+        )
+        if not context.ledger.facts("embed-corpus") and not context.reporter.quiet:
+            say(preview(context))
+
+
+def preview(context: Context) -> str:
+    """Return one paragraph about the coming work: sizes of the SAE's training and an estimate of the time.
+
+    The model is timed on the first rows; the SAE is estimated from a matrix product.
+    """
+    job, corpus, tap = context.job, context.corpus, context.tap
+    stats = corpus.scan() if corpus.stats is None else corpus.stats
+    rows: list[Row] = []
+    characters = tokens = 0
+    for row in itertools.islice(corpus.rows(records=False), COUNTED_ROWS):
+        rows.append(row)
+        characters += len(row.content)
+        tokens += tap.windower.count([row])[0]
+        if characters >= COUNTED_CHARACTERS:
+            break
+    per_token = characters / tokens if tokens else CHARACTERS_PER_TOKEN
+    total = stats.characters / max(per_token, 1e-6)
+    probe = [row for row in rows if not row.empty][:PROBE_ROWS]
+    start = time.monotonic()
+    timed = sum(document.activations.shape[0] for document in tap.run(probe * PROBE_COPIES))
+    seconds_per_token = (time.monotonic() - start) / max(1, timed)
+    model = total * seconds_per_token
+    parts = [f"about {total:,.0f} tokens through layer {tap.layer}"]
+    training = 0.0
+    flops = matmul_flops(job.device)
+    plan = plan_training(
+        int(min(total, job.train_tokens)),
+        tap.width,
+        device=job.device,
+        seed=job.seed,
+        sae=job.sae,
+        training=job.training,
+    )
+    if job.sae_path is None:
+        training = training_seconds(plan, tap.width, flops)
+        model += min(total, job.train_tokens) * seconds_per_token
+        parts.append(
+            f"an SAE of about {plan.sae.latents(tap.width):,} latents trained for {plan.steps:,} steps"
+        )
+    encoding = 4 * total * tap.width * plan.sae.latents(tap.width) / flops
+    return f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all"

@@ -1,0 +1,65 @@
+"""Writing down what was run, on what, with which versions, and what came out."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import finescope
+from finescope.storage.files import write_json
+from finescope.workflow.layout import MANIFEST, METRICS, SCORES, SELECTION
+from finescope.workflow.stage import Stage
+from finescope.workflow.stages.select import curated_path
+from finescope.workflow.tables import read_selection
+
+if TYPE_CHECKING:
+    from finescope.workflow.context import Context
+
+_LIBRARIES = ("numpy", "scipy", "sklearn", "transformers", "pyarrow")
+_NOTED = ("activations", "train", "embed-corpus", "embed-targets", "score")
+
+
+@dataclass(frozen=True)
+class Manifest(Stage):
+    """Writes the manifest, which makes the folder that of a finished run."""
+
+    name = "manifest"
+    reads = (SELECTION,)
+    writes = (MANIFEST,)
+
+    def work(self, context: Context) -> None:
+        """Write configuration, versions, inputs, counts and the facts of the stages."""
+        import torch
+
+        versions = {
+            "finescope": finescope.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        for name in _LIBRARIES:
+            versions[name] = str(getattr(importlib.import_module(name), "__version__", "?"))
+        selection = read_selection(context.folder / SELECTION)
+        job = context.job
+        write_json(
+            context.folder / MANIFEST,
+            {
+                "format": 1,
+                "configuration": job.to_dict(),
+                "recipe": vars(job.recipe()),
+                "selection": selection.config,
+                "seed": job.seed,
+                "versions": versions,
+                "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+                "inputs": context.fingerprints,
+                "counts": {"rows": len(selection.reason), **selection.counts},
+                "stages": {name: context.ledger.facts(name) for name in _NOTED},
+                "files": {
+                    "curated": curated_path(context).name,
+                    "scores": SCORES,
+                    "selection": SELECTION,
+                    "metrics": METRICS,
+                },
+            },
+        )

@@ -1,0 +1,107 @@
+"""Training the SAE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finescope.workflow.layout import ACTIVATIONS, SAE
+from finescope.workflow.plan import TrainingPlan, plan_training
+from finescope.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from finescope.activations import ActivationStore
+    from finescope.progress import Reporter
+    from finescope.sae import SparseAutoencoder
+    from finescope.workflow.context import Context
+    from finescope.workflow.job import Job
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """Trains an SAE on the stored activations, resuming from its last checkpoint."""
+
+    name = "train"
+    reads = (ACTIVATIONS,)
+    writes = (SAE,)
+    expensive = True
+
+    def decisive(self, context: Context) -> Mapping[str, Any]:
+        """Return the activations and what of the plan the user set."""
+        job = context.job
+        return {
+            "activations": context.ledger.key("activations"),
+            "seed": job.seed,
+            "sae": job.sae,
+            "training": job.training,
+        }
+
+    def work(self, context: Context) -> Mapping[str, Any]:
+        """Train; return sizes and the last metrics."""
+        from finescope.activations import ActivationStore
+
+        store = ActivationStore(context.folder / ACTIVATIONS)
+        plan = plan_for(context.job, store.num_tokens, store.width)
+        sae = train(store, plan, context.folder / SAE, reporter=context.reporter)
+        log = training_log(context.folder / SAE)
+        last = log[-1] if log else {}
+        return {
+            "tokens": store.num_tokens,
+            "latents": sae.num_latents,
+            "k": sae.cfg.k,
+            "steps": plan.steps,
+            "training": plan.training.to_dict(),
+            **{name: last.get(name) for name in ("fvu", "l0", "dead_fraction")},
+        }
+
+
+def train(
+    store: ActivationStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter
+) -> SparseAutoencoder:
+    """Train an SAE on a store, resuming from the last checkpoint in ``folder``."""
+    from finescope.sae import train_sae
+    from finescope.sae.state import STATE_NAME, finished_epochs
+
+    latents = plan.sae.latents(store.width)
+    reporter.say(
+        f"training: {latents:,} latents on {store.num_tokens:,} tokens of width {store.width}, "
+        f"{plan.training.num_epochs} epochs, {plan.steps:,} steps of {plan.training.batch_tokens} tokens"
+    )
+    if finished_epochs(folder / STATE_NAME) == plan.training.num_epochs:
+        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False)
+        reporter.say("training: done before")
+        return sae
+    with reporter.task("training", plan.steps, "steps") as task:
+
+        def show(record: dict[str, Any]) -> None:
+            note = (
+                f"FVU {record['fvu']:.3f}, L0 {record['l0']:.1f}, dead {record['dead_fraction']:.1%}, "
+                f"{record['tokens_per_second']:,.0f} tokens/s"
+            )
+            task.update(record["step"], note)
+
+        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=show)
+        task.update(plan.steps)
+        return sae
+
+
+def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
+    """Return the training plan of a job."""
+    return plan_training(tokens, width, device=job.device, seed=job.seed, sae=job.sae, training=job.training)
+
+
+def training_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the training log beside an SAE; [] where there is none (an SAE from elsewhere)."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # the line that a killed run was writing
+    return records
