@@ -10,14 +10,14 @@
 //
 // Both operands are packed in units of 32 bits: four int8, two int16 or bfloat16, or one float32 elements of
 // a row.
-//   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two
-//   registers groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
+//   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two registers
+//   groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
 #pragma once
 
 #include <cstdint>
 
+#include "../../kernels.h"  // the contract; "kernels.h" would be this file
 #include "cpu/isa.h"
-#include "kernels.h"
 
 namespace finescope {
 
