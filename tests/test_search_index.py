@@ -19,6 +19,7 @@ from finescope.embeddings import CodeStore, CodeStoreWriter
 from finescope.errors import StoreError
 from finescope.search import blocked as mapped
 from finescope.search import index as search
+from finescope.storage import mapping
 from finescope.storage.files import map_tensors
 from support import oracle
 from support.equivalence import assert_same_bytes
@@ -261,13 +262,13 @@ def test_a_file_larger_than_memory_gives_its_pages_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the system is told: the pages are dropped behind the reader, and read again by the next search."""
-    monkeypatch.setattr(mapped, "_memory", lambda: 1.0)
+    monkeypatch.setattr(mapping, "_memory", lambda: 1.0)
     monkeypatch.setattr(mapped, "READ_BYTES", 1 << 16)
     monkeypatch.setattr(search, "PACKED_BYTES", 1)  # below that, nothing is given back
     advice: list[str] = []
-    advise = mapped.Mapping._advise
+    advise = mapping.MappedFile._advise
     monkeypatch.setattr(
-        mapped.Mapping,
+        mapping.MappedFile,
         "_advise",
         lambda self, rows, name, **options: (advice.append(name), advise(self, rows, name, **options))[1],
     )

@@ -15,7 +15,8 @@ from finescope.activations.hookpoints import resolve_hookpoint, stop_after
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
 from finescope.corpus.row import Row
 from finescope.errors import InputError
-from finescope.storage.files import PathLike, sha256_json, sha256_tensors
+from finescope.storage.files import PathLike
+from finescope.storage.identity import sha256_json, sha256_tensors
 
 _ORDERED_ROWS = 512
 _CHUNK_CHARACTERS = 1 << 25

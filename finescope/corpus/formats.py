@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 from finescope import hub
 from finescope.errors import InputError
-from finescope.storage.files import sha256_file, sha256_json
+from finescope.storage.identity import sha256_file, sha256_json
 
 _LINES = (".jsonl", ".ndjson", ".json")
 JSONL_ENDINGS = tuple(ending + packed for ending in _LINES for packed in ("", ".gz", ".zst"))

@@ -16,7 +16,8 @@ from finescope.curation.compare import MethodResult, average_results
 from finescope.demo.docstrings import Docstring, collect_docstrings, label_counts, write_docstrings
 from finescope.errors import InputError
 from finescope.progress import Reporter
-from finescope.storage.files import read_json, sha256_json, write_json, write_text
+from finescope.storage.files import read_json, write_json, write_text
+from finescope.storage.identity import sha256_json
 from finescope.workflow.context import Context
 from finescope.workflow.job import Job
 from finescope.workflow.layout import CORPUS_CODES

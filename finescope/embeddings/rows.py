@@ -17,7 +17,8 @@ from finescope.corpus.reader import Corpus
 from finescope.embeddings.pooler import POOLINGS, Encoder, PooledRows, Pooler, ShardBuilder
 from finescope.embeddings.store import CodeStore, CodeStoreWriter
 from finescope.errors import InputError
-from finescope.storage.files import PathLike, sha256_tensors
+from finescope.storage.files import PathLike
+from finescope.storage.identity import sha256_tensors
 
 if TYPE_CHECKING:
     from finescope.activations.tap import ActivationTap

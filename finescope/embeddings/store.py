@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from finescope.codes import SparseCodes
 from finescope.errors import StoreError
 from finescope.storage import shards
-from finescope.storage.files import PathLike, advise
+from finescope.storage.files import PathLike
+from finescope.storage.mapping import advise, ahead
 from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
@@ -274,14 +274,10 @@ class CodeStore:
         Raises:
             StoreError: a shard that is missing, truncated or corrupt (named).
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="finescope-read") as reader:
-            pieces = self._pieces(block_bytes)
-            waiting = reader.submit(next, pieces, None)
-            while (piece := waiting.result()) is not None:
-                waiting = reader.submit(next, pieces, None)
-                yield piece
-                for part in (piece[1].indices, piece[1].values):
-                    advise(part, "dontneed")
+        for piece in ahead(self._pieces(block_bytes)):
+            yield piece
+            for part in (piece[1].indices, piece[1].values):
+                advise(part, "MADV_DONTNEED", inward=True)
 
     def _pieces(self, block_bytes: int) -> Iterator[tuple[int, SparseCodes]]:
         """Blocks of freshly mapped shards, read and checked."""
@@ -298,9 +294,9 @@ class CodeStore:
                 last = max(first + 1, int(np.searchsorted(bounds, limit, side="right")) - 1)
                 block = codes[first : min(last, len(codes))]
                 for part in (block.indices, block.values):
-                    advise(part, "willneed")
+                    advise(part, "MADV_WILLNEED")
                 # So that the pages of values are met by this thread, as those of indices are below.
-                advise(block.values, "populate")
+                advise(block.values, "MADV_POPULATE_READ")
                 held = block.indices.numpy()
                 if held.size and not 0 <= held.min() <= held.max() < self.num_latents:
                     raise StoreError(

@@ -16,6 +16,7 @@ from finescope.errors import InputError, StoreError
 from finescope.optim import SaeAdam
 from finescope.sae.architectures.topk import SparseAutoencoder
 from finescope.storage.files import write_tensors
+from finescope.storage.identity import differences
 
 STATE_NAME = "trainer.safetensors"
 _FORMAT = 1
@@ -97,7 +98,13 @@ def load_state(
             header = json.loads((file.metadata() or {})["finescope"])
             if header["format"] != _FORMAT:
                 raise StoreError(f"{path} has format {header['format']}; this version reads format {_FORMAT}")
-            _check_identity(path, header["identity"], who)
+            changed = differences(header["identity"], who)
+            if changed:
+                shown = "; ".join(map(str, changed))
+                raise InputError(
+                    f"{path} is of a run with other settings or data ({shown}); restore them, choose another "
+                    "output directory, or delete that file to start over (from Python: resume=False)"
+                )
             position = Position(**header["position"])
             with torch.no_grad():
                 for name, parameter in sae.named_parameters():
@@ -117,19 +124,3 @@ def load_state(
             "resume=False)"
         ) from error
     return position
-
-
-def _check_identity(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError naming every setting that differs."""
-    wanted = json.loads(json.dumps(wanted))  # as it looks after a trip through the file
-    differences = [
-        f"{group}.{name}: was {stored.get(group, {}).get(name)!r}, is {wanted.get(group, {}).get(name)!r}"
-        for group in sorted(stored.keys() | wanted.keys())
-        for name in sorted(stored.get(group, {}).keys() | wanted.get(group, {}).keys())
-        if stored.get(group, {}).get(name) != wanted.get(group, {}).get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"{path} is of a run with other settings or data ({'; '.join(differences)}); restore them, choose"
-            " another output directory, or delete that file to start over (from Python: resume=False)"
-        )

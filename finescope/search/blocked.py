@@ -7,14 +7,8 @@ count as this process's own.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import mmap
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +17,7 @@ import torch
 from torch import Tensor
 
 from finescope.ops.schemas import call
+from finescope.storage.mapping import MappedFile, ahead
 
 # Rows that are read whole are read this many bytes at a time.
 READ_BYTES = 64 << 20
@@ -31,102 +26,8 @@ READ_BYTES = 64 << 20
 PACKED_BYTES = 256 << 20
 # A packed copy is kept if it is at most this much of the rows themselves; otherwise these are read instead.
 WORTH_KEEPING = 0.75
-# A mapping of more than this part of the memory pushes its own pages out before they are used again:
-# they are then better given back at once, which spares the system looking for what to drop.
-_STAYS = 0.75
-# What Python's mmap does not name; the same on every Linux. Older systems refuse them, which changes nothing.
-_LINUX_ADVICE = {"MADV_PAGEOUT": 21, "MADV_POPULATE_READ": 22}
 # Reading a page by itself costs about as much as reading this many rows in sequence.
 _SCATTERED_ROWS = 64
-
-
-class Mapping:
-    """The bytes of a mapped file, and what the system is told about their use."""
-
-    def __init__(self, content: mmap.mmap) -> None:
-        self._content = content
-        self._base = int(np.frombuffer(content, dtype=np.uint8).ctypes.data)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Mapping:
-        """Map a file that is not empty, read-only.
-
-        A private writable mapping, which torch and safetensors make, is refused by the system where the file
-        is larger than memory.
-        """
-        with open(path, "rb") as file:
-            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    @classmethod
-    def of(cls, array: Any) -> Mapping | None:
-        """The mapping behind a NumPy array, unless there is none or it holds changes that are in no file."""
-        content = getattr(array, "_mmap", None)
-        if not isinstance(content, mmap.mmap) or getattr(array, "mode", None) not in ("r", "r+", "w+"):
-            return None
-        return cls(content)
-
-    def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
-        """A view of the bytes from ``offset`` on. It must not be written to."""
-        count = int(np.prod(shape, dtype=np.int64))
-        if not count:
-            return torch.empty(tuple(shape), dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it isn't writable
-            return torch.frombuffer(self._content, dtype=dtype, count=count, offset=offset).view(*shape)
-
-    def read_ahead(self, rows: Tensor) -> None:
-        """Start reading these rows."""
-        self._advise(rows, "MADV_NORMAL")
-        self._advise(rows, "MADV_WILLNEED")
-
-    def read(self, rows: Tensor) -> None:
-        """Read these rows now, so that whoever uses them need not wait for a page."""
-        self.read_ahead(rows)
-        self._advise(rows, "MADV_POPULATE_READ")
-
-    def scattered(self, rows: Tensor) -> None:
-        """Single rows of these will be read: do not read the pages around them as well."""
-        self._advise(rows, "MADV_RANDOM")
-
-    def release(self, rows: Tensor) -> None:
-        """These rows are not needed for now. Only pages that hold nothing else are given back."""
-        if len(self._content) > _STAYS * _memory():
-            self._advise(rows, "MADV_PAGEOUT", inward=True)
-        self._advise(rows, "MADV_DONTNEED", inward=True)
-
-    def _advise(self, rows: Tensor, name: str, *, inward: bool = False) -> None:
-        advice = getattr(mmap, name, _LINUX_ADVICE.get(name) if sys.platform == "linux" else None)
-        if advice is None or not rows.numel():
-            return
-        first = rows.data_ptr() - self._base
-        last = first + rows.itemsize
-        last += sum((size - 1) * stride for size, stride in zip(rows.shape, rows.stride(), strict=True)) * (
-            rows.itemsize
-        )
-        if first < 0 or last > len(self._content):
-            return
-        page = mmap.PAGESIZE
-        first = -(-first // page) * page if inward else first // page * page
-        last = last // page * page if inward else min(-(-last // page) * page, len(self._content))
-        if last > first:
-            # Not mmap.madvise, which would keep other threads waiting. A hint: failures change nothing.
-            _madvise()(self._base + first, last - first, advice)
-
-
-@functools.cache
-def _memory() -> float:
-    """Bytes of this machine's memory; infinite where the system doesn't say."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
-
-
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int]:
-    function: Any = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -151,13 +52,13 @@ class BlockedRows:
         self,
         rows: Tensor | np.ndarray[Any, Any],
         *,
-        mapping: Mapping | None = None,
+        mapping: MappedFile | None = None,
         packed: Sequence[Tensor] = (),
         tall: int = 0,
     ) -> None:
         self._array = None if isinstance(rows, Tensor) else rows
         self._rows = rows if isinstance(rows, Tensor) else in_place(rows)
-        self._mapping = mapping if isinstance(rows, Tensor) else Mapping.of(rows)
+        self._mapping = mapping if isinstance(rows, Tensor) else MappedFile.of(rows)
         self.shape = (int(rows.shape[0]), int(rows.shape[1]))
         empty = rows[:0]
         self.dtype = (empty if isinstance(empty, Tensor) else torch.from_numpy(native(empty))).dtype
@@ -234,18 +135,9 @@ class BlockedRows:
                 del block
 
     def _read(self, starts: range, tall: int, packed: bool) -> Iterator[Block]:
-        if len(starts) == 1 or (self._mapping is None and self._rows is not None):
-            for first in starts:
-                yield self._fetch(first, tall, packed)
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="finescope-read") as reader:
-            coming = reader.submit(self._fetch, 0, tall, packed)
-            for first in starts:
-                block = coming.result()
-                if first + tall < len(self):
-                    coming = reader.submit(self._fetch, first + tall, tall, packed)
-                yield block
-                del block
+        read = (self._fetch(first, tall, packed) for first in starts)
+        in_memory = self._mapping is None and self._rows is not None
+        return read if len(starts) == 1 or in_memory else ahead(read)
 
     def _fetch(self, first: int, tall: int, packed: bool) -> Block:
         """A block whose bytes have been read; those of rows that have a packed copy have not."""

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from finescope.errors import StoreError
 from finescope.ops.schemas import call
-from finescope.search.blocked import Mapping as FileMapping
-from finescope.storage.files import PathLike, atomic_path, sha256_json
+from finescope.storage.files import PathLike, atomic_path
+from finescope.storage.identity import sha256_json
+from finescope.storage.mapping import MappedFile
 
 FORMAT = "finescope-index"
 _VERSION = 3  # 2: packed copies that may hold a common mean; 3: none in bfloat16
@@ -113,7 +114,7 @@ def writing(path: PathLike, tensors: int) -> Iterator[IndexWriter]:
         os.utime(temporary, ns=(modified, modified))
 
 
-def read(path: PathLike, *, mmap: bool) -> tuple[dict[str, Tensor], dict[str, Any], FileMapping | None]:
+def read(path: PathLike, *, mmap: bool) -> tuple[dict[str, Tensor], dict[str, Any], MappedFile | None]:
     """Return the tensors, the facts, and the mapping that the tensors lie in.
 
     Args:
@@ -128,7 +129,7 @@ def read(path: PathLike, *, mmap: bool) -> tuple[dict[str, Tensor], dict[str, An
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             header, contents, start = _header(path, file, status.st_size)
-        mapping = FileMapping.open(path)
+        mapping = MappedFile.open(path)
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist") from error
     except IsADirectoryError as error:
@@ -176,7 +177,7 @@ def _header(path: PathLike, file: BinaryIO, size: int) -> tuple[dict[str, Any], 
 
 
 def _verify(
-    path: PathLike, tensors: Mapping[str, Tensor], digests: Mapping[str, str], mapping: FileMapping
+    path: PathLike, tensors: Mapping[str, Tensor], digests: Mapping[str, str], mapping: MappedFile
 ) -> None:
     for name, tensor in tensors.items():
         digest = hashlib.sha256()

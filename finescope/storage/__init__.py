@@ -1,6 +1,7 @@
 """Files that others may trust: written whole or not at all, known by what they hold, resumable.
 
-files      atomic writes, read-ahead advice, hashes
-identity   what tells two sets of plain values apart, in words
+files      atomic writes; JSON and tensors
+identity   hashes, and what tells two sets of plain values apart
+mapping    mapped files: advice to the system, reading ahead
 shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
 """

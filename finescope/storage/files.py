@@ -1,15 +1,13 @@
-"""Writing files so that a reader never sees half of one: temporary name, flush, rename. Hashing and JSON."""
+"""Writing files so that a reader never sees half of one: temporary name, flush, rename."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,65 +177,3 @@ def map_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise StoreError(f"{path} does not exist") from error
     except (SafetensorError, OSError, RuntimeError) as error:
         raise StoreError(f"{path} is truncated or corrupt: {error}") from error
-
-
-_ADVICE = {"willneed": 3, "dontneed": 4, "populate": 22}  # of madvise(2) on Linux
-
-
-def advise(tensor: Tensor, advice: str) -> None:
-    """Tell the system that a memory-mapped tensor's pages are wanted, soon or now, or not needed for now.
-
-    Only for tensors that nobody writes to. Elsewhere than on Linux nothing happens.
-
-    Args:
-        tensor: contiguous, from ``map_tensors``.
-        advice: "willneed", "populate" (returns when they are there; Linux 5.14 or later) or "dontneed".
-    """
-    import ctypes
-    import mmap
-
-    size = tensor.numel() * tensor.element_size()
-    if not sys.platform.startswith("linux") or size == 0:
-        return
-    page = mmap.PAGESIZE
-    first = tensor.data_ptr() // page * page
-    length = tensor.data_ptr() + size - first
-    # Advice that isn't taken costs memory or time, nothing else.
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(_ADVICE[advice]))
-
-
-def sha256_file(path: PathLike) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    """Return the SHA-256 of a plain value's canonical JSON (keys sorted, no spaces)."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def sha256_tensors(tensors: Mapping[str, Tensor], *, sample: int | None = None) -> str:
-    """Return a SHA-256 over names, shapes, dtypes and bytes of tensors.
-
-    Args:
-        tensors: any devices and dtypes.
-        sample: hash only about this many evenly spaced elements of each tensor: quick for large models,
-            and enough to tell one checkpoint from another.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
-        flat = tensor.reshape(-1)
-        if sample is not None and flat.numel() > sample:
-            flat = flat[:: flat.numel() // sample]
-        if flat.numel():
-            digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

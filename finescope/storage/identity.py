@@ -1,12 +1,54 @@
-"""Telling two sets of plain values apart in words: why finished work doesn't fit what is asked for now."""
+"""What work and its inputs are known by: hashes, and in words what tells two sets of plain values apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from finescope.storage.files import PathLike
+
 _SHOWN = 40
+
+
+def sha256_file(path: PathLike) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a plain value's canonical JSON (keys sorted, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor], *, sample: int | None = None) -> str:
+    """Return a SHA-256 over names, shapes, dtypes and bytes of tensors.
+
+    Args:
+        tensors: any devices and dtypes.
+        sample: hash only about this many evenly spaced elements of each tensor: quick for large models,
+            and enough to tell one checkpoint from another.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name}|{list(tensor.shape)}|{tensor.dtype}|".encode())
+        flat = tensor.reshape(-1)
+        if sample is not None and flat.numel() > sample:
+            flat = flat[:: flat.numel() // sample]
+        if flat.numel():
+            digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Difference(NamedTuple):
@@ -15,6 +57,9 @@ class Difference(NamedTuple):
     name: str
     old: str
     new: str
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.old}, is {self.new}"
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[Difference]:

@@ -24,14 +24,14 @@ from finescope.storage.files import (
     map_tensors,
     read_json,
     remove_temporaries,
-    sha256_file,
     write_json,
     write_tensors,
 )
-from finescope.storage.identity import differences
+from finescope.storage.identity import differences, sha256_file
 
 MANIFEST = "manifest.json"
 _VERSION = 1
+_SHOWN = 4
 # What the manifest says of every shard.
 _ENTRY = {"file": str, "bytes": int, "sha256": str, "table": str, "table_bytes": int, "table_sha256": str}
 _ENTRY |= {"rows": int}
@@ -94,7 +94,7 @@ class ShardWriter:
         found = read_manifest(self._directory, self._kind)
         changed = differences(found["fingerprint"], self._fingerprint)
         if changed:
-            shown = "; ".join(f"{d.name} was {d.old}, is {d.new}" for d in changed[:4])
+            shown = "; ".join(map(str, changed[:_SHOWN]))
             raise StoreError(
                 f"{self._directory} holds work on something else: {shown}. "
                 "Choose another folder, or overwrite this one"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from finescope.errors import StoreError
-from finescope.storage.files import read_json, sha256_json, write_json
-from finescope.storage.identity import differences
+from finescope.storage.files import read_json, write_json
+from finescope.storage.identity import differences, sha256_json
 
 FOLDER = "stages"
 _SHOWN = 3
@@ -37,7 +37,7 @@ class Ledger:
         if note is None or note["key"] == sha256_json(dict(inputs)):
             return None
         found = differences(note.get("inputs", {}), dict(inputs))
-        return "; ".join(f"{d.name} was {d.old}, now {d.new}" for d in found[:_SHOWN]) or "its notes differ"
+        return "; ".join(map(str, found[:_SHOWN])) or "its notes differ"
 
     def begin(self, stage: str, inputs: Mapping[str, Any]) -> None:
         """Note with what inputs a stage is begun."""

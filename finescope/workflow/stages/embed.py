@@ -48,7 +48,7 @@ class Embed(Stage):
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
         """Return the rows, the model, the SAE and how tokens are pooled."""
-        from finescope.storage.files import sha256_tensors
+        from finescope.storage.identity import sha256_tensors
 
         job = context.job
         return {
