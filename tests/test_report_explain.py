@@ -1,50 +1,12 @@
-"""The explanation of a row must be its score taken apart: the latents' shares add up to it, always."""
+"""A latent says nothing by its number: what is shown of it must be its strongest rows, and their words."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from finescope.codes import SparseCodes
-from finescope.curation.scoring.scorers import SCORERS, CorpusScorer
-from finescope.report.explain import latent_examples, latent_words, score_contributions, strongest
-
-
-def codes(rows: int, seed: int, latents: int = 60) -> SparseCodes:
-    generator = torch.Generator().manual_seed(seed)
-    dense = torch.rand(rows, latents, generator=generator)
-    return SparseCodes.from_dense(dense * (dense > 0.7))
-
-
-@pytest.mark.parametrize("weights", [None, "idf"])
-@pytest.mark.parametrize("scorer", SCORERS)
-def test_contributions_add_up_to_the_score(scorer: str, weights: str | None) -> None:
-    corpus, targets = codes(80, 1), codes(7, 2)
-    prepared = CorpusScorer(corpus, weights=weights)
-    table = prepared.score(targets, scorer, m=3)
-    rows = table.ranking()[[0, 5, 79]]
-    parts = score_contributions(prepared, targets, rows, scorer, m=3)
-    np.testing.assert_allclose(
-        np.asarray(parts.sum(axis=1)).ravel(), table.score[rows], rtol=1e-12, atol=1e-15
-    )
-    given = score_contributions(prepared, targets, rows, scorer, nearest=table.nearest_target[rows], m=3)
-    np.testing.assert_array_equal(given.toarray(), parts.toarray())
-
-
-def test_a_target_without_latents_changes_nothing() -> None:
-    corpus, targets = codes(40, 1), codes(4, 2)
-    padded = SparseCodes.cat([targets, SparseCodes.from_dense(torch.zeros(1, 60))])
-    prepared = CorpusScorer(corpus, weights="idf")
-    for scorer in SCORERS:
-        table = prepared.score(padded, scorer)
-        parts = score_contributions(prepared, padded, np.array([3]), scorer)
-        assert parts.sum() == pytest.approx(table.score[3], rel=1e-12)
-
-
-def test_unknown_scorer() -> None:
-    with pytest.raises(ValueError, match="nonsense"):
-        score_contributions(CorpusScorer(codes(4, 1)), codes(2, 2), np.array([0]), "nonsense")
+from finescope.report.explain import latent_examples, latent_words, strongest
 
 
 def test_strongest_are_by_size_and_without_zeros() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import finescope.workflow
-from finescope.curation.scoring.scorers import ScoreTable
+from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import InputError, StoreError
 from finescope.progress import Reporter

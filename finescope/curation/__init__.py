@@ -41,8 +41,10 @@ from finescope.curation.quality import (
     vendi_score,
 )
 from finescope.curation.redundancy import greedy_filter
+from finescope.curation.scoring.onepass import CorpusScorer, score_corpus
 from finescope.curation.scoring.presets import PRESETS, Preset, get_preset
-from finescope.curation.scoring.scorers import SCORERS, CorpusScorer, ScoreTable, rank_rows, score_corpus
+from finescope.curation.scoring.scorers import SCORERS
+from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
 from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
 

@@ -1,8 +1,13 @@
-"""Streaming access to document codes: float64 CSR blocks of bounded size, whatever the codes are kept in."""
+"""Codes as they are read here: blocks in row order for a pass, or single rows on demand; never all at once.
+
+Blocks start at multiples of their length, wherever the shards of a store end, so that no result of this
+package can depend on how the rows are stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -13,7 +18,7 @@ from finescope.codes import SparseCodes
 from finescope.errors import InputError
 
 BLOCK_ROWS = 8192
-"""Rows turned into float64 at a time."""
+"""Rows worked on at a time."""
 PANEL_BYTES = 64 << 20
 """Upper size of a dense float64 [F, columns] panel."""
 
@@ -26,7 +31,8 @@ BoolArray = NDArray[np.bool_]
 class CodeShards(Protocol):
     """Anything that yields its rows as consecutive SparseCodes, in row order, as often as asked.
 
-    A shard is SparseCodes, or a pair (first row, SparseCodes) as ``CodeStore`` yields them.
+    A shard is SparseCodes, or a pair (first row, SparseCodes) as ``CodeStore`` yields them. Where there is a
+    ``stream()`` too, a pass takes that: it gives pages back that have been used.
     """
 
     def iter_shards(self) -> Iterable[Any]:
@@ -43,44 +49,77 @@ def iter_shard_codes(codes: Codes) -> Iterator[SparseCodes]:
 
     Raises:
         TypeError: ``codes`` is neither SparseCodes nor has ``iter_shards``.
+        ValueError: shards with different numbers of latents.
     """
     if isinstance(codes, SparseCodes):
         yield codes
         return
     if not isinstance(codes, CodeShards):
         raise TypeError(f"codes must be SparseCodes or have iter_shards(), got {type(codes).__name__}")
-    for shard in codes.iter_shards():
+    yield from _parts(codes.iter_shards())
+
+
+def _parts(shards: Iterable[Any]) -> Iterator[SparseCodes]:
+    width: int | None = None
+    for shard in shards:
         # The order says already where a shard starts.
-        yield shard[-1] if isinstance(shard, tuple) else shard
+        part: SparseCodes = shard[-1] if isinstance(shard, tuple) else shard
+        width = part.num_latents if width is None else width
+        if part.num_latents != width:
+            raise ValueError(
+                f"shards of codes have different numbers of latents: {width}, {part.num_latents}"
+            )
+        yield part
 
 
-def iter_blocks(codes: Codes, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Any]]:
-    """Yield (first row, float64 CSR matrix [≤ rows, F]) over all rows of ``codes`` in order.
+def iter_blocks(codes: Codes, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, SparseCodes]]:
+    """Yield (first row, SparseCodes [≤ rows, F]) over all rows of ``codes`` in order.
 
-    Only one block is held in float64 at a time. No result of this package depends on where blocks or shards
-    end.
+    Every block but the last has exactly ``rows`` rows, across the ends of shards too.
+
+    Raises:
+        TypeError, ValueError: as ``iter_shard_codes``.
     """
-    start = 0
-    for shard in iter_shard_codes(codes):
-        for low in range(0, len(shard), rows):
-            block = shard[low : low + rows]
-            yield start + low, to_csr64(block)
-        start += len(shard)
+    stream = getattr(codes, "stream", None)
+    start, held, kept = 0, 0, list[SparseCodes]()
+    for shard in iter_shard_codes(codes) if stream is None else _parts(stream()):
+        low = 0
+        while low < len(shard):
+            part = shard[low : low + rows - held]
+            kept.append(part)
+            held, low = held + len(part), low + len(part)
+            if held == rows:
+                yield start, _joined(kept)
+                start, held, kept = start + rows, 0, []
+    if held:
+        yield start, _joined(kept)
 
 
-def to_csr64(codes: SparseCodes) -> Any:
-    """Return ``codes`` as a scipy CSR matrix [N,F] in float64 (exact for 16- and 32-bit values)."""
-    from scipy.sparse import csr_matrix
+def _joined(parts: list[SparseCodes]) -> SparseCodes:
+    return parts[0] if len(parts) == 1 else SparseCodes.cat(parts)
 
-    wide = np.int64 if codes.nnz > np.iinfo(np.int32).max else np.int32
-    return csr_matrix(
-        (
-            codes.values.to(torch.float64).numpy(),
-            codes.indices.numpy().astype(wide),
-            codes.indptr.numpy().astype(wide),
-        ),
-        shape=codes.shape,
-    )
+
+def latents_of(codes: Codes) -> int:
+    """Return F.
+
+    Raises:
+        InputError: there is no shard, so F is not known.
+        TypeError, ValueError: as ``iter_shard_codes``.
+    """
+    known = getattr(codes, "num_latents", None)
+    if known is not None:
+        return int(known)
+    widths = {shard.num_latents for shard in iter_shard_codes(codes)}
+    if not widths:
+        raise InputError("there are no codes; embed a corpus first")
+    return widths.pop()
+
+
+def rows_of(codes: Codes) -> int:
+    """Return N."""
+    if isinstance(codes, Sized):
+        return len(codes)
+    return sum(len(shard) for shard in iter_shard_codes(codes))
 
 
 class CodeRows:
@@ -122,6 +161,66 @@ class CodeRows:
         return SparseCodes.cat(found)[place]
 
 
+class PickedRows:
+    """Some rows of codes, in the order asked for, read as they are needed."""
+
+    def __init__(self, codes: Codes, rows: IntArray):
+        """Choose int64 rows [R] of ``codes`` (repeats allowed)."""
+        self._source: RowAccess = row_access(codes)
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self.num_latents: int = self._source.num_latents
+
+    def __len__(self) -> int:
+        return int(self._rows.size)
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return some of the chosen rows, by their place among them."""
+        return self._source.take(self._rows[rows])
+
+    def iter_shards(self) -> Iterator[SparseCodes]:
+        """Yield the rows, a block at a time."""
+        for low in range(0, len(self), BLOCK_ROWS):
+            yield self._source.take(self._rows[low : low + BLOCK_ROWS])
+
+
+class MappedCodes:
+    """Codes seen through a change of their values, made block by block as they are read."""
+
+    def __init__(self, base: Codes, change: Callable[[SparseCodes], SparseCodes]):
+        """Wrap ``base``, N rows over F latents; ``change`` gives as many rows over as many latents."""
+        self.base, self.change = base, change
+        self.num_latents = latents_of(base)
+
+    def __len__(self) -> int:
+        return rows_of(self.base)
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return some rows, changed."""
+        return self.change(self._source.take(rows))
+
+    def iter_shards(self) -> Iterator[SparseCodes]:
+        """Yield changed blocks, in row order."""
+        for _, block in iter_blocks(self.base):
+            yield self.change(block)
+
+    @cached_property
+    def _source(self) -> RowAccess:
+        return row_access(self.base)
+
+
+RowAccess: TypeAlias = "CodeRows | PickedRows | MappedCodes"
+"""What has ``take(rows)``."""
+
+
+def row_access(codes: Codes) -> RowAccess:
+    """Return something that takes single rows of ``codes``.
+
+    Raises:
+        InputError: there is no shard.
+    """
+    return codes if isinstance(codes, PickedRows | MappedCodes) else CodeRows(codes)
+
+
 def resident_codes(codes: Codes) -> SparseCodes:
     """Return all rows as one SparseCodes; several shards are copied into memory."""
     parts = list(iter_shard_codes(codes))
@@ -130,25 +229,52 @@ def resident_codes(codes: Codes) -> SparseCodes:
     return parts[0] if len(parts) == 1 else SparseCodes.cat(parts)
 
 
-def weighted_norms(block: Any, squared_weights: FloatArray | None) -> FloatArray:
-    """Return ‖w∘c‖ of every row of a CSR block, float64, summed in ascending order of latents.
+def with_values(codes: SparseCodes, values: torch.Tensor) -> SparseCodes:
+    """Return codes with the same latents and other values [nnz]."""
+    return SparseCodes(codes.indptr, codes.indices, values, codes.num_latents, check=False)
+
+
+def to_csr64(codes: SparseCodes) -> Any:
+    """Return ``codes`` as a scipy CSR matrix [N,F] in float64 (exact for 16- and 32-bit values)."""
+    from scipy.sparse import csr_matrix
+
+    wide = np.int64 if codes.nnz > np.iinfo(np.int32).max else np.int32
+    return csr_matrix(
+        (
+            codes.values.to(torch.float64).numpy(),
+            codes.indices.numpy().astype(wide),
+            codes.indptr.numpy().astype(wide),
+        ),
+        shape=codes.shape,
+    )
+
+
+def product(codes: SparseCodes, panel: FloatArray) -> FloatArray:
+    """Return codes @ panel, float64 [N,C], the entries of a row added one after the other.
 
     Args:
-        block: scipy CSR [n,F].
-        squared_weights: w² as float64 [F]; None means all ones.
+        codes: N rows over F latents.
+        panel: float64 [F,C].
     """
-    squares = block.copy()
-    squares.data = squares.data * squares.data
-    ones = np.ones(block.shape[1]) if squared_weights is None else squared_weights
-    # A CSR matrix-vector product adds along each row in storage order: same bytes on every machine.
-    return np.asarray(np.sqrt(squares @ ones), dtype=np.float64)
+    return np.asarray(to_csr64(codes) @ panel)
 
 
-def scale_rows(block: Any, factors: FloatArray) -> Any:
-    """Return a CSR block with row i multiplied by ``factors[i]``."""
-    scaled = block.copy()
-    scaled.data = scaled.data * np.repeat(factors, np.diff(scaled.indptr))
-    return scaled
+def weighted_norms(block: SparseCodes, weights: FloatArray | None) -> FloatArray:
+    """Return ‖w∘c‖ of every row, float64 [n], summed in ascending order of latents.
+
+    Args:
+        block: n rows over F latents.
+        weights: w as float64 [F]; None means all ones.
+    """
+    squares = with_values(block, block.values.to(torch.float64).square())
+    factors = np.ones(block.num_latents) if weights is None else weights * weights
+    return np.asarray(np.sqrt(product(squares, factors[:, None])[:, 0]))
+
+
+def scaled_values(block: SparseCodes, factors: FloatArray) -> FloatArray:
+    """Return the values of a block with those of row i multiplied by ``factors[i]``, float64 [nnz]."""
+    values = block.values.to(torch.float64).numpy()
+    return np.asarray(values * np.repeat(factors, np.diff(block.indptr.numpy())))
 
 
 def reciprocal(norms: FloatArray) -> FloatArray:
@@ -158,18 +284,22 @@ def reciprocal(norms: FloatArray) -> FloatArray:
 
 def unit_rows(codes: SparseCodes, weights: FloatArray | None = None) -> Any:
     """Return w∘c/‖w∘c‖ for every row, as float64 CSR [N,F]; zero rows stay zero."""
-    block = to_csr64(codes)
+    unit = to_csr64(codes)
     if weights is not None:
-        block.data = block.data * weights[block.indices]
-    return scale_rows(block, reciprocal(weighted_norms(block, None)))
+        unit.data = unit.data * weights[unit.indices]
+    unit.data = unit.data * np.repeat(reciprocal(weighted_norms(codes, weights)), np.diff(unit.indptr))
+    return unit
 
 
-def add_rows(total: FloatArray, block: Any) -> None:
-    """Add all rows of a CSR block to ``total`` [F], one entry after the other.
+def add_at(total: FloatArray, places: NDArray[Any], values: FloatArray) -> FloatArray:
+    """Return ``total`` with ``values`` added at ``places``, one after the other in their order.
 
-    ``np.add.at`` runs strictly in order, so the sum does not depend on how the rows were split into blocks.
+    bincount adds strictly in order, and what was there before goes in first, so the sum does not depend on
+    how the values were split into calls.
     """
-    np.add.at(total, block.indices, block.data)
+    everything = np.concatenate([total, values])
+    where = np.concatenate([np.arange(total.size), places])
+    return np.asarray(np.bincount(where, weights=everything, minlength=total.size), np.float64)
 
 
 def panel_columns(num_latents: int, wanted: int) -> int:

@@ -9,17 +9,18 @@ import numpy as np
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
     BoolArray,
-    CodeRows,
     Codes,
     FloatArray,
     IntArray,
     iter_blocks,
+    product,
     reciprocal,
-    scale_rows,
+    row_access,
+    rows_of,
     unit_rows,
     weighted_norms,
 )
-from finescope.curation.scoring.scorers import CorpusScorer
+from finescope.curation.scoring.onepass import CorpusScorer
 
 FIT_ROWS = 50_000
 """Rows k-means is fitted on at most; all rows are then assigned to the nearest centre."""
@@ -50,8 +51,8 @@ def kmeans_labels(
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
-    source = CodeRows(codes)
-    n = len(source)
+    source = row_access(codes)
+    n = rows_of(codes)
     if n == 0:
         raise ValueError("k-means needs at least one row")
     sample = np.arange(n)
@@ -64,11 +65,11 @@ def kmeans_labels(
     # path.
     bias = np.square(centres).sum(axis=1) / 2
     columns = np.ascontiguousarray(centres.T)
+    if weights is not None:
+        columns *= weights[:, None]
     for start, block in iter_blocks(codes):
-        if weights is not None:
-            block.data = block.data * weights[block.indices]
-        unit = scale_rows(block, reciprocal(weighted_norms(block, None)))
-        labels[start : start + block.shape[0]] = (unit @ columns - bias).argmax(axis=1)
+        cosines = product(block, columns) * reciprocal(weighted_norms(block, weights))[:, None]
+        labels[start : start + len(block)] = (cosines - bias).argmax(axis=1)
     return labels
 
 
@@ -123,14 +124,9 @@ def cluster_candidates(
     """
     count = int(labels.max()) + 1
     means = scorer.mean_cosines(targets, labels, count)
-    chosen = np.argsort(-means, axis=1, kind="stable")[:, :clusters_per_target]
-    found: list[IntArray] = []
-    for cluster in range(count):
-        asking = np.flatnonzero((chosen == cluster).any(axis=1))
-        if asking.size:
-            members = labels == cluster
-            ids, _ = scorer.nearest_rows(
-                targets[asking], per_cluster, mask=members if mask is None else members & mask
-            )
-            found.append(ids[ids >= 0])
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    chosen = np.zeros((len(targets), count), np.bool_)
+    order = np.argsort(-means, axis=1, kind="stable")[:, :clusters_per_target]
+    np.put_along_axis(chosen, order, True, axis=1)
+    allowed = labels if mask is None else np.where(mask, labels, -1)
+    ids, _ = scorer.nearest_in_groups(targets, per_cluster, allowed, chosen)
+    return np.unique(ids[ids >= 0])

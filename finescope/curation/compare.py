@@ -21,8 +21,9 @@ from finescope.curation.metrics import (
     random_average_precision,
     recall_at_k,
 )
+from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import PRESETS
-from finescope.curation.scoring.scorers import CorpusScorer, rank_rows
+from finescope.curation.scoring.table import rank_rows
 from finescope.errors import InputError
 
 Method = Callable[[IntArray], FloatArray]

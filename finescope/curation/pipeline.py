@@ -10,8 +10,9 @@ from finescope.codes import SparseCodes
 from finescope.config import CurationConfig
 from finescope.curation.blocks import FloatArray
 from finescope.curation.quality import curation_quality
+from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset, get_preset
-from finescope.curation.scoring.scorers import CorpusScorer, ScoreTable
+from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import Selection, SelectionConfig, select
 from finescope.errors import InputError
 

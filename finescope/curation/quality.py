@@ -9,15 +9,22 @@ import numpy as np
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
-    BLOCK_ROWS,
     BoolArray,
-    CodeRows,
     Codes,
     FloatArray,
     IntArray,
-    add_rows,
+    PickedRows,
+    add_at,
+    iter_blocks,
+    latents_of,
     panel_columns,
+    product,
+    reciprocal,
+    row_access,
+    rows_of,
+    scaled_values,
     unit_rows,
+    weighted_norms,
 )
 from finescope.curation.metrics import spearman
 from finescope.curation.scoring.weighting import document_frequency
@@ -27,7 +34,7 @@ VENDI_ROWS = 2000
 
 
 def target_similarity(
-    targets: SparseCodes, selected: SparseCodes, *, weights: FloatArray | None = None
+    targets: SparseCodes, selected: Codes, *, weights: FloatArray | None = None
 ) -> tuple[float, float, float, FloatArray]:
     """Return mean, minimum and maximum cosine over all pairs, and each target's best cosine.
 
@@ -38,42 +45,47 @@ def target_similarity(
     Returns:
         Three floats (NaN when there is no pair), and float64 [T].
     """
-    left, right = unit_rows(targets, weights), unit_rows(selected, weights)
-    if left.shape[0] == 0 or right.shape[0] == 0:
+    left, rows = unit_rows(targets, weights), rows_of(selected)
+    if left.shape[0] == 0 or rows == 0:
         return math.nan, math.nan, math.nan, np.full(left.shape[0], math.nan)
     total, low, high = 0.0, math.inf, -math.inf
     best = np.full(left.shape[0], -np.inf)
-    step = panel_columns(targets.num_latents, 64)
+    step = panel_columns(targets.num_latents, left.shape[0])
     for first in range(0, left.shape[0], step):
-        panel = np.ascontiguousarray(left[first : first + step].toarray().T)
-        for start in range(0, right.shape[0], BLOCK_ROWS):
-            cosines = np.clip(right[start : start + BLOCK_ROWS] @ panel, -1.0, 1.0)
+        panel = left[first : first + step].toarray().T
+        panel = np.ascontiguousarray(panel if weights is None else panel * weights[:, None])
+        for _, block in iter_blocks(selected):
+            cosines = product(block, panel) * reciprocal(weighted_norms(block, weights))[:, None]
+            np.clip(cosines, -1.0, 1.0, out=cosines)
             total += math.fsum(cosines.sum(axis=0))
             low, high = min(low, float(cosines.min())), max(high, float(cosines.max()))
             best[first : first + step] = np.maximum(best[first : first + step], cosines.max(axis=0))
-    return total / (left.shape[0] * right.shape[0]), low, high, best
+    return total / (left.shape[0] * rows), low, high, best
 
 
-def pairwise_diversity(codes: SparseCodes, *, weights: FloatArray | None = None) -> float:
+def pairwise_diversity(codes: Codes, *, weights: FloatArray | None = None) -> float:
     """Return 1 − the mean cosine over all pairs of different rows, in one pass over the non-zeros.
 
     With unit rows u, the sum of ⟨u_i, u_j⟩ over i ≠ j is ‖Σ u‖² − Σ ‖u‖². Rows without latents have cosine 0
     with everything. NaN for fewer than two rows.
     """
-    count = len(codes)
+    count = rows_of(codes)
     if count < 2:
         return math.nan
-    total = np.zeros(codes.num_latents)
+    total = np.zeros(latents_of(codes))
     own = 0.0
-    for start in range(0, count, BLOCK_ROWS):
-        unit = unit_rows(codes[start : start + BLOCK_ROWS], weights)
-        add_rows(total, unit)
-        own += math.fsum(unit.data * unit.data)
+    for _, block in iter_blocks(codes):
+        values = scaled_values(block, reciprocal(weighted_norms(block, weights)))
+        total = add_at(total, block.indices.numpy(), values)
+        weighted = values if weights is None else values * weights[block.indices.numpy()]
+        own += math.fsum(weighted * weighted)
+    if weights is not None:
+        total *= weights
     return 1.0 - (math.fsum(total * total) - own) / (count * (count - 1.0))
 
 
 def vendi_score(
-    codes: SparseCodes, *, weights: FloatArray | None = None, max_rows: int = VENDI_ROWS, seed: int = 42
+    codes: Codes, *, weights: FloatArray | None = None, max_rows: int = VENDI_ROWS, seed: int = 42
 ) -> float:
     """Return the Vendi score: the effective number of different rows, between 1 and R.
 
@@ -91,10 +103,10 @@ def vendi_score(
     Returns:
         NaN when no row has a latent.
     """
-    if len(codes) > max_rows:
-        rows = np.sort(np.random.default_rng(seed).choice(len(codes), max_rows, replace=False))
-        codes = codes[rows]
-    unit = unit_rows(codes, weights)
+    source, rows = row_access(codes), np.arange(rows_of(codes))
+    if rows.size > max_rows:
+        rows = np.sort(np.random.default_rng(seed).choice(rows.size, max_rows, replace=False))
+    unit = unit_rows(source.take(rows), weights)
     unit = unit[np.flatnonzero(np.diff(unit.indptr) > 0)]
     unit = unit[np.flatnonzero(np.asarray(abs(unit).sum(axis=1)).ravel() > 0)]
     if unit.shape[0] == 0:
@@ -107,7 +119,7 @@ def vendi_score(
     return float(np.exp(-np.sum(positive * np.log(positive))))
 
 
-def latent_coverage(targets: SparseCodes, selected: SparseCodes, corpus: Codes) -> dict[str, float]:
+def latent_coverage(targets: SparseCodes, selected: Codes, corpus: Codes) -> dict[str, float]:
     """Return which shares of the latents in use occur in the selection.
 
     Returns:
@@ -176,7 +188,7 @@ def curation_quality(
         target_coverage, latent_coverage, and length_bias when lengths and scores are given. Undefined values
         are None, so that the dictionary is valid JSON.
     """
-    selected = CodeRows(corpus).take(indices)
+    selected = PickedRows(corpus, indices)
     mean, low, high, best = target_similarity(targets, selected, weights=weights)
     found: dict[str, Any] = {
         "avg_similarity_to_target": mean,

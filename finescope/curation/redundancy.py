@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finescope.curation.blocks import CodeRows, Codes, FloatArray, IntArray, panel_columns, unit_rows
+from finescope.curation.blocks import Codes, FloatArray, IntArray, panel_columns, row_access, unit_rows
 
 _BLOCK = 256
 
@@ -36,7 +36,7 @@ def greedy_filter(
         (row, -1, 0.0) for a taken row; (row, taken row it resembles, cosine) for a refused one, where the
         taken row is the most similar one, the first taken of equals.
     """
-    source = CodeRows(codes)
+    source = row_access(codes)
     taken = _Taken(source.num_latents)
     for low in range(0, order.size, block):
         rows = order[low : low + block]

@@ -13,7 +13,8 @@ from finescope.codes import SparseCodes
 from finescope.curation.blocks import BoolArray, Codes, IntArray, iter_shard_codes
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.redundancy import greedy_filter
-from finescope.curation.scoring.scorers import CorpusScorer, ScoreTable
+from finescope.curation.scoring.onepass import CorpusScorer
+from finescope.curation.scoring.table import ScoreTable
 from finescope.errors import InputError
 
 STRATEGIES = ("rank", "per_target", "clusters")

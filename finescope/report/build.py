@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
-    from finescope.curation.scoring.scorers import CorpusScorer, ScoreTable
+    from finescope.curation.scoring.onepass import CorpusScorer
+    from finescope.curation.scoring.table import ScoreTable
 
 LATENTS_PER_ROW = 5
 BACKGROUND_ROWS = 3000
@@ -87,9 +88,7 @@ def explain_rows(
     codes = resident_codes(prepared.corpus)
     if len(shown) == 0:
         return Explained([], {}, np.zeros(0, np.int64))
-    parts = score_contributions(
-        prepared, targets, shown, scorer, nearest=table.nearest_target[shown], m=top_m
-    )
+    parts = score_contributions(prepared, targets, shown, scorer, m=top_m)
     latents = strongest(parts, LATENTS_PER_ROW)
     examples = latent_examples(codes, [latent for row in latents for latent, _ in row], EXAMPLES_PER_LATENT)
     rows = np.flatnonzero(table.valid)

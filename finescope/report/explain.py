@@ -9,79 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.curation.blocks import resident_codes, unit_rows
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
-    from finescope.curation.scoring.scorers import CorpusScorer
+    from finescope.curation.scoring.onepass import CorpusScorer
 
 _WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
 
 
 def score_contributions(
-    prepared: CorpusScorer,
-    targets: SparseCodes,
-    rows: NDArray[np.int64],
-    scorer: str,
-    *,
-    nearest: NDArray[np.int64] | None = None,
-    m: int = 3,
+    prepared: CorpusScorer, targets: SparseCodes, rows: NDArray[np.int64], scorer: str, *, m: int = 3
 ) -> Any:
-    """Split the scores of some rows into one addend per latent.
-
-    Every scorer is, for a given row, an inner product ⟨u, ĉ⟩ of the row's weighted unit code ĉ with a
-    direction u: the mean of the unit targets (``mean``), the same less the corpus mean (``contrast``), the
-    normalised mean of the targets (``centroid``), the nearest unit target (``max``), or the mean of the m
-    nearest (``top_m_mean``). The addends are u_f·ĉ_f, so they sum to the score (up to float64 rounding).
-
-    Args:
-        prepared: the corpus of N rows over F latents with the weights that scored it.
-        targets: Q targets over the same F latents.
-        rows: int64 [S] row numbers to explain.
-        scorer: name of the scorer that gave the scores.
-        nearest: int64 [S], nearest target of each row, for ``max``; computed when None.
-        m: of ``top_m_mean``.
-
-    Returns:
-        scipy CSR float64 [S,F] of addends, latents ascending in a row.
-
-    Raises:
-        ValueError: unknown scorer.
-    """
-    from scipy import sparse
-
-    weights = prepared.weights
-    units = unit_rows(resident_codes(prepared.corpus)[rows], weights)
-    unit_targets = unit_rows(targets, weights)
-    usable = np.flatnonzero(np.diff(unit_targets.indptr) > 0)
-    if scorer in ("mean", "contrast", "centroid"):
-        if scorer == "centroid":
-            raw = targets.to_scipy().astype(np.float64)
-            direction = np.asarray(raw.mean(axis=0)).ravel()
-            direction = direction if weights is None else direction * weights
-            direction /= np.linalg.norm(direction)
-        else:
-            direction = np.asarray(unit_targets[usable].mean(axis=0)).ravel()
-        if scorer == "contrast":
-            direction = direction - prepared.corpus_mean()
-        result = units.copy()
-        result.data = result.data * direction[result.indices]
-        return _sorted(result)
-    if scorer not in ("max", "top_m_mean"):
-        raise ValueError(f"unknown scorer {scorer!r}")
-    cosines = (units @ unit_targets[usable].T).toarray()
-    if scorer == "max":
-        best = usable[cosines.argmax(axis=1)] if nearest is None else np.asarray(nearest)
-        return _sorted(units.multiply(unit_targets[best]).tocsr())
-    keep = min(m, len(usable))
-    best_m = usable[np.argsort(-cosines, axis=1, kind="stable")[:, :keep]]
-    picks = sparse.csr_matrix(
-        (np.full(best_m.size, 1.0 / keep), best_m.ravel(), np.arange(len(rows) + 1) * keep),
-        shape=(len(rows), len(targets)),
-    )
-    return _sorted(units.multiply(picks @ unit_targets).tocsr())
+    """Split the scores of some rows into one addend per latent; see ``CorpusScorer.contributions``."""
+    return prepared.contributions(targets, rows, scorer, m=m)
 
 
 def strongest(contributions: Any, count: int = 6) -> list[list[tuple[int, float]]]:
@@ -159,8 +100,3 @@ def latent_words(
 
 def _words(text: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(text)}
-
-
-def _sorted(matrix: Any) -> Any:
-    matrix.sort_indices()
-    return matrix

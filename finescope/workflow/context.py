@@ -17,7 +17,7 @@ from finescope.workflow.ledger import Ledger
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
     from finescope.codes import SparseCodes
-    from finescope.curation.scoring.scorers import CorpusScorer
+    from finescope.curation.scoring.onepass import CorpusScorer
     from finescope.embeddings.store import CodeStore
     from finescope.sae import SparseAutoencoder
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.curation.compare import repool
+from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset
-from finescope.curation.scoring.scorers import CorpusScorer, ScoreTable
+from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import atomic_path

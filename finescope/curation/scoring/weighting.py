@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_shard_codes
-from finescope.errors import InputError
+from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_blocks, latents_of
 
 WEIGHTINGS = ("none", "idf")
 """Names that ``resolve_weights`` understands."""
@@ -22,18 +21,17 @@ def document_frequency(codes: Codes) -> tuple[IntArray, int]:
 
     Returns:
         int64 [F] counts, and the number of rows that hold at least one latent.
+
+    Raises:
+        InputError: there is no shard, so F is not known.
     """
-    counts: IntArray | None = None
+    counts = np.zeros(latents_of(codes), np.int64)
     rows = 0
-    for shard in iter_shard_codes(codes):
-        if counts is None:
-            counts = np.zeros(shard.num_latents, np.int64)
-        present = shard.values.numpy() > 0
-        indices = shard.indices.numpy()
-        counts += np.bincount(indices[present], minlength=counts.size)
-        rows += int(np.count_nonzero(np.diff(shard.indptr.numpy())))
-    if counts is None:
-        raise InputError("there are no codes to count latents in; embed a corpus first")
+    for _, block in iter_blocks(codes):
+        present = (block.values > 0).numpy()
+        indices = block.indices.numpy()
+        counts += np.bincount(indices if present.all() else indices[present], minlength=counts.size)
+        rows += int(np.count_nonzero(np.diff(block.indptr.numpy())))
     return counts, rows
 
 

@@ -12,8 +12,8 @@ from finescope.curation.blocks import resident_codes
 from finescope.curation.compare import MethodResult, compare_methods
 from finescope.curation.metrics import METRICS_VERSION, domain_distribution, precision_at_k, recall_at_k
 from finescope.curation.quality import curation_quality
+from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import PRESETS
-from finescope.curation.scoring.scorers import CorpusScorer
 from finescope.storage.files import write_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
 from finescope.workflow.stage import Stage

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
+    from finescope.curation.scoring.onepass import CorpusScorer
     from finescope.curation.scoring.presets import Preset
-    from finescope.curation.scoring.scorers import CorpusScorer
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 

@@ -1,0 +1,271 @@
+"""The space that scores are made in: a corpus as unit vectors, with its weights, its norms and its mean.
+
+With weights w ≥ 0 a row x stands for x̂ = w∘x/‖w∘x‖. The weights are folded into the queries, so the corpus
+is never rewritten, and everything is found in passes over its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import (
+    BLOCK_ROWS,
+    PANEL_BYTES,
+    BoolArray,
+    Codes,
+    FloatArray,
+    IntArray,
+    PickedRows,
+    add_at,
+    iter_blocks,
+    latents_of,
+    panel_columns,
+    product,
+    reciprocal,
+    rows_of,
+    scaled_values,
+    to_csr64,
+    weighted_norms,
+)
+from finescope.curation.scoring.scorers import Pick, Seen, SpaceScorer
+from finescope.curation.scoring.weighting import resolve_weights
+from finescope.errors import InputError
+
+
+class Space:
+    """N corpus rows over F latents as unit vectors.
+
+    Norms and mean are found in one pass, when first asked for; a score needs one more, and one before for
+    ``weights="idf"``. Memory beyond the corpus: a block, a panel of dense queries, and a few numbers a row.
+
+    Attributes:
+        corpus: the rows.
+        num_latents: F.
+        weights: float64 [F], or None for none.
+    """
+
+    def __init__(self, corpus: Codes, *, weights: Any = None, block_rows: int = BLOCK_ROWS):
+        """Look at the corpus and find its weights.
+
+        Args:
+            corpus: N rows over F latents: SparseCodes, or a store with ``iter_shards()``.
+            weights: None or "none", "idf", or float [F].
+            block_rows: rows worked on at a time; never changes a result.
+
+        Raises:
+            InputError: the corpus has no rows.
+            ValueError: weights of the wrong shape, negative, or of an unknown name; shards of codes over
+                different numbers of latents.
+        """
+        self.corpus = corpus
+        self.block_rows = block_rows
+        self._count = rows_of(corpus)
+        if self._count == 0:
+            raise InputError("the corpus holds no rows; embed a corpus first")
+        self.num_latents = latents_of(corpus)
+        self.weights: FloatArray | None = resolve_weights(weights, corpus, self.num_latents)
+        self._norms = np.empty(self._count)
+        self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
+        self._mean: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def norms(self) -> FloatArray:
+        """‖w∘x‖ of every row, float64 [N]."""
+        if self._known < len(self):
+            for start, block in iter_blocks(self.corpus, self.block_rows):
+                self.norms_of(start, block)
+        return self._norms
+
+    def norms_of(self, start: int, block: SparseCodes) -> FloatArray:
+        """Return ‖w∘x‖ of the block of rows that begins with row ``start``, float64 [n]."""
+        rows = slice(start, start + len(block))
+        if rows.stop > self._known:
+            self._norms[rows] = weighted_norms(block, self.weights)
+            self._known = rows.stop if start <= self._known else self._known
+        return self._norms[rows]
+
+    @property
+    def valid(self) -> BoolArray:
+        """bool [N], rows that have a latent of positive weight and only finite values."""
+        return _valid(self.norms)
+
+    def corpus_mean(self) -> FloatArray:
+        """Return μ, the mean x̂ over the valid rows, float64 [F]."""
+        if self._mean is None:
+            total, count = np.zeros(self.num_latents), 0
+            for start, block in iter_blocks(self.corpus, self.block_rows):
+                norms = self.norms_of(start, block)
+                valid = _valid(norms)
+                if not valid.all():  # their values are never multiplied: 0 × inf is NaN
+                    block, norms = block[valid], norms[valid]
+                total = add_at(total, block.indices.numpy(), scaled_values(block, reciprocal(norms)))
+                count += len(block)
+            if self.weights is not None:
+                total *= self.weights
+            self._mean = total / max(1, count)
+        return self._mean
+
+    def targets(self, codes: SparseCodes) -> Targets:
+        """Bring targets into the space.
+
+        Args:
+            codes: T rows over the same F latents.
+
+        Raises:
+            InputError: no target, no target with a latent of positive weight, or a non-finite target.
+            ValueError: another number of latents.
+        """
+        if codes.num_latents != self.num_latents:
+            raise ValueError(
+                f"targets have {codes.num_latents} latents and the corpus {self.num_latents}; "
+                "both must come from the same SAE"
+            )
+        if len(codes) == 0:
+            raise InputError("there are no targets; give at least one seed row")
+        unit = to_csr64(codes)
+        broken = np.flatnonzero(~np.isfinite(unit.data))
+        if broken.size:
+            row = int(np.searchsorted(unit.indptr, broken[0], side="right")) - 1
+            raise InputError(f"target {row} holds a NaN or infinite value; its activations are broken")
+        norms = weighted_norms(codes, self.weights)
+        usable = np.flatnonzero(norms > 0)
+        if usable.size == 0:
+            raise InputError("no target has a latent of positive weight, so nothing can be similar to one")
+        if self.weights is not None:
+            unit.data = unit.data * self.weights[unit.indices]
+        unit.data = unit.data * np.repeat(reciprocal(norms), np.diff(unit.indptr))
+        return Targets(unit[usable], usable, norms[usable], len(codes))
+
+    def addends(self, targets: Targets, rows: IntArray, scorer: SpaceScorer) -> Any:
+        """Split the scores of some rows into one addend per latent.
+
+        The addends are u_f·x̂_f, with the direction u that the scorer itself names for the row, so they sum to
+        its score, up to float64 rounding.
+
+        Args:
+            targets: T targets.
+            rows: int64 [S] row numbers.
+            scorer: what gave the scores.
+
+        Returns:
+            scipy CSR float64 [S,F] of addends, latents ascending in a row. Rows that are not valid have none.
+        """
+        view, pick = View(self, targets, True), targets.everything
+        mean, found = self.corpus_mean(), []
+        picked = PickedRows(self.corpus, rows)
+        for _, block in iter_blocks(picked, panel_columns(self.num_latents, self.block_rows)):
+            norms = weighted_norms(block, self.weights)
+            mixture = scorer.mixture(view.see(block, norms), pick)
+            directions = mixture.of_mean * mean + mixture.shares @ pick.unit
+            addends = to_csr64(block)
+            owner = np.repeat(np.arange(len(block)), np.diff(addends.indptr))
+            factors = np.where(_valid(norms), reciprocal(norms), 0.0)[owner]
+            if self.weights is not None:
+                factors = factors * self.weights[addends.indices]
+            along = directions[owner if len(directions) > 1 else 0, addends.indices]
+            addends.data = np.where(factors > 0, addends.data, 0.0) * factors * along
+            found.append(addends)
+        return _stacked(found, self.num_latents)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets as unit vectors of a space, U usable ones of T.
+
+    Attributes:
+        unit: scipy CSR float64 [U,F], t̂.
+        usable: int64 [U], their positions: those that have a latent of positive weight.
+        norms: float64 [U], ‖w∘t‖.
+        count: T.
+    """
+
+    unit: Any
+    usable: IntArray
+    norms: FloatArray
+    count: int
+
+    def pick(self, positions: IntArray) -> Pick | None:
+        """Return the usable ones among ``positions`` of T, with repeats; None where there is none."""
+        counts = np.bincount(positions, minlength=self.count)[self.usable].astype(np.float64)
+        columns = np.flatnonzero(counts)
+        if columns.size == 0:
+            return None
+        return Pick(columns, counts[columns], self.norms[columns], self.unit[columns])
+
+    @property
+    def everything(self) -> Pick:
+        """All of them, each once."""
+        return Pick(np.arange(self.usable.size), np.ones(self.usable.size), self.norms, self.unit)
+
+
+@dataclass(frozen=True)
+class View:
+    """A space and the targets that its rows are compared with.
+
+    Attributes:
+        space: of the corpus.
+        targets: in that space.
+        with_mean: whether ⟨μ, x̂⟩ is wanted too.
+    """
+
+    space: Space
+    targets: Targets
+    with_mean: bool
+
+    @property
+    def columns(self) -> int:
+        """Numbers that a row gets: U, and one for μ."""
+        return self.targets.usable.size + self.with_mean
+
+    def see(self, block: SparseCodes, norms: FloatArray) -> Seen:
+        """Return what a scorer sees of a block of rows with the given norms."""
+        valid = _valid(norms)
+        products = np.empty((self.columns, len(block)))
+        for low, panel in self._panels():
+            products[low : low + panel.shape[1]] = product(block, panel).T
+        products[:, ~valid] = 0.0  # their products may be NaN
+        products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
+        usable = self.targets.usable.size
+        return Seen(products[:usable], products[usable] if self.with_mean else None, valid)
+
+    def _panels(self) -> Iterator[tuple[int, FloatArray]]:
+        """The dense queries [F, ≤ columns] and the place of the first: kept where they fit."""
+        if self.columns * self.space.num_latents * 8 <= PANEL_BYTES:
+            yield 0, self._panel
+            return
+        step = panel_columns(self.space.num_latents, self.columns)
+        for low in range(0, self.columns, step):
+            yield low, self._dense(low, min(low + step, self.columns))
+
+    @cached_property
+    def _panel(self) -> FloatArray:
+        return self._dense(0, self.columns)
+
+    def _dense(self, low: int, high: int) -> FloatArray:
+        queries = self.targets.unit[low:high].toarray()
+        if high > self.targets.usable.size:
+            queries = np.concatenate([queries, self.space.corpus_mean()[None, :]])
+        if self.space.weights is not None:
+            queries *= self.space.weights
+        return np.ascontiguousarray(queries.T)
+
+
+def _valid(norms: FloatArray) -> BoolArray:
+    return np.asarray(np.isfinite(norms) & (norms > 0))
+
+
+def _stacked(parts: list[Any], width: int) -> Any:
+    from scipy.sparse import csr_matrix, vstack
+
+    if not parts:
+        return csr_matrix((0, width))
+    return parts[0] if len(parts) == 1 else vstack(parts, format="csr")

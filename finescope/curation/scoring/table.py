@@ -1,0 +1,54 @@
+"""The scores of all rows, and the order that they put the rows in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finescope.curation.blocks import BoolArray, FloatArray, IntArray
+
+
+@dataclass
+class ScoreTable:
+    """Scores of all N corpus rows, in row order.
+
+    Attributes:
+        score: float64 [N]; larger is nearer to the targets. 0 for a row without latents.
+        nearest_target: int64 [N], the target with the largest cosine (the first of equals); -1 for rows that
+            are not valid.
+        nearest_similarity: float64 [N], that cosine in the weighted space, clipped to [-1, 1].
+        valid: bool [N]; False for rows without any latent of positive weight or with a non-finite value. Such
+            rows are never selected.
+        scorer: name of the scorer.
+    """
+
+    score: FloatArray
+    nearest_target: IntArray
+    nearest_similarity: FloatArray
+    valid: BoolArray
+    scorer: str
+
+    def __len__(self) -> int:
+        return int(self.score.size)
+
+    def ranking(self) -> IntArray:
+        """Return the valid rows by (score descending, row ascending), int64 [≤N]."""
+        return rank_rows(self.score, self.valid)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the per-row arrays by name, for a table of all scores."""
+        return {
+            "score": self.score,
+            "nearest_target": self.nearest_target,
+            "nearest_similarity": self.nearest_similarity,
+            "valid": self.valid,
+        }
+
+
+def rank_rows(score: FloatArray, valid: BoolArray | None = None) -> IntArray:
+    """Return row numbers by (score descending, row ascending), without rows that are NaN or not valid."""
+    keep = ~np.isnan(score) if valid is None else valid & ~np.isnan(score)
+    rows = np.flatnonzero(keep)
+    return rows[np.argsort(-score[rows], kind="stable")].astype(np.int64)
