@@ -131,7 +131,7 @@ def test_another_input_is_refused_and_overwritten_when_asked(tmp_path: Path, run
 
 def test_another_option_is_refused_by_name(tmp_path: Path) -> None:
     _embed(tmp_path)
-    with pytest.raises(StoreError, match="pooling was 'mean', is 'max'"):
+    with pytest.raises(StoreError, match="pooling was 'mean', now 'max'"):
         _embed(tmp_path, pooling="max")
     sae = _sae()
     with torch.no_grad():

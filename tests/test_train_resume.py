@@ -167,7 +167,7 @@ def test_an_iterable_resumes_to_the_bit_too(tmp_path: Path, x: torch.Tensor) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 1e-3}, r"training\.learning_rate was 0\.01, is 0\.001"),
+        ({"learning_rate": 1e-3}, r"training\.learning_rate was 0\.01, now 0\.001"),
         ({"seed": 1}, r"training\.seed"),
         ({"batch_size": 8}, r"training\.batch_size"),
     ],
@@ -186,7 +186,7 @@ def test_refuses_to_resume_with_other_data_or_shape_unless_starting_over(
     train_sae(x, SAE, replace(CFG, num_epochs=1), out_dir=tmp_path, progress=False)
     with pytest.raises(InputError, match=r"data\.rows"):
         train_sae(x + 1, SAE, CFG, out_dir=tmp_path, progress=False)
-    with pytest.raises(InputError, match=r"data\.tokens was 80, is 79"):
+    with pytest.raises(InputError, match=r"data\.tokens was 80, now 79"):
         train_sae(x[:79], SAE, CFG, out_dir=tmp_path, progress=False)
     with pytest.raises(InputError, match=r"sae\.k"):
         train_sae(x, replace(SAE, k=2), CFG, out_dir=tmp_path, progress=False)

@@ -59,7 +59,7 @@ class Difference(NamedTuple):
     new: str
 
     def __str__(self) -> str:
-        return f"{self.name} was {self.old}, is {self.new}"
+        return f"{self.name} was {self.old}, now {self.new}"
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
