@@ -51,8 +51,10 @@ def _whole(owner: object, *names: str) -> None:
 
 @dataclass
 class SaeConfig(_Dictable):
-    """Shape of a TopK sparse autoencoder. The field names are those of sparsify's ``cfg.json``."""
+    """Architecture and shape of a sparse autoencoder. Most names are those of sparsify's ``cfg.json``."""
 
+    architecture: str = "topk"
+    """How latents are chosen; ``finescope.sae.architectures`` has the names."""
     expansion_factor: int = 32
     """F as a multiple of D, used when ``num_latents`` is 0."""
     normalize_decoder: bool = True

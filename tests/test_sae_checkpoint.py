@@ -4,6 +4,7 @@ that means something else must be refused instead of misread."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from finescope.config import SaeConfig
 from finescope.errors import InputError, StoreError
-from finescope.sae import SparseAutoencoder
+from finescope.sae import SparseAutoencoder, load_sae
 
 D, F = 6, 12
 
@@ -82,12 +83,15 @@ def test_writes_what_sparsify_reads(tmp_path: Path) -> None:
         "normalize_decoder": True,
         "num_latents": 0,
         "k": 3,
-        "multi_topk": True,
+        # There it would make codes of 4K latents; here it is a term of the loss.
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
         "d_in": D,
     }
     assert sorted(path.name for path in (tmp_path / "layers.3").iterdir()) == ["cfg.json", "sae.safetensors"]
     again = SparseAutoencoder.load(tmp_path / "layers.3")
-    assert again.cfg == sae.cfg
+    assert again.cfg == replace(sae.cfg, multi_topk=False)
     assert all(torch.equal(a, b) for a, b in zip(sae.parameters(), again.parameters(), strict=True))
 
 
@@ -99,9 +103,51 @@ def test_tolerates_unknown_keys_and_old_files(tmp_path: Path) -> None:
     assert SparseAutoencoder.load(tmp_path).cfg.multi_topk is False  # sparsify's default, not ours
 
 
-def test_extra_tensors_are_ignored(tmp_path: Path) -> None:
-    write(tmp_path, {**tensors(), "something": torch.zeros(2)})
-    assert SparseAutoencoder.load(tmp_path).num_latents == F
+@pytest.mark.parametrize("name", ["W_skip", "log_threshold", "input_mean", "something"])
+def test_tensors_that_would_be_dropped_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {**tensors(), name: torch.zeros(2)})
+    with pytest.raises(InputError, match=f"read as sparsify, but has tensors .*: {name}"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    weights = tensors()
+    weights["W_dec"][3, 1] = float("nan")
+    with pytest.raises(StoreError, match="W_dec has NaN or infinity"):
+        SparseAutoencoder.load(write(tmp_path, weights))
+    weights["W_dec"][3, 1] = -float("inf")
+    with pytest.raises(StoreError, match="W_dec has NaN or infinity"):
+        SparseAutoencoder.load(write(tmp_path, weights))
+    large = {name: torch.full_like(tensor, 3e38) for name, tensor in tensors().items()}
+    assert SparseAutoencoder.load(write(tmp_path, large)).num_latents == F  # large, but numbers
+
+
+def test_every_tensor_keeps_its_type(tmp_path: Path) -> None:
+    weights = tensors()
+    weights["encoder.weight"] = weights["encoder.weight"].bfloat16()
+    sae = SparseAutoencoder.load(write(tmp_path, weights))
+    assert {name: tensor.dtype for name, tensor in sae.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in weights.items()
+    }
+    x = torch.randn(9, D)
+    pre = torch.relu((x - weights["b_dec"]) @ weights["encoder.weight"].float().T + weights["encoder.bias"])
+    torch.testing.assert_close(sae.encode(x).top_acts, pre.topk(3).values)
+    sae.save(tmp_path / "again")
+    assert SparseAutoencoder.load(tmp_path / "again").encoder.weight.dtype == torch.bfloat16
+
+
+def test_k_is_asked_for_where_the_file_leaves_it_out(tmp_path: Path) -> None:
+    write(tmp_path, tensors())
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    del config["k"]
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"doesn't say how many latents fire.*k=…"):
+        load_sae(tmp_path)
+    assert load_sae(tmp_path, k=5).cfg.k == 5
+    with pytest.raises(InputError, match=r"k must be int, got 2\.5"):
+        load_sae(tmp_path, k=2.5)
+    with pytest.raises(InputError, match="norm_scaling_factor means nothing"):
+        load_sae(tmp_path, k=5, norm_scaling_factor=2.0)
 
 
 def test_finds_the_hookpoint(tmp_path: Path) -> None:
@@ -110,15 +156,15 @@ def test_finds_the_hookpoint(tmp_path: Path) -> None:
     write(tmp_path / "layers.10", tensors(), k=5)
     assert SparseAutoencoder.load(tmp_path, hookpoint="layers.10").cfg.k == 5
     assert SparseAutoencoder.load(str(tmp_path / "layers.10"), hookpoint="layers.10").cfg.k == 5
-    with pytest.raises(InputError, match=r"several.*layers\.10, layers\.3"):
+    with pytest.raises(InputError, match=r"several.*layers\.3, layers\.10"):
         SparseAutoencoder.load(tmp_path)
-    with pytest.raises(InputError, match=r"'layers\.4'; it has layers\.10, layers\.3"):
+    with pytest.raises(InputError, match=r"'layers\.4'; it has layers\.3, layers\.10"):
         SparseAutoencoder.load(tmp_path, hookpoint="layers.4")
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("activation", "groupmax"), ("transcode", True), ("skip_connection", True), ("signed", True)],
+    [("activation", "batchtopk"), ("activation", None), ("signed", True), ("sae_type", "jumprelu")],
 )
 def test_refuses_kinds_that_would_be_misread(tmp_path: Path, option: str, value: object) -> None:
     with pytest.raises(InputError, match=option):
@@ -131,7 +177,7 @@ def test_refuses_kinds_that_would_be_misread(tmp_path: Path, option: str, value:
         ({"d_in": 5}, r"encoder\.weight has shape \(12, 6\).*\(10, 5\)"),
         ({"num_latents": 13}, r"\(13, 6\)"),
         ({"d_in": None}, "d_in"),
-        ({"k": 0}, "k must be at least 1"),
+        ({"k": 0}, "k must be a positive integer, got 0"),
         ({"k": "three"}, "cfg.json"),
     ],
 )
@@ -154,7 +200,7 @@ def test_names_missing_and_misshapen_tensors(tmp_path: Path, name: str) -> None:
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a directory"):
         SparseAutoencoder.load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"cfg\.json is missing"):
+    with pytest.raises(InputError, match=r"none of sae\.safetensors"):
         SparseAutoencoder.load(tmp_path)
     write(tmp_path, tensors())
     weights = tmp_path / "sae.safetensors"
@@ -163,8 +209,9 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"sae\.safetensors is damaged"):
         SparseAutoencoder.load(tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match=r"sae\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"none of sae\.safetensors"):
         SparseAutoencoder.load(tmp_path)
+    weights.write_bytes(content)
     for text in ("{", "[1]"):
         (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(StoreError, match="JSON"):
@@ -182,7 +229,7 @@ def test_whole_number_weights_and_fractional_sizes_are_refused(tmp_path: Path) -
     sae.save(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(config | {"k": 2.5}))
-    with pytest.raises(StoreError, match=r"k must be a whole number, got 2\.5"):
+    with pytest.raises(StoreError, match=r"k must be a positive integer, got 2\.5"):
         SparseAutoencoder.load(tmp_path)
     (tmp_path / "cfg.json").write_text("\ufeff" + json.dumps(config))  # as some editors save it
     assert torch.equal(SparseAutoencoder.load(tmp_path).W_dec, sae.W_dec)

@@ -1,6 +1,8 @@
 """Sparse autoencoders: the module, its losses, its files and its trainer.
 
-    losses, functional ← model ← checkpoint, initial ← sources, state, progress ← train
+    frame ← formats ← architectures        files of all libraries ← modules
+    functional ← losses ← composed, fused   the terms of the loss, defined and fast
+    dead, sources, state, metrics ← train
 
 Names are imported on first use: a caller that only loads an SAE doesn't pay for the trainer.
 """
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finescope.embeddings import extract_embeddings as extract_embeddings
+    from finescope.sae.architectures.base import Autoencoder as Autoencoder
+    from finescope.sae.architectures.base import load_sae as load_sae
     from finescope.sae.architectures.topk import EncoderOutput as EncoderOutput
     from finescope.sae.architectures.topk import ForwardOutput as ForwardOutput
     from finescope.sae.architectures.topk import SparseAutoencoder as SparseAutoencoder
@@ -19,11 +23,13 @@ if TYPE_CHECKING:
     from finescope.sae.train import train_sae as train_sae
 
 _HOME = {
+    "Autoencoder": "finescope.sae.architectures.base",
     "EncoderOutput": "finescope.sae.architectures.topk",
     "ForwardOutput": "finescope.sae.architectures.topk",
     "SparseAutoencoder": "finescope.sae.architectures.topk",
     "extract_embeddings": "finescope.embeddings",
     "geometric_median": "finescope.sae.initial",
+    "load_sae": "finescope.sae.architectures.base",
     "train_sae": "finescope.sae.train",
 }
 

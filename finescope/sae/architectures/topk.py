@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.errors import InputError
+from finescope.ops import topk_encode
 from finescope.ops.packed import PackedCache
 from finescope.ops.schemas import call
-from finescope.optim import normalise_rows_
 from finescope.sae import composed, fused, losses
-from finescope.sae.functional import encode_centred
+from finescope.sae.architectures.base import Autoencoder
+from finescope.sae.ragged import from_rows
 
 # As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
 _FEW_ROWS = 4
@@ -51,7 +51,7 @@ class ForwardOutput(NamedTuple):
     """Fraction of variance unexplained from 4K latents; 0 without ``cfg.multi_topk``."""
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(Autoencoder):
     """A TopK sparse autoencoder (Gao et al., 2024) for activations of width D.
 
     The code is the top-K of relu(encoder.weight @ (x − b_dec) + encoder.bias), the reconstruction
@@ -71,6 +71,8 @@ class SparseAutoencoder(nn.Module):
         InputError: K exceeds F, or D is not positive.
     """
 
+    architecture = "topk"
+
     def __init__(
         self,
         d_in: int,
@@ -80,50 +82,15 @@ class SparseAutoencoder(nn.Module):
         device: torch.device | str | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
-        cfg = SaeConfig() if cfg is None else cfg
-        if d_in < 1:
-            raise InputError(f"the width of the activations must be positive, got {d_in}")
-        self.d_in = d_in
-        self.cfg = cfg
-        self.num_latents = cfg.latents(d_in)
-        if cfg.k > self.num_latents:
+        super().__init__(d_in, cfg, dtype=dtype, device=device, seed=seed)
+        self._packed = PackedCache()  # of the encoder, for inference
+
+    def check_sizes(self) -> None:
+        if self.cfg.k > self.num_latents:
             raise InputError(
-                f"k={cfg.k} latents per token were asked for, but the autoencoder has only"
+                f"k={self.cfg.k} latents per token were asked for, but the autoencoder has only"
                 f" {self.num_latents}; lower k or raise num_latents"
             )
-        # By way of meta: the layer's own initialisation would draw from the global generator.
-        device = torch.get_default_device() if device is None else torch.device(device)
-        encoder = nn.Linear(d_in, self.num_latents, device="meta", dtype=dtype)
-        self.encoder = encoder.to_empty(device=device)
-        self.W_dec = nn.Parameter(torch.empty_like(self.encoder.weight))
-        self.b_dec = nn.Parameter(torch.empty(d_in, dtype=dtype, device=device))
-        self._packed = PackedCache()  # of the encoder, for inference
-        if not self.b_dec.is_meta:
-            self.reset_parameters(seed)
-
-    @torch.no_grad()
-    def reset_parameters(self, seed: int = 42) -> None:
-        """Draw new weights: uniform encoder rows, the decoder tied to them, both biases zero."""
-        bound = 1 / math.sqrt(self.d_in)
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.empty(self.num_latents, self.d_in).uniform_(-bound, bound, generator=generator)
-        self.encoder.weight.copy_(weight)
-        self.encoder.bias.zero_()
-        self.W_dec.copy_(weight)
-        if self.cfg.normalize_decoder:
-            normalise_rows_(self.W_dec)
-        self.b_dec.zero_()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return self.b_dec.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the parameters."""
-        return self.b_dec.dtype
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, num_latents={self.num_latents}, k={self.cfg.k}"
@@ -137,31 +104,12 @@ class SparseAutoencoder(nn.Module):
         Raises:
             InputError: the last dimension isn't D, or the dtype isn't floating.
         """
-        values, indices = self._encode(self._rows(x), self.cfg.k)
+        values, indices = self._top(self.enter(x)[0], self.cfg.k)
         shape = (*x.shape[:-1], self.cfg.k)
         return EncoderOutput(values.view(shape), indices.view(shape))
 
-    def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
-        """Return the reconstruction [...,D] of codes [...,K], in the dtype of the weights.
-
-        Args:
-            top_acts: activations [...,K] of any K.
-            top_indices: int64 latents [...,K].
-
-        Raises:
-            InputError: the two shapes differ.
-            IndexError: a latent outside 0..F−1 (raised by the operation).
-        """
-        if top_acts.shape != top_indices.shape or top_acts.dim() == 0:
-            raise InputError(
-                "activations and indices of a code must have one shape [...,K], got"
-                f" {tuple(top_acts.shape)} and {tuple(top_indices.shape)}"
-            )
-        kept = top_acts.shape[-1]
-        rows = math.prod(top_acts.shape[:-1])
-        flat = top_acts.reshape(rows, kept), top_indices.reshape(rows, kept)
-        out = composed.decode(*flat, self.W_dec, self.b_dec)
-        return out.view(*top_acts.shape[:-1], self.d_in)
+    def encode_rows(self, rows: Tensor) -> SparseCodes:
+        return from_rows(*self._top(rows, self.cfg.k), self.num_latents)
 
     def forward(
         self, x: Tensor, dead_mask: Tensor | None = None, *, k_aux: int | None = None
@@ -181,6 +129,12 @@ class SparseAutoencoder(nn.Module):
             InputError: the width of ``x`` isn't D, its dtype isn't floating, or ``dead_mask`` is neither
                 bool [F] nor int64 [n].
         """
+        if self.needs_inputs or not self.frame.plain or not self.frame.subtract_b_dec:
+            raise InputError(
+                "the losses are those of a plain autoencoder; this one normalises its activations, predicts"
+                " others"
+                " or passes them on: call reconstruct(x)"
+            )
         flat = self._rows(x)
         dead = None if dead_mask is None else self._dead_latents(dead_mask)
         parameters = self.b_dec, self.encoder.weight, self.encoder.bias, self.W_dec
@@ -200,73 +154,21 @@ class SparseAutoencoder(nn.Module):
             multi_topk_fvu=terms.multi_topk,
         )
 
-    @torch.no_grad()
-    def set_decoder_norm_to_unit_norm(self) -> None:
-        """Scale every decoder row to unit length; zero rows stay."""
-        normalise_rows_(self.W_dec)
-
-    def save(self, directory: str | Path) -> None:
-        """Write ``cfg.json`` and ``sae.safetensors``, sparsify's layout, into ``directory``.
-
-        Raises:
-            StoreError: the files can't be written.
-        """
-        from finescope.sae.formats.sparsify import save_sae
-
-        save_sae(self, directory)
-
-    @classmethod
-    def load(
-        cls,
-        directory: str | Path,
-        *,
-        hookpoint: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> SparseAutoencoder:
-        """Read an SAE that FineScope or sparsify saved.
-
-        Args:
-            directory: holds ``cfg.json`` and ``sae.safetensors``, or a sub-directory per hookpoint that does.
-            hookpoint: which sub-directory, e.g. ``layers.10``; may be left out where there is only one.
-            device: of the parameters; the CPU if left out.
-            dtype: of the parameters; as stored if left out.
-
-        Raises:
-            InputError: there is no SAE, the hookpoint isn't there, or it is of a kind that isn't supported.
-            StoreError: a file is damaged, or its tensors don't have the shapes that ``cfg.json`` says.
-        """
-        from finescope.sae.formats.sparsify import load_sae
-
-        return load_sae(directory, hookpoint=hookpoint, device=device, dtype=dtype)
-
     def _wide_k(self) -> int:
         """Return how many latents one encoding for the losses needs."""
         factor = losses.MULTI_TOPK_FACTOR if self.cfg.multi_topk else 1
         return min(factor * self.cfg.k, self.num_latents)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """Return ``x`` [...,D] as rows [B,D] in the wider of its own dtype and the parameters'."""
-        if not x.is_floating_point():
-            raise InputError(f"activations must be floating-point numbers, got {x.dtype}")
-        if x.dim() == 0 or x.shape[-1] != self.d_in:
-            raise InputError(
-                f"activations of shape {tuple(x.shape)} don't fit this autoencoder of width {self.d_in}; use"
-                " activations of the model and layer that it was trained on"
-            )
-        flat = x.reshape(math.prod(x.shape[:-1]), self.d_in)
-        return flat.to(torch.promote_types(flat.dtype, self.dtype))
-
-    def _encode(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _top(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the top-k of rows [B,D] that have come through ``enter``."""
+        weight, bias = self.encoder.weight, self.encoder.bias
+        packed = None
         if not torch.is_grad_enabled() and len(rows) > _FEW_ROWS:
-            packed = self._packed.get(self.encoder.weight, "encode")
-            if packed is not None:
-                weight, bias = self.encoder.weight, self.encoder.bias
-                found: tuple[Tensor, Tensor] = call(
-                    "topk_encode_packed", rows - self.b_dec, weight, bias, packed, k
-                )
-                return found
-        return encode_centred(rows, self.b_dec, self.encoder.weight, self.encoder.bias, k)
+            packed = self._packed.get(weight, "encode")
+        if packed is None:
+            return topk_encode(rows, weight, bias, k)
+        found: tuple[Tensor, Tensor] = call("topk_encode_packed", rows, weight, bias, packed, k)
+        return found
 
     def _dead_latents(self, mask: Tensor) -> Tensor:
         if mask.dtype == torch.int64 and mask.dim() == 1:

@@ -1,133 +1,170 @@
-"""SAE files in sparsify's layout: ``cfg.json`` beside ``sae.safetensors``, one directory per hookpoint."""
+"""sparsify (EleutherAI): ``cfg.json`` beside ``sae.safetensors``, a folder per hookpoint, and below it per
+seed.
+
+The code is the top-k of relu(W (x − b_dec) + b); with ``groupmax`` the largest of each of k groups of
+consecutive latents; a transcoder takes x as it is. Reconstructions add W_skip x, where there is one. Shapes
+are ours.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from finescope.config import SaeConfig
 from finescope.errors import InputError, StoreError
-from finescope.sae.architectures.topk import SparseAutoencoder
+from finescope.sae.formats.checkpoint import Checkpoint, Origin
+from finescope.sae.formats.files import check_tensors, read_json, read_tensors, whole
+from finescope.sae.formats.format import Facts, Format
+from finescope.sae.frame import Frame
 from finescope.storage.files import write_json, write_tensors
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae.safetensors"
 
-# sparsify's options that change what the weights mean, with the only value that this class implements.
-_FIXED_MEANING: dict[str, Any] = {
-    "activation": "topk",
-    "signed": False,
-    "skip_connection": False,
-    "transcode": False,
-}
+_FLAGS = ("normalize_decoder", "multi_topk", "skip_connection", "transcode", "signed")
+# Keys of others' files of the same two names, which change what the weights mean.
+_FOREIGN = ("sae_type", "mean_center", "use_skip", "architecture")
 
 
-def save_sae(sae: SparseAutoencoder, directory: str | Path) -> None:
-    """Write ``sae`` as ``cfg.json`` and ``sae.safetensors`` into ``directory``, made if missing.
-
-    Each file is complete or absent. Raises StoreError where they can't be written.
-    """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"can't make the directory {directory}: {error.strerror}") from error
-    tensors = {name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}
-    write_tensors(directory / WEIGHTS_NAME, tensors, {"format": "pt"})
-    write_json(directory / CONFIG_NAME, {"activation": "topk", **sae.cfg.to_dict(), "d_in": sae.d_in})
-
-
-def load_sae(
-    directory: str | Path,
-    *,
-    hookpoint: str | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> SparseAutoencoder:
-    """Read an SAE; see :meth:`SparseAutoencoder.load`."""
-    home = _home(Path(directory), hookpoint)
-    config, d_in = _read_config(home / CONFIG_NAME)
-    tensors = _read_weights(home / WEIGHTS_NAME, config.latents(d_in), d_in)
-    if dtype is None:
-        dtype = tensors["encoder.weight"].dtype
-    sae = SparseAutoencoder(d_in, config, dtype=dtype, device="meta")  # the values come from the file
-    placed = {name: tensor.to(device=device or "cpu", dtype=dtype) for name, tensor in tensors.items()}
-    sae.load_state_dict(placed, assign=True)
-    return sae.requires_grad_(True)
-
-
-def _home(directory: Path, hookpoint: str | None) -> Path:
-    """Return the directory that holds the two files."""
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory; give the one that holds {CONFIG_NAME}")
-    if hookpoint is None and (directory / CONFIG_NAME).is_file():
-        return directory
-    found = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}"))
-    if hookpoint is not None:
-        if hookpoint in found:
-            return directory / hookpoint
-        # The directory of the hookpoint itself was given: sparsify's paths end in the hookpoint's name.
-        if directory.name == hookpoint and (directory / CONFIG_NAME).is_file():
-            return directory
-        known = f"it has {', '.join(found)}" if found else "it has none"
-        raise InputError(f"{directory} has no autoencoder for the hookpoint {hookpoint!r}; {known}")
-    if len(found) == 1:
-        return directory / found[0]
-    if found:
-        raise InputError(f"{directory} has several autoencoders; name a hookpoint: {', '.join(found)}")
-    raise InputError(f"no autoencoder in {directory}: {CONFIG_NAME} is missing there and one level below")
-
-
-def _read_config(path: Path) -> tuple[SaeConfig, int]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise StoreError(f"{path} should hold a JSON object, but holds {type(raw).__name__}")
-    for option, supported in _FIXED_MEANING.items():
-        if raw.get(option, supported) != supported:
+def read(folder: Path, facts: Facts) -> Checkpoint:
+    """Read a sparse coder of sparsify, any of its kinds."""
+    path = folder / CONFIG_NAME
+    config = read_json(path)
+    for name in _FOREIGN:
+        if config.get(name):
             raise InputError(
-                f"{path} says {option}={raw[option]!r}; only {option}={supported!r} is supported, and other"
-                " weights would be misread"
+                f"{path} says {name}={config[name]!r}, which sparsify doesn't have; the weights would be"
+                " misread"
             )
-    d_in = raw.pop("d_in", None)
-    if not isinstance(d_in, int) or d_in < 1:
-        raise StoreError(f"{path}: d_in must be a positive integer, got {d_in!r}")
-    raw.setdefault("multi_topk", False)  # sparsify's default, where its older files leave the key out
+    flags = {name: _flag(path, config, name) for name in _FLAGS}
+    if flags["signed"]:
+        raise InputError(f"{path} says signed=True: only codes that are not negative are supported")
+    activation = config.get("activation", "topk")
+    if activation not in ("topk", "groupmax"):
+        raise InputError(
+            f"{path} says activation={activation!r}; sparsify has topk and groupmax, and as another one the"
+            " weights would be misread"
+        )
+    d_in = whole(path, config, "d_in")
+    k = whole(path, config, "k") if "k" in config else facts.need("k", int, folder, "how many latents fire")
+    num_latents = config.get("num_latents") or d_in * whole(path, config, "expansion_factor")
+    whole(path, {"num_latents": num_latents}, "num_latents")
+    options = {
+        "num_latents": config.get("num_latents") or 0,
+        "expansion_factor": config.get("expansion_factor", 32),
+        "k": k,
+        "normalize_decoder": flags["normalize_decoder"],
+        "multi_topk": flags["multi_topk"],
+    }
     try:
-        return SaeConfig.from_dict(raw, drop_extra_fields=True), d_in
+        SaeConfig.from_dict(options)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
-
-
-def _read_weights(path: Path, num_latents: int, d_in: int) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"no autoencoder weights: {path} is missing")
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged or not a safetensors file: {error}") from error
-    expected = {
+    wanted = {
         "encoder.weight": (num_latents, d_in),
         "encoder.bias": (num_latents,),
         "W_dec": (num_latents, d_in),
         "b_dec": (d_in,),
     }
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise StoreError(f"{path} has no tensor {name!r}; it has {', '.join(sorted(tensors))}")
-        if not tensors[name].is_floating_point():
-            raise StoreError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point numbers")
-        if tuple(tensors[name].shape) != shape:
-            raise StoreError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {CONFIG_NAME} asks for {shape}"
-                f" (F={num_latents} latents of width D={d_in})"
-            )
-    return {name: tensors[name] for name in expected}
+    if flags["skip_connection"]:
+        wanted["W_skip"] = (d_in, d_in)
+    weights = folder / WEIGHTS_NAME
+    tensors = check_tensors(
+        weights,
+        read_tensors(weights),
+        wanted,
+        format="sparsify",
+        said_by=f"{CONFIG_NAME} (F={num_latents} latents of width D={d_in})",
+    )
+    hook = folder.parent.name if folder.name.startswith("seed") else folder.name
+    return Checkpoint(
+        activation,
+        tensors,
+        options,
+        Frame(subtract_b_dec=not flags["transcode"]),
+        Origin(
+            "sparsify",
+            hook=hook or None,
+            hook_out=hook or None if flags["transcode"] else None,
+            k=k,
+            notes=_notes(config),
+        ),
+    )
+
+
+def _flag(path: Path, config: dict[str, Any], name: str) -> bool:
+    # What older files leave out has sparsify's default, not ours.
+    value = config.get(name, name == "normalize_decoder")
+    if not isinstance(value, bool):
+        raise StoreError(f"{path}: {name} must be true or false, got {value!r}")
+    return value
+
+
+def _notes(config: dict[str, Any]) -> tuple[str, ...]:
+    known = {"activation", "expansion_factor", "num_latents", "k", "d_in", *_FLAGS, *_FOREIGN}
+    unknown = sorted(name for name, value in config.items() if name not in known and value)
+    return (f"{CONFIG_NAME} has keys that sparsify doesn't: {', '.join(unknown)}",) if unknown else ()
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint; each file is complete or absent.
+
+    Raises:
+        InputError: the format can't hold what the checkpoint is.
+        StoreError: a file can't be written.
+    """
+    config, tensors = to_files(checkpoint)
+    write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
+    write_json(folder / CONFIG_NAME, config)
+
+
+def holds(checkpoint: Checkpoint) -> bool:
+    """Whether the format has room for all that the checkpoint is."""
+    try:
+        to_files(checkpoint)
+    except InputError:
+        return False
+    return True
+
+
+def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what the two files are to hold."""
+    frame, tensors = checkpoint.frame, checkpoint.tensors
+    lost = sorted(set(tensors) - {"encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip"})
+    d_in = tensors["encoder.weight"].shape[1]
+    if checkpoint.architecture not in ("topk", "groupmax"):
+        raise InputError(f"sparsify has no {checkpoint.architecture} autoencoders, only topk and groupmax")
+    if lost or not frame.plain:
+        raise InputError(
+            f"sparsify can't hold {', '.join(lost) or 'activations that are normalised or scaled first'}"
+        )
+    if tensors["b_dec"].shape[0] != d_in:
+        raise InputError(
+            f"sparsify has transcoders of one width only, not from {d_in} to {len(tensors['b_dec'])}"
+        )
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1:
+        raise InputError(
+            f"sparsify reads all tensors in the type of the first, and these are of {len(dtypes)}; convert"
+            " them"
+        )
+    options = SaeConfig.from_dict(checkpoint.options)
+    config = {
+        "activation": checkpoint.architecture,
+        "expansion_factor": options.expansion_factor,
+        "normalize_decoder": options.normalize_decoder,
+        "num_latents": options.num_latents,
+        "k": options.k,
+        # In sparsify this makes codes of 4K latents; here it is a term of the loss, which a reader hasn't.
+        "multi_topk": False,
+        "skip_connection": "W_skip" in tensors,
+        "transcode": not frame.subtract_b_dec,
+        "d_in": d_in,
+    }
+    return config, tensors
+
+
+FORMAT = Format("sparsify", WEIGHTS_NAME, read, beside=(CONFIG_NAME,), write=write)

@@ -1,0 +1,353 @@
+"""What all architectures of sparse autoencoder share: parameters, the way in and out, files."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from finescope.codes import SparseCodes
+from finescope.config import SaeConfig
+from finescope.errors import InputError
+from finescope.optim import normalise_rows_
+from finescope.sae import composed
+from finescope.sae.architectures import architecture_class
+from finescope.sae.formats import known
+from finescope.sae.formats.checkpoint import Checkpoint, Origin
+from finescope.sae.frame import Frame, Undo
+from finescope.sae.ragged import decode_codes
+
+_Sae = TypeVar("_Sae", bound="Autoencoder")
+
+
+class Autoencoder(nn.Module, ABC):
+    """A sparse autoencoder for activations of width D with F latents.
+
+    Parameters of all: ``encoder.weight`` [F,D], ``W_dec`` [F,D], ``b_dec`` [D]; most have ``encoder.bias``
+    [F]. A transcoder's ``W_dec`` and ``b_dec`` have the width of what it predicts; ``W_skip`` [D_out,D],
+    where there is one, adds a linear map of the activations.
+
+    Attributes:
+        architecture: the name in the table.
+        d_in: D.
+        d_out: width of reconstructions; D but for transcoders.
+        num_latents: F.
+        cfg: the configuration.
+        frame: what happens to activations before they are encoded.
+        origin: where the weights come from.
+    """
+
+    architecture: ClassVar[str]
+    extra: ClassVar[Mapping[str, str]] = {}
+    """Parameters besides those of all, and their shapes in letters."""
+    has_encoder_bias: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        d_in: int,
+        cfg: SaeConfig | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        cfg = SaeConfig(architecture=self.architecture) if cfg is None else cfg
+        if d_in < 1:
+            raise InputError(f"the width of the activations must be positive, got {d_in}")
+        self.d_in = self.d_out = d_in
+        self.cfg = cfg
+        self.num_latents = cfg.latents(d_in)
+        self.frame = Frame()
+        self.origin = Origin()
+        # By way of meta: the layer's own initialisation would draw from the global generator.
+        device = torch.get_default_device() if device is None else torch.device(device)
+        bias = self.has_encoder_bias
+        encoder = nn.Linear(d_in, self.num_latents, bias=bias, device="meta", dtype=dtype)
+        self.encoder = encoder.to_empty(device=device)
+        self.W_dec = nn.Parameter(torch.empty_like(self.encoder.weight))
+        self.b_dec = nn.Parameter(torch.empty(d_in, dtype=dtype, device=device))
+        self.check_sizes()
+        if not self.b_dec.is_meta:
+            self.reset_parameters(seed)
+
+    def check_sizes(self) -> None:
+        """Refuse a configuration whose numbers don't go together.
+
+        Raises:
+            InputError: naming them.
+        """
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int = 42) -> None:
+        """Draw new weights: uniform encoder rows, the decoder tied to them, biases zero."""
+        bound = 1 / math.sqrt(self.d_in)
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.empty(self.num_latents, self.d_in).uniform_(-bound, bound, generator=generator)
+        self.encoder.weight.copy_(weight)
+        if self.encoder.bias is not None:
+            self.encoder.bias.zero_()
+        self.W_dec.copy_(weight)
+        if self.cfg.normalize_decoder:
+            normalise_rows_(self.W_dec)
+        self.b_dec.zero_()
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.b_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the parameters; the widest, where a file keeps several."""
+        kind = self.b_dec.dtype
+        for parameter in self.parameters():
+            kind = torch.promote_types(kind, parameter.dtype)
+        return kind
+
+    def extra_repr(self) -> str:
+        return f"{self.architecture}, d_in={self.d_in}, num_latents={self.num_latents}"
+
+    # ------------------------------------------------------------------ in and out
+
+    @abstractmethod
+    def encode_rows(self, rows: Tensor) -> SparseCodes:
+        """Return the codes of rows [B,D] that have come through :meth:`enter`."""
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """Return the latents that fire, as B sparse rows over F latents, on the device of the weights.
+
+        A token costs what it holds. Which latents fire is decided in float64; without gradients.
+
+        Args:
+            x: activations [B,D] (or [...,D]: B is the product of the leading dimensions), any floating dtype.
+
+        Returns:
+            codes [B,F], latents ascending; float32 (float64 if activations or weights are).
+
+        Raises:
+            InputError: the last dimension isn't D, or the dtype isn't floating.
+        """
+        with torch.no_grad():
+            return self.encode_rows(self.enter(x)[0])
+
+    def decode(
+        self, codes: SparseCodes | Tensor, indices: Tensor | None = None, *, inputs: Tensor | None = None
+    ) -> Tensor:
+        """Return the reconstruction [...,D] of codes, in the dtype of the decoder.
+
+        Args:
+            codes: [B,F]; or activations [...,K] of any K.
+            indices: with activations, their latents, int64 [...,K].
+            inputs: the activations [...,D] that were encoded. Needed where the SAE normalises every token
+                or has a linear skip connection: then codes alone don't determine the reconstruction.
+
+        Raises:
+            InputError: the two shapes differ, or ``inputs`` are needed and missing.
+            IndexError: a latent outside 0 … F−1 (raised by the operation).
+        """
+        undo = Undo(1 / self.frame.scale_out, 0.0)
+        if self.needs_inputs:
+            if inputs is None:
+                raise InputError(
+                    "the reconstruction of this autoencoder depends on the activations too, which it"
+                    " normalises or"
+                    " passes on; give them as inputs=, or call reconstruct(x)"
+                )
+            undo = self.enter(inputs)[1]
+        if isinstance(codes, SparseCodes):
+            shape: tuple[int, ...] = (len(codes),)
+            out = decode_codes(codes, self.W_dec, self.b_dec)
+        else:
+            if indices is None or codes.shape != indices.shape or codes.dim() == 0:
+                given = None if indices is None else tuple(indices.shape)
+                raise InputError(
+                    "activations and indices of a code must have one shape [...,K], got"
+                    f" {tuple(codes.shape)} and {given}"
+                )
+            shape, kept = codes.shape[:-1], codes.shape[-1]
+            flat = codes.reshape(math.prod(shape), kept), indices.reshape(math.prod(shape), kept)
+            out = composed.decode(*flat, self.W_dec, self.b_dec)
+        return self.leave(out, undo, inputs).view(*shape, self.d_out)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the reconstruction [...,D] of activations [...,D], without gradients.
+
+        Raises:
+            InputError: the last dimension isn't D, or the dtype isn't floating.
+        """
+        with torch.no_grad():
+            rows, undo = self.enter(x)
+            out = decode_codes(self.encode_rows(rows), self.W_dec, self.b_dec)
+            return self.leave(out, undo, x).view(*x.shape[:-1], self.d_out)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether :meth:`decode` has to be given the activations."""
+        per_token = self.frame.normalise != "none" or self.frame.remove_mean
+        return "W_skip" in self._parameters or (per_token and self.frame.undo)
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Undo]:
+        """Return ``x`` [...,D] as rows [B,D] for the encoder, and the way back for reconstructions.
+
+        Rows have the wider of their own dtype and the parameters', and b_dec taken off where that is asked
+        for.
+        """
+        rows = self._rows(x)
+        mean = self._buffers.get("input_mean")
+        if mean is not None:
+            rows = rows - mean
+        undo = Undo(1.0, 0.0)
+        if not self.frame.plain:
+            rows, undo = self.frame.enter(rows)
+        if mean is not None:
+            undo = Undo(undo.factor, undo.offset + mean)
+        return rows - self.b_dec if self.frame.subtract_b_dec else rows, undo
+
+    def leave(self, out: Tensor, undo: Undo, inputs: Tensor | None) -> Tensor:
+        """Bring a reconstruction [B,D] back from where :meth:`enter` led, and add the skip connection."""
+        skip = self._parameters.get("W_skip")
+        kind = out.dtype
+        if skip is not None and inputs is not None:
+            rows = self._rows(inputs)
+            mean = self._buffers.get("input_mean")
+            rows = rows if mean is None else rows - mean
+            out = out + rows @ skip.to(rows.dtype).T
+        if not (isinstance(undo.factor, float) and undo.factor == 1):
+            out = out * undo.factor
+        if not (isinstance(undo.offset, float) and undo.offset == 0):
+            out = out + undo.offset
+        return out.to(kind)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Return ``x`` [...,D] as rows [B,D] in the wider of its own dtype and the parameters'."""
+        if not x.is_floating_point():
+            raise InputError(f"activations must be floating-point numbers, got {x.dtype}")
+        if x.dim() == 0 or x.shape[-1] != self.d_in:
+            raise InputError(
+                f"activations of shape {tuple(x.shape)} don't fit this autoencoder of width {self.d_in}; use"
+                " activations of the model and layer that it was trained on"
+            )
+        flat = x.reshape(math.prod(x.shape[:-1]), self.d_in)
+        return flat.to(torch.promote_types(flat.dtype, self.dtype))
+
+    @torch.no_grad()
+    def set_decoder_norm_to_unit_norm(self) -> None:
+        """Scale every decoder row to unit length; zero rows stay."""
+        normalise_rows_(self.W_dec)
+
+    # ------------------------------------------------------------------ files
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the weights, on the CPU, and all that gives them their meaning."""
+        options = self.cfg.to_dict()
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        return Checkpoint(self.architecture, tensors, options, self.frame, self.origin)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the autoencoder into ``directory``: in sparsify's layout, or as FineScope where that can't
+        hold it.
+
+        Raises:
+            StoreError: the files can't be written.
+        """
+        known.write(self.checkpoint(), Path(directory))
+
+    @classmethod
+    def load(
+        cls: type[_Sae],
+        directory: str | Path,
+        *,
+        hookpoint: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> _Sae:
+        """Read an SAE of this architecture; ``finescope.sae.load_sae`` reads any.
+
+        Args:
+            directory: a folder or file in any known format, or a folder with several, one per hookpoint.
+            hookpoint: which of them, e.g. ``layers.10``; may be left out where there is only one.
+            device: of the parameters; the CPU if left out.
+            dtype: of the parameters; as stored if left out.
+
+        Raises:
+            InputError: there is no SAE, the hookpoint isn't there, or it is of another architecture.
+            StoreError: a file is damaged, or its tensors don't have the shapes that the configuration says.
+        """
+        sae = build(known.read(Path(directory), hookpoint=hookpoint), device=device, dtype=dtype)
+        if not isinstance(sae, cls):
+            raise InputError(
+                f"{directory} holds an autoencoder of architecture {sae.architecture}, read as"
+                f" {sae.origin.format},"
+                f" not {cls.architecture}; load it with finescope.sae.load_sae"
+            )
+        return sae
+
+    def _adopt(self, checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype | None) -> None:
+        """Take over tensors; those of the base and the class become parameters, others buffers."""
+        trainable = {"W_skip", *self.extra, *dict(self.named_parameters())}
+        for name, value in checkpoint.tensors.items():
+            tensor = value.to(device=device, dtype=dtype or value.dtype)
+            owner: nn.Module = self.encoder if name.startswith("encoder.") else self
+            short = name.removeprefix("encoder.")
+            if name in trainable:
+                setattr(owner, short, nn.Parameter(tensor))
+            else:
+                owner.register_buffer(short, tensor)
+        left = [name for name, parameter in self.named_parameters() if parameter.is_meta]
+        if left:
+            raise ValueError(f"a checkpoint of {self.architecture} lacks {', '.join(left)}")
+        self.d_out = self.b_dec.shape[0]
+        self.frame, self.origin = checkpoint.frame, checkpoint.origin
+
+
+def build(
+    checkpoint: Checkpoint, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Autoencoder:
+    """Make the module that a checkpoint describes.
+
+    Args:
+        checkpoint: from a format's reader.
+        device: of the parameters; the CPU if left out.
+        dtype: of the parameters; as stored, each for itself, if left out.
+    """
+    num_latents, d_in = checkpoint.tensors["encoder.weight"].shape
+    options = {"num_latents": num_latents, **checkpoint.options, "architecture": checkpoint.architecture}
+    cfg = SaeConfig.from_dict(options)
+    sae: Autoencoder = architecture_class(checkpoint.architecture)(d_in, cfg, device="meta")
+    sae._adopt(checkpoint, device or "cpu", dtype)
+    return sae
+
+
+def load_sae(
+    path: str | Path,
+    hookpoint: str | None = None,
+    format: str = "auto",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **facts: Any,
+) -> Autoencoder:
+    """Read a sparse autoencoder of any architecture in any known format.
+
+    Args:
+        path: a folder or file, or a folder with several autoencoders.
+        hookpoint: which of several: the path of its folder or file below ``path``.
+        format: name of the format; ``auto`` recognises it.
+        device: of the parameters; the CPU if left out.
+        dtype: of the parameters; as stored if left out.
+        facts: what the files leave out, such as ``k``; asked for by name where it is needed.
+
+    Raises:
+        InputError: there is no SAE, it is of no known format, or it can't be read right.
+        StoreError: a file is damaged.
+    """
+    checkpoint = known.read(Path(path), hookpoint=hookpoint, format=format, facts=facts)
+    return build(checkpoint, device=device, dtype=dtype)
