@@ -16,9 +16,9 @@ PLAIN_SECONDS = 15.0
 class Task:
     """One running stage; advance it as work is done."""
 
-    def __init__(self, reporter: Reporter, name: str, total: float | None, unit: str):
+    def __init__(self, reporter: Reporter, name: str, total: float | None, unit: str, done: float):
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0.0
+        self.done = self._before = done
         self.note = ""
         self.started = time.monotonic()
         self._reporter = reporter
@@ -45,13 +45,18 @@ class Task:
         """Seconds since the task began."""
         return time.monotonic() - self.started
 
+    @property
+    def rate(self) -> float:
+        """Units per second, without what was done before the task began."""
+        return (self.done - self._before) / self.seconds if self.seconds > 0 else 0.0
+
     def line(self) -> str:
         """Return name, amount, rate and time left as one plain line."""
-        rate = self.done / self.seconds if self.seconds > 0 else 0.0
+        rate = self.rate
         amount = f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "")
         parts = [f"{self.name}: {amount} {self.unit}", f"{_short(rate)} {self.unit}/s"]
         # The first hundredth says little: loading and warming up are in it.
-        if self.total and self.total / 100 < self.done < self.total:
+        if rate and self.total and self.total / 100 < self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         if self.note:
             parts.append(self.note)
@@ -83,9 +88,18 @@ class Reporter:
             print(message, file=self.stream, flush=True)
 
     @contextmanager
-    def task(self, name: str, total: float | None = None, unit: str = "rows") -> Iterator[Task]:
-        """Show a stage while the block runs, and one summary line when it ends well."""
-        task = Task(self, name, total, unit)
+    def task(
+        self, name: str, total: float | None = None, unit: str = "rows", *, done: float = 0.0
+    ) -> Iterator[Task]:
+        """Show a stage while the block runs, and one summary line when it ends well.
+
+        Args:
+            name: of the stage.
+            total: of the units there are; None if unknown.
+            unit: what is counted.
+            done: how many of them an earlier run has done.
+        """
+        task = Task(self, name, total, unit, done)
         if self.interactive and not self.quiet and self._live is None:
             self._live = _rich_progress(self.stream)
             self._live.start()
@@ -101,7 +115,7 @@ class Reporter:
                 self._live = None
                 self._ids.clear()
         if finished:
-            rate = task.done / task.seconds if task.seconds > 0 else 0.0
+            rate = task.rate
             note = f", {task.note}" if task.note else ""
             self.say(
                 f"{name}: {task.done:,.0f} {unit} in {duration(task.seconds)} ({_short(rate)} {unit}/s){note}"
@@ -111,7 +125,7 @@ class Reporter:
         if self.quiet:
             return
         if id(task) in self._ids:
-            rate = task.done / task.seconds if task.seconds > 0 else 0.0
+            rate = task.rate
             self._live.update(
                 self._ids[id(task)],
                 completed=task.done,

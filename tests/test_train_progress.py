@@ -81,7 +81,8 @@ def test_lines_go_to_standard_error_where_there_is_no_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
+    assert lines[-1].startswith("training: 18 steps in ")
     assert lines[1].startswith("Epoch 1/3: Reconstruction Loss: 0.")
     assert ", L1 Loss: " in lines[1]
     for part in ("step 4/18", "epoch 1/3", "FVU ", "L0 ", "dead ", "tokens/s", "ETA 0:00:"):
@@ -106,10 +107,11 @@ def test_a_terminal_gets_a_bar_that_is_closed_on_errors(
     cfg = replace(CFG, batch_tokens=10)
     train_sae(x if length_known else list(x.split(10)), SAE, cfg)
     text = terminal.getvalue()
-    assert " tok/s" in text
+    assert " tokens/s" in text
     assert "Epoch 3/3: Reconstruction Loss" in text
+    assert "training: 18 steps in " in text
     if length_known:
-        assert "18/18" in text
+        assert "100%" in text
     shown = "\x1b[?25h"  # the cursor, hidden by the bar, is given back
     assert text.count(shown) == 1
     bad = x.clone()

@@ -47,7 +47,8 @@ def command(
     """
     from finescope.activations import ActivationStore
     from finescope.progress import Reporter
-    from finescope.workflow.stages.train import plan_for, train, training_log
+    from finescope.sae.metrics import training_log
+    from finescope.workflow.stages.train import plan_for, train
 
     fields = {"sae.num_latents": num_latents, "sae.k": sparsity, "training.num_epochs": epochs, "out": out}
     job = options.job_from(config_path, overrides, {**fields, **given})

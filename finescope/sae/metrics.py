@@ -1,20 +1,24 @@
-"""What a training run tells: means of the loss terms, a bar or lines for people, JSON lines for programs."""
+"""What a training run tells: means of the loss terms, for people as lines or a bar, for programs as JSON."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from finescope.progress import Reporter, Task
+
+METRICS_NAME = "metrics.jsonl"
+
 Metrics = dict[str, Any]
-Progress = bool | Callable[[Metrics], None] | None
-"""None: a bar on a terminal, lines elsewhere; False: silent; a function: called with every record."""
+Progress = bool | Callable[[Metrics], None] | Reporter | None
+"""None: a bar on a terminal, a line per record elsewhere; False: silent; a function: called with every
+record; a reporter: shows the training as one of its tasks."""
 
 TERMS = ("loss", "fvu", "reconstruction_loss", "l1_loss", "auxk_loss", "multi_topk_fvu", "l0")
 
@@ -50,143 +54,55 @@ class Meter:
         self.count = int(state[-1])
 
 
-class MetricsFile:
-    """``metrics.jsonl``: one JSON object per line, flushed line by line."""
+class Log:
+    """Takes the records of a run: into ``metrics.jsonl``, to a caller's function, onto the screen."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Open ``path`` for a run that stands at ``step``; lines beyond it belong to steps done again."""
-        kept = _lines_up_to(path, step) if step and path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
-        self._file.flush()
+    def __init__(self, progress: Progress, path: Path | None, total_steps: int | None, step: int) -> None:
+        """Prepare the log of a run of ``total_steps`` (None: unknown) that stands at ``step``."""
+        self._callback = progress if callable(progress) else None
+        self._reporter = progress if isinstance(progress, Reporter) else Reporter(quiet=progress is not None)
+        self._tells = progress is None
+        self._path, self._total, self._step = path, total_steps, step
+        self._stack = ExitStack()
 
-    def write(self, record: Metrics) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class Display(Protocol):
-    """Something that shows progress to a person."""
-
-    def start(self, total_steps: int | None, step: int) -> None:
-        """A run of ``total_steps`` (None: unknown) begins at ``step``."""
-
-    def advance(self, step: int) -> None:
-        """``step`` steps are done."""
-
-    def record(self, record: Metrics) -> None:
-        """A record of metrics is there."""
-
-    def close(self) -> None:
-        """The run ended, well or not."""
-
-
-class Silent:
-    """Shows nothing, or hands every record to a function."""
-
-    def __init__(self, callback: Callable[[Metrics], None] | None = None) -> None:
-        self._callback = callback
-
-    def start(self, total_steps: int | None, step: int) -> None: ...
-
-    def advance(self, step: int) -> None: ...
-
-    def record(self, record: Metrics) -> None:
-        if self._callback is not None:
-            self._callback(record)
-
-    def close(self) -> None: ...
-
-
-class Lines:
-    """Plain lines, for logs."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._total: int | None = None
-
-    def start(self, total_steps: int | None, step: int) -> None:
-        self._total = total_steps
-
-    def advance(self, step: int) -> None: ...
-
-    def record(self, record: Metrics) -> None:
-        print(describe(record, self._total), file=self._stream, flush=True)
-
-    def close(self) -> None: ...
-
-
-class Bar:
-    """A progress bar with rate and time to go, for terminals."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+    def __enter__(self) -> Log:
+        self._file = None
+        if self._path is not None:
+            # Lines beyond the step at which the run stands belong to steps that are done again.
+            kept = _lines_up_to(self._path, self._step) if self._step and self._path.exists() else []
+            self._file = self._stack.enter_context(self._path.open("w", encoding="utf-8"))
+            self._file.writelines(kept)
+            self._file.flush()
+        self._task: Task = self._stack.enter_context(
+            self._reporter.task("training", self._total, "steps", done=self._step)
         )
-
-    def start(self, total_steps: int | None, step: int) -> None:
-        self._bar.start()
-        self._task = self._bar.add_task("training", total=total_steps, completed=step, note="")
-
-    def advance(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
-    def record(self, record: Metrics) -> None:
-        if record["event"] == "epoch":
-            self._bar.print(describe(record, None), highlight=False)
-        else:
-            note = (
-                f"FVU {record['fvu']:.4f}  L0 {record['l0']:.1f}  dead {100 * record['dead_fraction']:.1f}%"
-                f"  {record['tokens_per_second']:,.0f} tok/s"
-            )
-            self._bar.update(self._task, note=note)  # short enough for 80 columns
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-class Reporter:
-    """Sends records to the display and, where there is an output directory, to ``metrics.jsonl``."""
-
-    def __init__(self, progress: Progress, metrics: Path | None, total_steps: int | None, step: int) -> None:
-        self._display = _display(progress)
-        self._file = None if metrics is None else MetricsFile(metrics, step)
-        self._total = total_steps
-        self._step = step
-
-    def __enter__(self) -> Reporter:
-        self._display.start(self._total, self._step)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._display.close()
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def advance(self, step: int) -> None:
         """Show that ``step`` steps are done."""
-        self._display.advance(step)
+        self._task.update(step)
 
     def record(self, record: Metrics) -> None:
         """Show and write one record."""
-        self._display.record(record)
+        if self._callback is not None:
+            self._callback(record)
+        self._task.update(record["step"], _note(record))
+        if self._tells and (record["event"] == "epoch" or not self._reporter.interactive):
+            self._reporter.say(describe(record, self._total))
         if self._file is not None:
-            self._file.write(record)
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+def training_log(folder: Path) -> list[Metrics]:
+    """Read the log beside an SAE; [] where there is none (an SAE from elsewhere)."""
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in _lines_up_to(path, None)]
 
 
 def describe(record: Metrics, total_steps: int | None) -> str:
@@ -218,16 +134,16 @@ def _short(record: Metrics) -> str:
     return "  ".join(parts)
 
 
-def _display(progress: Progress) -> Display:
-    if callable(progress):
-        return Silent(progress)
-    if progress is False:
-        return Silent()
-    return Bar() if sys.stderr.isatty() else Lines(sys.stderr)
+def _note(record: Metrics) -> str:
+    """Return what is shown beside a bar: short enough for 80 columns."""
+    return (
+        f"FVU {record['fvu']:.3f}, L0 {record['l0']:.1f}, dead {record['dead_fraction']:.1%},"
+        f" {record['tokens_per_second']:,.0f} tokens/s"
+    )
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Return the complete lines of ``path`` whose step isn't beyond ``step``."""
+def _lines_up_to(path: Path, step: int | None) -> list[str]:
+    """Return the complete lines of ``path``, those only whose step isn't beyond ``step`` if that is given."""
     kept = []
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -235,6 +151,6 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 break  # the line that the killed run was writing
-            if record.get("step", 0) <= step:
+            if step is None or record.get("step", 0) <= step:
                 kept.append(line)
     return kept

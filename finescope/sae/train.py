@@ -18,12 +18,11 @@ from finescope.sae import losses
 from finescope.sae.architectures.topk import ForwardOutput, SparseAutoencoder
 from finescope.sae.dead import DeadLatents
 from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
-from finescope.sae.metrics import Meter, Metrics, Progress, Reporter
+from finescope.sae.metrics import METRICS_NAME, Log, Meter, Metrics, Progress
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
 from finescope.storage.files import remove_temporaries, write_json
 
-METRICS_NAME = "metrics.jsonl"
 SETTINGS_NAME = "training.json"
 
 _DEAD_TOKENS = 10_000_000  # Gao et al. (2024), §A.2
@@ -58,7 +57,8 @@ def train_sae(
         resume: go on from the state in ``out_dir`` if there is one, with the same result, bit for bit, as a
             run that never stopped. A finished run is extended if ``num_epochs`` grew. False starts over.
         progress: None for a bar on a terminal and plain lines elsewhere (standard error), False for
-            silence, or a function that is called with every record of metrics.
+            silence, a function that is called with every record of metrics, or a
+            :class:`finescope.progress.Reporter`, which shows the training as one of its tasks.
 
     Returns:
         The trained autoencoder, on ``train_cfg.device``.
@@ -142,28 +142,28 @@ class Trainer:
     def run(self, progress: Progress = None) -> None:
         """Train until ``cfg.num_epochs`` epochs are done."""
         metrics = None if self.out_dir is None else self.out_dir / METRICS_NAME
-        with Reporter(progress, metrics, self.total_steps, self.position.step) as report:
+        with Log(progress, metrics, self.total_steps, self.position.step) as log:
             self._clock = (time.perf_counter(), self.position.step, self.position.tokens)
             while self.position.epoch < self.cfg.num_epochs:
-                self._run_epoch(report)
+                self._run_epoch(log)
         self.sae.zero_grad(set_to_none=True)
 
-    def _run_epoch(self, report: Reporter) -> None:
+    def _run_epoch(self, log: Log) -> None:
         here = self.position
         batches = 0
         for rows in self.source.batches(here.epoch, here.batch):
             batches += 1
             self._step(self._checked(rows))
-            report.advance(here.step)
+            log.advance(here.step)
             if here.step % self.cfg.log_every == 0:
-                report.record(self._metrics("step", self.window))
+                log.record(self._metrics("step", self.window))
                 self.window.clear()
             if self.cfg.save_every_steps and here.step % self.cfg.save_every_steps == 0:
                 self._save()
         if batches == 0 and here.batch == 0:
             raise InputError(f"the activations gave no tokens in epoch {here.epoch + 1}")
         here.epoch, here.batch = here.epoch + 1, 0
-        report.record(self._metrics("epoch", self.epoch_means))
+        log.record(self._metrics("epoch", self.epoch_means))
         self.epoch_means.clear()
         last = here.epoch == self.cfg.num_epochs
         if last or (self.cfg.save_every and here.epoch % self.cfg.save_every == 0):
@@ -287,7 +287,7 @@ class Trainer:
 
 
 def _terms(loss: Tensor, out: ForwardOutput, fired: Tensor) -> Tensor:
-    """Return the values of ``progress.TERMS`` of one step."""
+    """Return the values of ``metrics.TERMS`` of one step."""
     parts: list[Any] = [
         loss,
         out.fvu,

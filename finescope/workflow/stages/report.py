@@ -11,7 +11,6 @@ from finescope.report.build import RunData, explain_rows, rows_to_read, settings
 from finescope.storage.files import read_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, REPORT, SAE, SCORES, SELECTION, TARGET_CODES
 from finescope.workflow.stage import Stage
-from finescope.workflow.stages.train import training_log
 from finescope.workflow.tables import read_scores, read_selection
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ class Report(Stage):
 
     def work(self, context: Context) -> None:
         """Explain the selected rows, draw, and write."""
+        from finescope.sae.metrics import training_log
+
         job, recipe = context.job, context.job.recipe()
         scored = read_scores(context.folder / SCORES)
         selection = read_selection(context.folder / SELECTION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ class Train(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Train; return sizes and the last metrics."""
         from finescope.activations import ActivationStore
+        from finescope.sae.metrics import training_log
 
         store = ActivationStore(context.folder / ACTIVATIONS)
         plan = plan_for(context.job, store.num_tokens, store.width)
@@ -74,34 +74,9 @@ def train(
         sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False)
         reporter.say("training: done before")
         return sae
-    with reporter.task("training", plan.steps, "steps") as task:
-
-        def show(record: dict[str, Any]) -> None:
-            note = (
-                f"FVU {record['fvu']:.3f}, L0 {record['l0']:.1f}, dead {record['dead_fraction']:.1%}, "
-                f"{record['tokens_per_second']:,.0f} tokens/s"
-            )
-            task.update(record["step"], note)
-
-        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=show)
-        task.update(plan.steps)
-        return sae
+    return train_sae(store, plan.sae, plan.training, out_dir=folder, progress=reporter)
 
 
 def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
     """Return the training plan of a job."""
     return plan_training(tokens, width, device=job.device, seed=job.seed, sae=job.sae, training=job.training)
-
-
-def training_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the training log beside an SAE; [] where there is none (an SAE from elsewhere)."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the line that a killed run was writing
-    return records
