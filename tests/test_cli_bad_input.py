@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "wrong model path": ("model", lambda f: f / "no-model", ("no-model",)),
     "wrong hookpoint": ("layer", lambda _: "layers.7", ("layers.7", "encoder.layer.0")),
-    "wrong device": ("device", lambda _: "nonsense", ("device 'nonsense' can't be used",)),
+    "wrong device": ("device", lambda _: "cuda:99", ("device 'cuda:99' can't be used",)),
     "no SAE": ("sae", lambda f: f / "no-sae", ("no-sae",)),
     "wrong label column": ("label_column", lambda _: "topic", ("'topic'", "label")),
     "wrong target label": ("target_label", lambda _: "sports", ("'sports'", "sky")),

@@ -81,6 +81,13 @@ def test_manifest_says_how(done: tuple[Path, Result]) -> None:
     assert manifest["configuration"]["layer"] == "layers.0"
 
 
+def test_a_run_leaves_a_configuration_that_does_it_again(done: tuple[Path, Result], tmp_path: Path) -> None:
+    result = invoke("curate", "--config", done[0] / "config.yaml", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.stderr
+    for name in ("curated.jsonl", "metrics.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (done[0] / name).read_bytes()
+
+
 def test_metrics_have_every_baseline(done: tuple[Path, Result]) -> None:
     metrics = json.loads((done[0] / "metrics.json").read_text())
     names = {line["name"] for line in metrics["labels"]["methods"]}

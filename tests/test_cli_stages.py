@@ -104,10 +104,10 @@ def test_the_folder_of_a_stage_is_no_run(job: Path, tmp_path: Path) -> None:
 
 
 def test_an_unusable_device_is_named_without_a_layer(job: Path, tmp_path: Path) -> None:
-    model = ["--model", job / "model", "--device", "nonsense"]
+    model = ["--model", job / "model", "--device", "cuda:99"]
     result = invoke("activations", *model, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts")
     assert result.exit_code == 1
-    assert "device 'nonsense' can't be used" in result.stderr
+    assert "device 'cuda:99' can't be used" in result.stderr
 
 
 def test_made_up_ids_make_no_row_a_target(job: Path, tmp_path: Path) -> None:

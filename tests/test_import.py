@@ -14,7 +14,7 @@ import pytest
 
 HEAVY = (
     "transformers", "tokenizers", "datasets", "huggingface_hub", "pyarrow", "sklearn", "scipy", "matplotlib",
-    "rich", "click", "yaml", "pandas", "sentence_transformers", "pybind11", "setuptools",
+    "rich", "click", "yaml", "pandas", "sentence_transformers", "pybind11", "setuptools", "pydantic",
 )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def modules_after(statement: str, before: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import finescope", "import finescope.ops", "import finescope.diagnostics"]
+    "statement",
+    ["import finescope", "import finescope.ops", "import finescope.diagnostics", "import finescope.config"],
 )
 def test_nothing_heavy(statement: str) -> None:
     added = modules_after(statement, "import torch")

@@ -107,7 +107,7 @@ def test_every_row_has_a_reason_and_the_counts_add_up():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"k": -1}, "k must not"),
+        ({"k": -1}, "k must be a whole number of at least 0, or None, got -1"),
         ({"fraction": 0.0}, "fraction"),
         ({"fraction": 1.5}, "fraction"),
         ({"token_budget": -1}, "token_budget"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from finescope.errors import InputError
+from finescope.errors import InputError, nearest_names
 
 # What model families call their stack of blocks. `layers.3` finds `encoder.layer.3`, `h.3` and `block.3` too.
 _BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
@@ -84,7 +83,7 @@ def _no_such_module(
 ) -> str:
     if ending:
         return f"layer {name!r} fits several modules; name one of {', '.join(ending[:6])}"
-    near = difflib.get_close_matches(name, modules, n=5, cutoff=0.4)
+    near = nearest_names(name, modules, count=5, cutoff=0.4)
     lists = {stack: len(list(model.get_submodule(stack).children())) for stack in stacks}
     ranges = [f"{stack}.0 … {stack}.{length - 1}" for stack, length in lists.items() if length]
     parts = [f"the model has no module {name!r}"]

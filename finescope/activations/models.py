@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from finescope import hub
+from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
@@ -41,20 +42,6 @@ def load_model(
     parameter = "dtype" if _transformers_at_least(4, 56) else "torch_dtype"
     model: nn.Module = _load(AutoModel, name, "model", **{parameter: chosen}, **options)
     return model.to(device).eval()
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """Return a device by name, tried with an empty tensor.
-
-    Raises:
-        InputError: there is no such device, or this torch isn't built for it.
-    """
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
-    return chosen
 
 
 def load_tokenizer(name: PathLike, **options: Any) -> Any:

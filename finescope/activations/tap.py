@@ -14,6 +14,7 @@ from finescope.activations import models
 from finescope.activations.hookpoints import resolve_hookpoint, stop_after
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
 from finescope.corpus.row import Row
+from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.identity import sha256_json, sha256_tensors
@@ -363,11 +364,9 @@ def _chunks(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:
-    if device is not None and device != "auto":
-        return models.usable_device(device)
-    if isinstance(model, nn.Module):
+    if device in (None, "auto") and isinstance(model, nn.Module):
         return next(model.parameters()).device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return usable_device(device or "auto")
 
 
 def _model(model: Any, device: torch.device, dtype: Any, options: dict[str, Any]) -> nn.Module:

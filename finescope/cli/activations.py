@@ -10,16 +10,18 @@ import click
 from finescope.cli import options
 from finescope.cli.common import config_options
 
+OUT = "activations"
+
 
 @click.command("activations", short_help="Read a model's activations at one layer into files.")
 @options.model_options
-@click.option("--corpus", multiple=True, metavar="FILE|DIR", help="Rows to read; may be repeated.")
-@click.option("--out", metavar="DIR", help="Folder of the activation store. [default: activations]")
+@options.option("corpus", help="Rows to read")
+@options.option("out", help="Folder of the activation store", default=OUT)
 @options.column_options
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Stop at so many tokens, from a random sample of rows."
 )
-@click.option("--seed", type=int, help="Seed of the sample. [default: 42]")
+@options.option("seed", help="Seed of the sample")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
 @options.quiet_option
@@ -45,7 +47,7 @@ def command(
     from finescope.workflow.context import open_job_corpus, open_tap
     from finescope.workflow.stages.activations import collect_activations
 
-    job = options.job_from(config_path, overrides, {"out": given.pop("out") or "activations", **given})
+    job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "corpus")
     corpus = open_job_corpus(job)
     reporter = Reporter(quiet=quiet)

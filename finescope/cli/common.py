@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 import textwrap
@@ -69,12 +68,6 @@ def explain(kind: str, message: str) -> None:
     click.echo(paragraph, err=True)
 
 
-def nearest_name(name: str, known: Sequence[str]) -> str:
-    """Return " Did you mean 'x'?" for a misspelt name, or an empty string."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def config_options(command: _Command) -> _Command:
     """Add ``--config`` and ``--set`` to a command."""
     command = click.option(
@@ -98,13 +91,13 @@ def read_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str,
     Raises:
         click.UsageError: a file that isn't a YAML mapping, or an override without ``=``.
     """
-    import yaml
+    from finescope.storage.yaml12 import load_yaml
 
     config: dict[str, Any] = {}
     if config_path is not None:
         try:
-            loaded = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            loaded = load_yaml(config_path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise click.UsageError(f"{config_path} is not readable as YAML: {error}") from None
         if not isinstance(loaded, (dict, type(None))):
             raise click.UsageError(f"{config_path} must hold a mapping of names to values at its top level.")
@@ -114,8 +107,8 @@ def read_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str,
         if not equals or not name.strip():
             raise click.UsageError(f"--set {override!r} is not of the form name=value.")
         try:
-            put(config, name.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
+            put(config, name.strip(), load_yaml(value))
+        except ValueError as error:
             raise click.UsageError(f"--set {override!r}: the value is not YAML: {error}") from None
     return config
 

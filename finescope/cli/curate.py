@@ -13,30 +13,14 @@ from finescope.cli.common import config_options
 
 @click.command("curate", short_help="The whole job: model, SAE, codes, scores, selection, report.")
 @options.model_options
-@click.option("--targets", metavar="FILE", help="Target rows: 10 to 50 texts of the domain you want.")
-@click.option("--corpus", multiple=True, metavar="FILE|DIR", help="Rows to choose from; may be repeated.")
-@click.option("--out", metavar="DIR", help="Folder for all results. [default: curated]")
+@options.group("targets", "corpus", "out")
 @options.column_options
-@click.option(
-    "--sae", "sae_path", metavar="DIR", help="Trained SAE (cfg.json, sae.safetensors). [default: train one]"
-)
-@click.option(
-    "--train-tokens",
-    type=click.IntRange(1),
-    help="Corpus tokens to train the SAE on, at most. [default: 2000000]",
-)
+@options.group("sae_path", "train_tokens")
 @options.recipe_options
-@options.pooling_option
-@options.keep_option
+@options.group("pooling", "top_k_activations")
 @options.selection_options
 @options.label_options
-@click.option(
-    "--report-rows", type=click.IntRange(0), help="Selected rows shown in the report. [default: 100]"
-)
-@click.option(
-    "--draws", type=click.IntRange(0), help="Bootstrap resamples behind the intervals. [default: 50]"
-)
-@click.option("--seed", type=int, help="Seed of everything random. [default: 42]")
+@options.group("report_rows", "draws", "seed")
 @config_options
 @click.option("--restart", is_flag=True, help="Throw away what --out holds of a run with other inputs.")
 @options.quiet_option
@@ -53,6 +37,7 @@ def command(
       scores.parquet      score, nearest target and tokens of every row
       selection.parquet   rank of every row, and why the others were left out
       report.html         one page to read and to send around; plots/ as PNG
+      config.yaml         all settings, for --config
       metrics.json, manifest.json, sae/, codes/, activations/
 
     A run that was stopped goes on where it was: give the same command again. Choosing again from the same
@@ -74,7 +59,7 @@ def command(
     from finescope.workflow.run import Run
 
     job = options.job_from(config_path, overrides, given)
-    options.need(job, "model", "targets", "corpus")
+    options.need(job, "model", "targets", "corpus", *(["label_column"] if job.target_labels else []))
     outcome = Run(job, Reporter(quiet=quiet), restart=restart).curate()
     click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
     click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

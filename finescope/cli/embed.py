@@ -10,15 +10,16 @@ import click
 from finescope.cli import options
 from finescope.cli.common import config_options
 
+OUT = "codes"
+
 
 @click.command("embed", short_help="Turn texts into sparse document codes.")
 @options.model_options
-@click.option("--sae", "sae_path", metavar="DIR", help="Trained SAE (cfg.json, sae.safetensors).")
-@click.option("--corpus", multiple=True, metavar="FILE|DIR", help="Rows to embed; may be repeated.")
-@click.option("--out", metavar="DIR", help="Folder of the codes. [default: codes]")
+@options.option("sae_path", default="")
+@options.option("corpus", help="Rows to embed")
+@options.option("out", help="Folder of the codes", default=OUT)
 @options.column_options
-@options.pooling_option
-@options.keep_option
+@options.group("pooling", "top_k_activations")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
 @options.quiet_option
@@ -40,7 +41,7 @@ def command(
     from finescope.workflow.context import load_sae, open_job_corpus, open_tap
     from finescope.workflow.stages.embed import embed
 
-    job = options.job_from(config_path, overrides, {"out": given.pop("out") or "codes", **given})
+    job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
     corpus = open_job_corpus(job)
     corpus.scan()

@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from finescope.cli import options
+from finescope.cli.common import merge_options
 
 
 @click.command("evaluate", short_help="Measure a run, against labels and beside every baseline.")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @options.label_options
-@click.option(
-    "--draws", type=click.IntRange(0), help="Bootstrap resamples behind the intervals. [default: 50]"
-)
+@options.option("draws", default="as in the run")
 @options.quiet_option
 def command(run: Path, quiet: bool, **given: Any) -> None:
     """Measure the selection in RUN, the --out folder of `finescope curate`; write metrics and report anew.
@@ -31,10 +30,7 @@ def command(run: Path, quiet: bool, **given: Any) -> None:
     from finescope.progress import Reporter
     from finescope.workflow.run import open_run
 
-    changes = {
-        name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v is not None and v != ()
-    }
-    outcome = open_run(run, Reporter(quiet=quiet), changes).reselect()
+    outcome = open_run(run, Reporter(quiet=quiet), merge_options({}, given)).reselect()
     labelled = outcome.metrics.get("labels")
     if labelled is None:
         click.echo("no labels: " + ", ".join(outcome.metrics["needs_labels"]) + " need --label-column")

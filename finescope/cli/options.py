@@ -1,4 +1,7 @@
-"""Options that several sub-commands share. Defaults live in the job, so ``None`` means not given."""
+"""Options of the sub-commands, made from the fields of the job and of its sections.
+
+An option that isn't given is None, or () where it may be repeated; the job knows the defaults.
+"""
 
 from __future__ import annotations
 
@@ -7,175 +10,130 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from annotated_types import Ge, Gt, Le
 
 from finescope.cli.common import merge_options, read_config
-from finescope.curation.scoring.presets import PRESETS
-from finescope.curation.scoring.scorers import SCORERS
-from finescope.curation.scoring.weighting import WEIGHTINGS
-from finescope.curation.selection import STRATEGIES
-from finescope.workflow.job import POOLINGS, Job
+from finescope.config import SaeConfig, TrainingConfig
+from finescope.curation.selection import SelectionConfig
+from finescope.fields import Configuration, Field, Metavar, docs_of, fields_of
+from finescope.workflow.job import Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Option = Callable[[Any], Any]
 
+_SECTIONS: dict[str, type[Configuration]] = {
+    "sae": SaeConfig,
+    "training": TrainingConfig,
+    "selection": SelectionConfig,
+}
+_FLAGS = {
+    "sae_path": "--sae",
+    "target_labels": "--target-label",
+    "sae.k": "-k",
+    "training.num_epochs": "--epochs",
+    "selection.k": "-k",
+}
+"""Options that are not called like their fields."""
 
-def _group(options: Sequence[_Option]) -> Callable[[_Command], _Command]:
+
+def flag_of(dotted: str) -> str:
+    """Return the flag of a field's option."""
+    return _FLAGS.get(dotted, f"--{dotted.rpartition('.')[2].replace('_', '-')}")
+
+
+def option(dotted: str, *, help: str | None = None, default: str | None = None) -> _Option:
+    """Return the option of a field.
+
+    Args:
+        dotted: name of the field: ``seed``, ``selection.k``.
+        help: what the option means in this command; by default what the field says.
+        default: what happens without it in this command; by default what the field says.
+    """
+    section, _, name = dotted.rpartition(".")
+    kind = _SECTIONS[section] if section else Job
+    field = fields_of(kind)[name]
+    words, stands = docs_of(kind)[name]
+    several = field.base is list
+    words = f"{(help or words).rstrip('.')}{'; may be repeated' if several else ''}."
+    if default is None:
+        default = stands if field.default in (None, "", []) else str(field.default)
+    metavar = field.limit(Metavar)
+    return click.option(
+        flag_of(dotted),
+        dotted.removeprefix("selection.").replace(".", "__"),
+        type=_type_of(field),
+        multiple=several,
+        metavar=None if metavar is None else metavar.name,
+        help=f"{words} [default: {default}]" if default else words,
+    )
+
+
+def _type_of(field: Field) -> click.ParamType[Any] | None:
+    """Return click's type of a field; what it lets through is checked with the job."""
+    if field.choices is not None:
+        return click.Choice(list(field.choices))
+    if field.base not in (int, float):
+        return None
+    low, above, high = field.limit(Ge), field.limit(Gt), field.limit(Le)
+    if not (low or above or high):
+        return click.INT if field.base is int else click.FLOAT
+    bounds: Any = {
+        "min": low.ge if low else above.gt if above else None,
+        "max": high.le if high else None,
+        "min_open": above is not None,
+    }
+    return click.IntRange(**bounds) if field.base is int else click.FloatRange(**bounds)
+
+
+def group(*options: str | _Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options, in order; a name stands for the field's own option."""
+
     def add(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
+        for each in reversed(options):
+            command = (option(each) if isinstance(each, str) else each)(command)
         return command
 
     return add
 
 
-model_options = _group(
-    [
-        click.option("--model", metavar="NAME|DIR", help="Language model: Hugging Face id or local folder."),
-        click.option(
-            "--layer", metavar="MODULE", help="Module to read, e.g. layers.10. [default: the last block]"
-        ),
-        click.option(
-            "--device", metavar="DEVICE", help="Where model and SAE run, e.g. cpu or cuda. [default: cpu]"
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16", "float16"]),
-            help="Element type of the model. [default: float32]",
-        ),
-        click.option(
-            "--batch-tokens", type=click.IntRange(1), help="Tokens per forward pass. [default: 8192]"
-        ),
-        click.option(
-            "--max-length",
-            type=click.IntRange(1),
-            help="Tokens per window; longer texts are read in several. [default: the model's limit]",
-        ),
-        click.option(
-            "--stride", type=click.IntRange(1), help="Tokens by which windows overlap. [default: none]"
-        ),
-    ]
+model_options = group("model", "layer", "device", "dtype", "batch_tokens", "max_length", "stride")
+column_options = group("text_column", "id_column", "limit")
+recipe_options = group("preset", "weights", "scorer", "top_m")
+label_options = group("label_column", "target_labels")
+selection_options = group(
+    option("selection.k", default="100 if nothing else limits"),
+    "selection.fraction",
+    "selection.min_score",
+    "selection.min_similarity",
+    "selection.token_budget",
+    "selection.strategy",
+    "selection.per_target",
+    "selection.num_clusters",
+    "selection.near_duplicate",
+    "selection.diversity",
 )
-
-column_options = _group(
-    [
-        click.option("--text-column", metavar="NAME", help="Column of the text. [default: text]"),
-        click.option(
-            "--id-column", metavar="NAME", help="Column of the ids; made up where missing. [default: id]"
-        ),
-        click.option("--limit", type=click.IntRange(1), help="Read only the first rows of the corpus."),
-    ]
-)
-
-recipe_options = _group(
-    [
-        click.option(
-            "--preset",
-            type=click.Choice(list(PRESETS)),
-            help="Recipe of pooling, weighting and scorer. [default: default]",
-        ),
-        click.option(
-            "--weights", type=click.Choice(WEIGHTINGS), help="Weighting of latents, over the preset's."
-        ),
-        click.option("--scorer", type=click.Choice(SCORERS), help="How a row is compared with the targets."),
-        click.option(
-            "--top-m",
-            type=click.IntRange(1),
-            help="Targets that the scorer top_m_mean averages. [default: 3]",
-        ),
-    ]
-)
-
-pooling_option = click.option(
-    "--pooling",
-    type=click.Choice(POOLINGS),
-    help="How token codes become a document's code, over the preset's.",
-)
-
-keep_option = click.option(
-    "--top-k-activations", type=click.IntRange(1), help="Latents kept per document. [default: 100]"
-)
-
-selection_options = _group(
-    [
-        click.option(
-            "-k", "k", type=click.IntRange(0), help="Rows to select. [default: 100 if nothing else limits]"
-        ),
-        click.option(
-            "--fraction", type=click.FloatRange(0, 1, min_open=True), help="Share of the corpus to select."
-        ),
-        click.option("--min-score", type=float, help="Leave out rows with a lower score."),
-        click.option(
-            "--min-similarity",
-            type=click.FloatRange(-1, 1),
-            help="Leave out rows whose cosine to the nearest target is lower.",
-        ),
-        click.option("--token-budget", type=click.IntRange(0), help="Tokens to select, at most."),
-        click.option(
-            "--strategy", type=click.Choice(STRATEGIES), help="Order in which rows are taken. [default: rank]"
-        ),
-        click.option(
-            "--per-target", type=click.IntRange(1), help="Rows per target, for per_target and clusters."
-        ),
-        click.option(
-            "--num-clusters", type=click.IntRange(1), help="k-means clusters, for clusters. [default: 5]"
-        ),
-        click.option(
-            "--near-duplicate",
-            type=click.FloatRange(-1, 1),
-            help="Leave out rows with at least this cosine to a better row, as copies (try 0.98).",
-        ),
-        click.option(
-            "--diversity",
-            type=click.FloatRange(-1, 1),
-            help="Leave out rows with at least this cosine to a better row, for variety (try 0.8).",
-        ),
-    ]
-)
-
-label_options = _group(
-    [
-        click.option(
-            "--label-column", metavar="NAME", help="Column of known labels: evaluates, never scores."
-        ),
-        click.option(
-            "--target-label",
-            "target_labels",
-            multiple=True,
-            metavar="LABEL",
-            help="Label of the target domain; may be repeated. [default: the labels of the targets]",
-        ),
-    ]
-)
-
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
 
-SELECTION_FIELDS = (
-    "k",
-    "fraction",
-    "min_score",
-    "min_similarity",
-    "token_budget",
-    "strategy",
-    "per_target",
-    "num_clusters",
-    "near_duplicate",
-    "diversity",
-)
+
+def dotted_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by their fields' full names: ``k``, as commands get it, is ``selection.k``."""
+    limits = fields_of(SelectionConfig).keys() - fields_of(Job).keys()
+    return {
+        f"selection.{name}" if name in limits else name.replace("__", "."): value
+        for name, value in given.items()
+    }
 
 
-def job_from(config_path: Path | None, overrides: Sequence[str], options: Mapping[str, Any]) -> Job:
+def job_from(config_path: Path | None, overrides: Sequence[str], given: Mapping[str, Any]) -> Job:
     """Build a job: defaults, then the YAML file, then ``--set``, then options given by name.
 
     Raises:
-        click.UsageError: an unknown setting or a value out of range.
+        click.UsageError: unknown settings, values of a wrong type or out of range.
     """
-    nested = {
-        (f"selection.{name}" if name in SELECTION_FIELDS else name): value for name, value in options.items()
-    }
-    config = merge_options(read_config(config_path, overrides), nested)
+    config = merge_options(read_config(config_path, overrides), dotted_names(given))
     try:
         return Job.from_dict(config)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
@@ -187,6 +145,4 @@ def need(job: Job, *names: str) -> None:
     """
     for name in names:
         if not getattr(job, name):
-            raise click.UsageError(
-                f"Missing option '--{name.replace('_', '-')}' (or {name}: in the --config file)."
-            )
+            raise click.UsageError(f"Missing option '{flag_of(name)}' (or {name}: in the --config file).")

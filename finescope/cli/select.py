@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from finescope.cli import options
+from finescope.cli.common import merge_options
+
+OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "id_column", "limit")
+OF_RUNS = ("preset", "weights", "scorer", "top_m", "label_column", "target_labels", "report_rows", "draws")
 
 
 @click.command("select", short_help="Choose rows from saved scores, again and again, in seconds.")
@@ -15,11 +20,9 @@ from finescope.cli import options
 @options.selection_options
 @options.recipe_options
 @options.label_options
-@click.option("--report-rows", type=click.IntRange(0), help="Selected rows shown in the report.")
-@click.option("--draws", type=click.IntRange(0), help="Bootstrap resamples behind the intervals.")
-@click.option(
-    "--corpus", multiple=True, metavar="FILE|DIR", help="With a table of scores: the corpus scored."
-)
+@options.option("report_rows", default="as in the run")
+@options.option("draws", default="as in the run")
+@options.option("corpus", help="With a table of scores: the corpus scored")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="With a table: file to write.")
 @click.option("--codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: corpus codes.")
 @click.option(
@@ -49,31 +52,14 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
 
     reporter = Reporter(quiet=quiet)
     if source.is_dir():
-        for name in ("corpus", "out", "codes", "target_codes", "text_column", "id_column", "limit"):
-            if given.pop(name):
-                raise click.UsageError(
-                    f"--{name.replace('_', '-')} goes with a table of scores, not with a folder."
-                )
+        _refuse(given, OF_TABLES, "a table of scores, not with a folder")
         from finescope.workflow.run import open_run
 
-        outcome = open_run(source, reporter, changes_of(given)).reselect()
+        outcome = open_run(source, reporter, merge_options({}, options.dotted_names(given))).reselect()
         click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
         click.echo(f"report: {outcome.folder / 'report.html'}")
         return
-    for name in (
-        "preset",
-        "weights",
-        "scorer",
-        "top_m",
-        "label_column",
-        "target_labels",
-        "report_rows",
-        "draws",
-    ):
-        if given.pop(name):
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} goes with a folder of a run, not with a table of scores."
-            )
+    _refuse(given, OF_RUNS, "a folder of a run, not with a table of scores")
     if not given["corpus"] or not given["out"]:
         raise click.UsageError("A table of scores needs --corpus and --out.")
     _from_table(source, reporter, given)
@@ -111,14 +97,8 @@ def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
     click.echo(f"{count:,} rows in {out}")
 
 
-def changes_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the job's values that the options change; any limit given replaces all limits of the run."""
-    changes: dict[str, Any] = {}
-    limits = {name: given.pop(name) for name in options.SELECTION_FIELDS}
-    limits = {name: value for name, value in limits.items() if value is not None}
-    if limits:
-        changes["selection"] = limits
-    for name, value in given.items():
-        if value is not None and value != ():
-            changes[name] = list(value) if isinstance(value, tuple) else value
-    return changes
+def _refuse(given: dict[str, Any], names: Sequence[str], of: str) -> None:
+    """Take out the options of the other kind of source, none of which may have been given."""
+    for name in names:
+        if given.pop(name) not in (None, ()):
+            raise click.UsageError(f"{options.flag_of(name)} goes with {of}.")

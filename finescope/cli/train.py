@@ -9,26 +9,22 @@ import click
 
 from finescope.cli import options
 from finescope.cli.common import config_options
+from finescope.config import SaeConfig
 
 
 @click.command("train", short_help="Train a sparse autoencoder on saved activations.")
 @click.argument("activations", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--out", default="sae", show_default=True, metavar="DIR", help="Folder of the SAE.")
-@click.option(
-    "--num-latents", type=click.IntRange(1), help="F, latents in all. [default: from the tokens there are]"
-)
-@click.option("-k", "sparsity", type=click.IntRange(1), help="K, latents per token. [default: 32]")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data. [default: about 400 steps]")
-@click.option("--device", metavar="DEVICE", help="Where to train. [default: cpu]")
-@click.option("--seed", type=int, help="Seed of initialisation and shuffling. [default: 42]")
+@options.option("sae.num_latents", help="F, latents in all", default="from the tokens there are")
+@options.option("sae.k", help="K, latents per token", default=f"{SaeConfig().k}, fewer for a small SAE")
+@options.option("training.num_epochs", default="about 400 steps")
+@options.option("device", help="Where to train")
+@options.option("seed", help="Seed of initialisation and shuffling")
 @config_options
 @options.quiet_option
 def command(
     activations: Path,
     out: str,
-    num_latents: int | None,
-    sparsity: int | None,
-    epochs: int | None,
     config_path: Path | None,
     overrides: tuple[str, ...],
     quiet: bool,
@@ -50,8 +46,7 @@ def command(
     from finescope.sae.metrics import training_log
     from finescope.workflow.stages.train import plan_for, train
 
-    fields = {"sae.num_latents": num_latents, "sae.k": sparsity, "training.num_epochs": epochs, "out": out}
-    job = options.job_from(config_path, overrides, {**fields, **given})
+    job = options.job_from(config_path, overrides, {"out": out, **given})
     store = ActivationStore(activations)
     plan = plan_for(job, store.num_tokens, store.width)
     sae = train(store, plan, job.folder, reporter=Reporter(quiet=quiet))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from finescope.corpus.formats import (
 )
 from finescope.corpus.ids import UniqueIds
 from finescope.corpus.row import Row, parse_content, parse_id
-from finescope.errors import InputError
+from finescope.errors import InputError, nearest_names
 from finescope.storage.files import PathLike
 
 _CHAT_COLUMNS = ("messages", "conversations")
@@ -198,7 +197,7 @@ class Corpus:
 
 
 def _no_column(wanted: str, columns: Sequence[str], kind: str) -> str:
-    near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
+    near = nearest_names(wanted, columns)
     hint = (
         f"did you mean {near[0]!r}?" if near else f"name one of these with --{kind}-column ({kind}_column=)"
     )
@@ -291,6 +290,6 @@ def _file_source(path: Path) -> Source:
 def _not_there(path: Path) -> str:
     message = f"{path} does not exist"
     if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+        near = nearest_names(path.name, [entry.name for entry in path.parent.iterdir()])
         return f"{message}; did you mean {path.parent / near[0]}?" if near else message
     return f"{message}, nor does its folder"

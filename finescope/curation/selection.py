@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable
 from finescope.errors import InputError
+from finescope.fields import Configuration, Cosine, Count, Seed, Share, Size, one_of
 
 STRATEGIES = ("rank", "per_target", "clusters")
 """How rows queue up before the limits are applied."""
@@ -36,75 +37,51 @@ _CODE = {name: code for code, name in enumerate(REASONS)}
 
 
 @dataclass
-class SelectionConfig:
+class SelectionConfig(Configuration):
     """Limits of a selection. Whatever is None does not limit; all limits hold at once.
 
-    Attributes:
-        k: rows at most.
-        fraction: share in (0, 1] of all N rows at most, rounded up.
-        min_score: rows with a lower score are left out.
-        min_similarity: rows whose nearest-target cosine is lower are left out.
-        token_budget: sum of token counts at most. Rows are taken in order until the next one does not fit, so
-            a larger budget always selects a superset; skipping ahead to shorter rows would favour short
-            texts.
-        strategy: ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest
-            rows, then the others. ``clusters``: first the rows from each target's best k-means clusters
-            (the supplement's variant), then the others. Inside both groups the order is that of the scores,
-            so ``k`` trims or fills the union to its exact size.
-        per_target: rows per target; for ``clusters`` rows per target and cluster. None takes k, or
-            max(1, k // num_clusters) for clusters, as the supplement does.
-        num_clusters: k-means clusters.
-        clusters_per_target: clusters each target looks into.
-        near_duplicate: rows with a cosine ≥ this to a better row are left out as copies.
-        diversity: rows with a cosine ≥ this to a better row are left out as too similar.
-        seed: seed of the clustering.
+    Raises:
+        ValueError: a value of a wrong type or out of range; all of them are named.
     """
 
-    k: int | None = None
-    fraction: float | None = None
+    k: Count | None = None
+    """Rows to select, at most."""
+    fraction: Share | None = None
+    """Share of all N rows to select, at most, rounded up."""
     min_score: float | None = None
-    min_similarity: float | None = None
-    token_budget: int | None = None
-    strategy: str = "rank"
-    per_target: int | None = None
-    num_clusters: int = 5
-    clusters_per_target: int = 2
-    near_duplicate: float | None = None
-    diversity: float | None = None
-    seed: int = 42
+    """Leave out rows with a lower score."""
+    min_similarity: Cosine | None = None
+    """Leave out rows whose cosine to the nearest target is lower."""
+    token_budget: Count | None = None
+    """Tokens to select, at most.
 
-    def __post_init__(self) -> None:
-        checks = (
-            (self.strategy in STRATEGIES, f"strategy must be one of {', '.join(STRATEGIES)}", self.strategy),
-            (self.k is None or self.k >= 0, "k must not be negative", self.k),
-            (self.fraction is None or 0 < self.fraction <= 1, "fraction must be in (0, 1]", self.fraction),
-            (
-                self.token_budget is None or self.token_budget >= 0,
-                "token_budget must not be negative",
-                self.token_budget,
-            ),
-            (
-                self.per_target is None or self.per_target >= 1,
-                "per_target must be at least 1",
-                self.per_target,
-            ),
-            (self.num_clusters >= 1, "num_clusters must be at least 1", self.num_clusters),
-            (
-                self.clusters_per_target >= 1,
-                "clusters_per_target must be at least 1",
-                self.clusters_per_target,
-            ),
-            (_is_cosine(self.min_similarity), "min_similarity is a cosine in [-1, 1]", self.min_similarity),
-            (_is_cosine(self.near_duplicate), "near_duplicate is a cosine in [-1, 1]", self.near_duplicate),
-            (_is_cosine(self.diversity), "diversity is a cosine in [-1, 1]", self.diversity),
-        )
-        for right, message, value in checks:
-            if not right:
-                raise ValueError(f"SelectionConfig: {message}, got {value!r}")
+    Rows are taken in order until the next one does not fit, so a larger budget always selects a superset;
+    skipping ahead to shorter rows would favour short texts.
+    """
+    strategy: Annotated[str, one_of(STRATEGIES)] = "rank"
+    """Order in which rows are taken.
 
+    ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest rows, then the
+    others. ``clusters``: first the rows from each target's best k-means clusters (the supplement's variant),
+    then the others. Inside both groups the order is that of the scores, so ``k`` trims or fills the union to
+    its exact size.
+    """
+    per_target: Size | None = None
+    """Rows per target, for per_target and clusters.
 
-def _is_cosine(value: float | None) -> bool:
-    return value is None or -1.0 <= value <= 1.0
+    For ``clusters`` rows per target and cluster. None takes k, or max(1, k // num_clusters) for clusters, as
+    the supplement does.
+    """
+    num_clusters: Size = 5
+    """k-means clusters, for clusters."""
+    clusters_per_target: Size = 2
+    """Clusters that each target looks into, for clusters."""
+    near_duplicate: Cosine | None = None
+    """Leave out rows with at least this cosine to a better row, as copies (try 0.98)."""
+    diversity: Cosine | None = None
+    """Leave out rows with at least this cosine to a better row, for variety (try 0.8)."""
+    seed: Seed = 42
+    """Seed of the clustering."""
 
 
 @dataclass

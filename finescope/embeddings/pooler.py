@@ -12,11 +12,12 @@ from torch import Tensor
 from finescope.codes import SparseCodes
 from finescope.errors import InputError
 from finescope.ops import pool_codes
+from finescope.ops.checks import REDUCTIONS
 
 if TYPE_CHECKING:
     from finescope.activations.tap import ActivationBatch
 
-POOLINGS = ("mean", "max", "sum", "sqrt_mean", "count")
+POOLINGS = REDUCTIONS
 """How token codes become one document code: mean over all tokens, maximum, sum, root of the mean, number of
 tokens that hold the latent."""
 

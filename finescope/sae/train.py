@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finescope.config import SaeConfig, TrainingConfig
+from finescope.device import usable_device
 from finescope.errors import FineScopeError, InputError, StoreError
 from finescope.optim import SaeAdam
 from finescope.sae import losses
@@ -87,7 +88,7 @@ class Trainer:
         self.source = source
         self.cfg = cfg
         self.out_dir = out_dir
-        self.device = _device(cfg.device)
+        self.device = usable_device(cfg.device)
         self.sae = SparseAutoencoder(source.width, sae_cfg, device=self.device, seed=cfg.seed)
         self.peak_lr = cfg.learning_rate or 2e-4 / math.sqrt(self.sae.num_latents / 2**14)
         groups: list[dict[str, Any]] = [
@@ -298,18 +299,6 @@ def _terms(loss: Tensor, out: ForwardOutput, fired: Tensor) -> Tensor:
         fired.sum() / max(1, len(fired)),
     ]
     return torch.stack([part.detach().double() for part in parts])
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"can't train on device {name!r}: {reason}") from error
-    return device
 
 
 def _make_directory(path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.device import usable_device
 from finescope.search.blocked import BlockedRows, in_place
 
 
@@ -98,7 +99,4 @@ def as_device(device: torch.device | str) -> torch.device:
     chosen = torch.device(device)
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be the CPU or a CUDA device, got {device!r}")
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
+    return usable_device(chosen)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, open_corpus
+from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.workflow.job import Job
@@ -163,12 +164,13 @@ def load_sae(path: str | Path, layer: str | None, device: str, width: int | None
     """
     from finescope.sae import SparseAutoencoder
 
+    chosen = usable_device(device)
     try:
-        sae = SparseAutoencoder.load(path, device=device)
+        sae = SparseAutoencoder.load(path, device=chosen)
     except InputError:
         if layer is None:
             raise
-        sae = SparseAutoencoder.load(path, hookpoint=layer, device=device)
+        sae = SparseAutoencoder.load(path, hookpoint=layer, device=chosen)
     if width is not None and sae.d_in != width:
         raise InputError(
             f"the SAE in {path} reads activations of width {sae.d_in}, but the layer gives width {width}; "

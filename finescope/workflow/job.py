@@ -3,116 +3,140 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import SCORERS
 from finescope.curation.scoring.weighting import WEIGHTINGS
 from finescope.curation.selection import SelectionConfig
+from finescope.embeddings.pooler import POOLINGS
+from finescope.fields import (
+    AnyText,
+    Configuration,
+    Count,
+    Device,
+    Metavar,
+    Section,
+    Seed,
+    Size,
+    Text,
+    check,
+    fields_of,
+    one_of,
+)
+from finescope.sae.architectures import ARCHITECTURES
+from finescope.storage.yaml12 import dump_yaml
 
-POOLINGS = ("mean", "sqrt_mean", "max", "sum", "count")
-"""How token codes become a document code."""
+Folder = Annotated[Text, Metavar("DIR")]
+Column = Annotated[Text, Metavar("NAME")]
 
 
 @dataclass
-class Job:
+class Job(Configuration):
     """One run of ``finescope curate``; ``sae``, ``training`` and ``selection`` are sections of their own.
 
     Raises:
-        ValueError: an unknown name or a value out of range; the message names the field.
+        ValueError: unknown names, values of a wrong type or out of range; the message names them all.
     """
 
-    model: str = ""
-    """Hugging Face id or local folder of the language model."""
-    layer: str = ""
-    """Module whose output is read, as torch names it; empty takes the last block."""
-    targets: str = ""
-    """File with the target rows."""
-    corpus: list[str] = field(default_factory=list)
-    """Files, folders or ``hf:`` names of the corpus."""
-    out: str = "curated"
-    """Folder for everything that is written."""
-    text_column: str = "text"
-    id_column: str = "id"
-    label_column: str | None = None
-    """Column with known labels, for evaluation only; never used for scoring."""
-    target_labels: list[str] = field(default_factory=list)
-    """Labels that count as the target domain; empty takes those of the target rows."""
-    limit: int | None = None
+    model: Annotated[AnyText, Metavar("NAME|DIR")] = ""
+    """Language model: Hugging Face id or local folder."""
+    layer: Annotated[AnyText, Metavar("MODULE")] = ""
+    """Module to read, e.g. layers.10. Empty: the last block."""
+    targets: Annotated[AnyText, Metavar("FILE")] = ""
+    """Target rows: 10 to 50 texts of the domain you want."""
+    corpus: list[Annotated[Text, Metavar("FILE|DIR")]] = field(default_factory=list)
+    """Rows to choose from: a file, a folder or an ``hf:`` name."""
+    out: Folder = "curated"
+    """Folder for all results."""
+    text_column: Column = "text"
+    """Column of the text."""
+    id_column: Column = "id"
+    """Column of the ids; made up where missing."""
+    label_column: Column | None = None
+    """Column of known labels: evaluates, never scores."""
+    target_labels: list[Annotated[Text, Metavar("LABEL")]] = field(default_factory=list)
+    """Label of the target domain. Empty: the labels of the targets."""
+    limit: Size | None = None
     """Read only the first rows of the corpus."""
-    sae_path: str | None = None
-    """Folder of a trained SAE; None trains one on the corpus."""
-    device: str = "cpu"
-    dtype: str = "float32"
-    """Element type the model runs in."""
-    batch_tokens: int = 8192
-    """Tokens per forward pass of the model."""
-    max_length: int | None = None
-    """Tokens per window; longer documents are read in several. None takes the model's limit."""
-    stride: int | None = None
-    """Tokens between the starts of two windows; None puts them end to end."""
-    train_tokens: int = 2_000_000
-    """Tokens of the corpus, at most, on which the SAE is trained."""
-    preset: str = "default"
-    pooling: str | None = None
-    weights: str | None = None
-    scorer: str | None = None
-    top_m: int = 3
-    """Targets that ``top_m_mean`` averages."""
-    top_k_activations: int = 100
-    """M: latents kept per document."""
-    seed: int = 42
-    draws: int = 50
-    """Bootstrap resamples behind each interval."""
-    report_rows: int = 100
+    sae_path: Folder | None = None
+    """Trained SAE (cfg.json, sae.safetensors). None: train one."""
+    device: Device = "auto"
+    """Where model and SAE run: cpu, cuda, cuda:1; auto is CUDA if there is one, else the CPU."""
+    dtype: Annotated[str, one_of(("float32", "bfloat16", "float16"))] = "float32"
+    """Element type of the model."""
+    activation_dtype: Annotated[str, one_of(("float16", "bfloat16", "float32"))] = "float16"
+    """Element type of the activations that are stored and that the SAE reads."""
+    batch_tokens: Size = 8192
+    """Tokens per forward pass."""
+    max_length: Size | None = None
+    """Tokens per window; longer texts are read in several. None: the model's limit."""
+    stride: Size | None = None
+    """Tokens by which windows overlap. None: none."""
+    train_tokens: Size = 2_000_000
+    """Corpus tokens to train the SAE on, at most."""
+    preset: Annotated[str, one_of(PRESETS)] = "default"
+    """Recipe of pooling, weighting and scorer."""
+    pooling: Annotated[str, one_of(POOLINGS)] | None = None
+    """How token codes become a document's code, over the preset's."""
+    weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
+    """Weighting of latents, over the preset's."""
+    scorer: Annotated[str, one_of(SCORERS)] | None = None
+    """How a row is compared with the targets, over the preset's."""
+    top_m: Size = 3
+    """Targets that the scorer top_m_mean averages."""
+    top_k_activations: Size = 100
+    """Latents kept per document."""
+    seed: Seed = 42
+    """Seed of everything random."""
+    draws: Count = 50
+    """Bootstrap resamples behind the intervals."""
+    report_rows: Count = 100
     """Selected rows shown in the report."""
-    sae: dict[str, Any] = field(default_factory=dict)
+    sae: Annotated[dict[str, Any], Section(SaeConfig)] = field(default_factory=dict)
     """Fields of SaeConfig that differ from the plan."""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Annotated[dict[str, Any], Section(TrainingConfig)] = field(default_factory=dict)
     """Fields of TrainingConfig that differ from the plan."""
-    selection: dict[str, Any] = field(default_factory=dict)
+    selection: Annotated[dict[str, Any], Section(SelectionConfig)] = field(default_factory=dict)
     """Fields of SelectionConfig; without any limit, 100 rows are selected."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.corpus, str):
-            self.corpus = [self.corpus]
-        if isinstance(self.target_labels, str):
-            self.target_labels = [self.target_labels]
-        _choice("preset", self.preset, PRESETS)
-        _choice("pooling", self.pooling, POOLINGS)
-        _choice("weights", self.weights, WEIGHTINGS)
-        _choice("scorer", self.scorer, SCORERS)
-        for name in ("train_tokens", "batch_tokens", "top_m", "top_k_activations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name in ("limit", "max_length", "stride"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, kind in (("sae", SaeConfig), ("training", TrainingConfig), ("selection", SelectionConfig)):
-            section = getattr(self, name)
-            if not isinstance(section, dict):
-                raise ValueError(f"{name} must be a section of names and values, got {section!r}")
-            _known_fields(section, [f.name for f in dataclasses.fields(kind)], f"{name}.")
-            _checked(name, kind, section)
+        vars(self).update(_checked(type(self), vars(self)))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Job:
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterable[str]:
+        """Return what is wrong with values that are right each for itself. Fields may be absent."""
+        window, overlap = values.get("max_length"), values.get("stride")
+        if window and overlap and overlap >= window:
+            yield f"stride is the overlap of two windows and must be below max_length {window}, got {overlap}"
+        architecture = values.get("sae", {}).get("architecture", ARCHITECTURES[0])
+        if architecture not in ARCHITECTURES:
+            yield f"sae.architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
+        latents, kept = (values.get("sae", {}).get(name) for name in ("num_latents", "k"))
+        if latents and kept and kept > latents:
+            yield f"sae.k must be at most sae.num_latents {latents}, got {kept}"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], drop_extra_fields: bool = False) -> Job:
         """Build a job from nested plain values.
 
-        Raises:
-            ValueError: an unknown name (the nearest is suggested), or a value out of range.
-        """
-        _known_fields(data, [f.name for f in dataclasses.fields(cls)], "")
-        return cls(**data)
+        Args:
+            data: by name; ``sae``, ``training`` and ``selection`` are dictionaries.
+            drop_extra_fields: ignore unknown names instead of refusing them.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values."""
-        return dataclasses.asdict(self)
+        Raises:
+            ValueError: unknown names (the nearest are suggested), values of a wrong type or out of range.
+        """
+        known = fields_of(cls)
+        return cls(**_checked(cls, {n: v for n, v in data.items() if n in known or not drop_extra_fields}))
+
+    def to_yaml(self) -> str:
+        """Return the job as a file that ``--config`` takes."""
+        return dump_yaml(self.to_dict())
 
     def recipe(self) -> Preset:
         """Return the preset with this job's own pooling, weighting and scorer put over it."""
@@ -146,21 +170,13 @@ class Job:
         return Path(self.out)
 
 
-def _choice(name: str, value: str | None, known: Any) -> None:
-    if value is not None and value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+def _checked(kind: type[Job], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values as they are to be kept.
 
-
-def _known_fields(data: dict[str, Any], known: list[str], prefix: str) -> None:
-    for name in data:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"there is no setting {prefix}{name}; {hint}")
-
-
-def _checked(name: str, kind: Any, section: dict[str, Any]) -> None:
-    try:
-        kind(**section)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from None
+    Raises:
+        ValueError: some are refused; all of them are named.
+    """
+    checked, wrong = check(kind, values, none="null")
+    if wrong:
+        raise ValueError(";\n".join(wrong))
+    return checked

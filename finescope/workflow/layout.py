@@ -8,5 +8,6 @@ CODES = {"corpus": CORPUS_CODES, "targets": TARGET_CODES}
 SCORES = "scores.parquet"
 SELECTION = "selection.parquet"
 METRICS = "metrics.json"
+CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 REPORT = "report.html"

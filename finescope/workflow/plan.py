@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finescope.config import SaeConfig, TrainingConfig
+from finescope.device import usable_device
 
 BATCH_TOKENS = 2048
 MIN_STEPS = 400
@@ -73,7 +74,7 @@ def matmul_flops(device: str) -> float:
     """Measure, in a blink, how many float32 operations per second a matrix product reaches."""
     import torch
 
-    left, right = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    left, right = (torch.randn(1024, 1024, device=usable_device(device)) for _ in range(2))
     (left @ right)[0, 0].item()
     start = time.perf_counter()
     for _ in range(4):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import finescope
-from finescope.storage.files import write_json
-from finescope.workflow.layout import MANIFEST, METRICS, SCORES, SELECTION
+from finescope.storage.files import write_json, write_text
+from finescope.workflow.layout import CONFIG, MANIFEST, METRICS, SCORES, SELECTION
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.select import curated_path
 from finescope.workflow.tables import read_selection
@@ -23,11 +23,11 @@ _NOTED = ("activations", "train", "embed-corpus", "embed-targets", "score")
 
 @dataclass(frozen=True)
 class Manifest(Stage):
-    """Writes the manifest, which makes the folder that of a finished run."""
+    """Writes the manifest, which makes the folder that of a finished run, and the job for ``--config``."""
 
     name = "manifest"
     reads = (SELECTION,)
-    writes = (MANIFEST,)
+    writes = (CONFIG, MANIFEST)
 
     def work(self, context: Context) -> None:
         """Write configuration, versions, inputs, counts and the facts of the stages."""
@@ -42,6 +42,7 @@ class Manifest(Stage):
             versions[name] = str(getattr(importlib.import_module(name), "__version__", "?"))
         selection = read_selection(context.folder / SELECTION)
         job = context.job
+        write_text(context.folder / CONFIG, job.to_yaml())
         write_json(
             context.folder / MANIFEST,
             {

@@ -1,0 +1,28 @@
+"""The device that a name stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finescope.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device by name, tried with a tensor; ``auto`` is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device, this torch isn't built for it, or it holds no values (meta).
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tensor = torch.zeros(1, device=device)
+        tensor.cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
+    return tensor.device
