@@ -108,9 +108,10 @@ def test_report_shows_rows_and_reasons(done: tuple[Path, Result]) -> None:
     first = lines(done[0] / "curated.jsonl")[0]
     assert first["text"] in page
     assert first["finescope_nearest_target"] in page
-    assert page.count("<article>") == 10
-    assert 'class="latents"' in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("<article ") == 10
+    assert page.count("<b>1</b>") == page.count("<b>10</b>") == 1
+    assert page.count('<ul class="shares"') == 11
+    assert page.count("<svg ") == len(list((done[0] / "plots").glob("*.png"))) == 5
 
 
 def test_a_second_run_does_no_stage_again(job: Path, copied: Path) -> None:

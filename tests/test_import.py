@@ -15,6 +15,7 @@ import pytest
 HEAVY = (
     "transformers", "tokenizers", "datasets", "huggingface_hub", "pyarrow", "sklearn", "scipy", "matplotlib",
     "rich", "click", "yaml", "pandas", "sentence_transformers", "pybind11", "setuptools", "pydantic",
+    "jinja2",
 )  # fmt: skip
 
 

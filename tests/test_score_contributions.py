@@ -12,7 +12,7 @@ import torch
 
 from finescope import InputError, SparseCodes
 from finescope.curation import SCORERS, CorpusScorer, repool
-from finescope.report.explain import score_contributions
+from finescope.report.explain import explain
 from support import curation_oracle as oracle
 
 LATENTS = 40
@@ -105,6 +105,10 @@ def test_broken_rows_and_misuse():
 def test_the_report_shows_these_addends(scorer):
     corpus, targets = map(codes, problem())
     prepared = CorpusScorer(corpus, weights="idf")
-    rows = prepared.score(targets, scorer).ranking()[:9]
-    shown = score_contributions(prepared, targets, rows, scorer)
-    np.testing.assert_array_equal(shown.toarray(), prepared.contributions(targets, rows, scorer).toarray())
+    table = prepared.score(targets, scorer)
+    rows = table.ranking()[:9]
+    addends = prepared.contributions(targets, rows, scorer).toarray()
+    for addend, shares in zip(addends, explain(prepared, targets, table, rows).shares, strict=True):
+        assert [share.value for share in shares] == [addend[share.latent] for share in shares]
+        left = np.delete(addend, [share.latent for share in shares])
+        assert np.abs(left).max() <= min(abs(share.value) for share in shares)

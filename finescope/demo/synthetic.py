@@ -169,35 +169,37 @@ def _analyse(
 
 
 def _plots(out: Path, results: dict[str, Any], labels: list[str], domain: str) -> None:
-    from finescope.curation.blocks import unit_rows
     from finescope.curation.scoring.presets import PRESETS
     from finescope.curation.scoring.weighting import resolve_weights
     from finescope.report import plots
+    from finescope.report.figures import target_similarity
+    from finescope.report.look import write_png
+    from finescope.report.projection import project
 
     pool, targets = results["large_embeddings"], results["target_embeddings"]
     chosen = results["selected_indices"]
     scores = results["scores"]
     weights = resolve_weights(PRESETS[results["preset"]].weights, pool, pool.num_latents)
-    plots.pca_scatter(out / "pca.png", pool, targets, chosen, weights=weights)
+    points = project(pool, targets, chosen, weights=weights)
     best = chosen[:60]
-    similarity = (unit_rows(targets, weights) @ unit_rows(pool[best], weights).T).toarray()
-    plots.similarity_heatmap(
-        out / "similarity_heatmap.png",
-        similarity,
-        [f"target {row}" for row in range(len(targets))],
-        [f"{labels[row]} {row}" for row in best],
-    )
     cut = float(scores.score[chosen].min()) if len(chosen) else None
     relevant = np.array([label == domain for label in labels])
-    plots.score_histogram(
-        out / "score_histogram.png", np.where(scores.valid, scores.score, np.nan), cut, positive=relevant
-    )
-    plots.domain_bars(
-        out / "domain_distribution.png",
-        Counter(labels[row] for row in chosen),
-        Counter(labels),
-        target=[domain],
-    )
+    drawings = {
+        "pca": plots.scatter(points.corpus, points.selected, points.targets),
+        "similarity_heatmap": plots.similarity_heatmap(
+            target_similarity(pool, targets, best, weights),
+            [f"target {row}" for row in range(len(targets))],
+            [f"{labels[row]} {row}" for row in best],
+        ),
+        "score_histogram": plots.score_histogram(
+            np.where(scores.valid, scores.score, np.nan), cut, positive=relevant
+        ),
+        "domain_distribution": plots.domain_bars(
+            Counter(labels[row] for row in chosen), Counter(labels), target=[domain]
+        ),
+    }
+    for name, drawing in drawings.items():
+        write_png(drawing, out / f"{name}.png")
 
 
 def _four(value: float | None) -> str:

@@ -1,102 +1,133 @@
-"""Why a row was selected: each latent's exact share in its score, and words that hint at its meaning."""
+"""Why rows were selected: each latent's exact share in the score, and what the latent stands for."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from finescope.report.data import Latent, Passage, Share
+from finescope.report.latents import LatentWords, latent_examples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.codes import SparseCodes
     from finescope.curation.scoring.onepass import CorpusScorer
+    from finescope.curation.scoring.table import ScoreTable
 
-_WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
+LATENTS_PER_ROW = 5
+EXAMPLES_PER_LATENT = 12
+"""Rows from whose texts a latent gets its words."""
+EXAMPLES_SHOWN = 3
+EXAMPLE_CHARACTERS = 240
+BACKGROUND_ROWS = 3000
+"""Rows sampled to know which words are common in the corpus."""
 
 
-def score_contributions(
-    prepared: CorpusScorer, targets: SparseCodes, rows: NDArray[np.int64], scorer: str, *, m: int = 3
-) -> Any:
-    """Split the scores of some rows into one addend per latent; see ``CorpusScorer.contributions``."""
-    return prepared.contributions(targets, rows, scorer, m=m)
+@dataclass(frozen=True)
+class Explanation:
+    """Which latents carried the scores of some rows, and which rows make those latents legible.
+
+    Attributes:
+        rows: int64 [S], the rows that are explained.
+        shares: the strongest latents of each, strongest first.
+        means: the mean part of those latents in the scores of all S rows.
+        examples: int64, the corpus rows in whose code each of them has the largest share, best first.
+        background: int64, rows sampled from the corpus.
+    """
+
+    rows: NDArray[np.int64]
+    shares: list[list[Share]]
+    means: dict[int, float]
+    examples: dict[int, NDArray[np.int64]]
+    background: NDArray[np.int64]
+
+    def wanted(self) -> list[int]:
+        """Return, in ascending order, the rows whose texts are needed."""
+        rows = {int(row) for row in self.rows} | {int(row) for row in self.background}
+        return sorted(rows.union(*(found.tolist() for found in self.examples.values())))
+
+    def read(self, passages: Iterable[tuple[int, Passage]]) -> tuple[dict[int, Passage], dict[int, Latent]]:
+        """Take in the texts of the rows that ``wanted`` names; only what is shown of them is kept.
+
+        Returns:
+            the passages of the explained rows by row number, and the latents by their number.
+        """
+        words = LatentWords(self.examples, self.background)
+        explained = {int(row) for row in self.rows}
+        shown = {row for rows in self.examples.values() for row in rows[:EXAMPLES_SHOWN].tolist()}
+        kept: dict[int, Passage] = {}
+        excerpts: dict[int, Passage] = {}
+        for row, passage in passages:
+            words.see(row, passage.text)
+            if row in explained:
+                kept[row] = passage
+            if row in shown:
+                excerpts[row] = passage.cut(EXAMPLE_CHARACTERS)
+        ranks: dict[int, list[int]] = {latent: [] for latent in self.examples}
+        for rank, shares in enumerate(self.shares, start=1):
+            for share in shares:
+                ranks[share.latent].append(rank)
+        latents = {
+            number: Latent(
+                number,
+                words.words(number),
+                self.means[number],
+                ranks[number],
+                [excerpts[row] for row in rows[:EXAMPLES_SHOWN].tolist()],
+            )
+            for number, rows in self.examples.items()
+        }
+        return kept, latents
 
 
-def strongest(contributions: Any, count: int = 6) -> list[list[tuple[int, float]]]:
+def explain(
+    prepared: CorpusScorer,
+    targets: SparseCodes,
+    table: ScoreTable,
+    rows: NDArray[np.int64],
+    *,
+    m: int = 3,
+    seed: int = 42,
+) -> Explanation:
+    """Take the scores of some rows apart and pick the rows whose texts will name the latents.
+
+    Args:
+        prepared: the corpus of N rows over F latents with the weights that scored it.
+        targets: Q targets over the same F latents.
+        table: the scores of the N rows.
+        rows: int64 [S] row numbers to explain.
+        m: of the scorer ``top_m_mean``.
+        seed: of the sample of the corpus.
+    """
+    if len(rows) == 0:
+        return Explanation(rows, [], {}, {}, np.zeros(0, np.int64))
+    parts = prepared.contributions(targets, rows, table.scorer, m=m)
+    shares = strongest(parts, LATENTS_PER_ROW)
+    latents = sorted({share.latent for found in shares for share in found})
+    sums = np.bincount(parts.indices, weights=parts.data, minlength=parts.shape[1])
+    means = {latent: float(sums[latent]) / len(rows) for latent in latents}
+    examples = latent_examples(prepared.corpus, latents, EXAMPLES_PER_LATENT)
+    background = np.flatnonzero(table.valid)
+    if len(background) > BACKGROUND_ROWS:
+        background = np.sort(np.random.default_rng(seed).choice(background, BACKGROUND_ROWS, replace=False))
+    return Explanation(rows, shares, means, examples, background)
+
+
+def strongest(contributions: Any, count: int = 6) -> list[list[Share]]:
     """Return for every row the latents with the largest absolute addends, largest first.
 
     Args:
-        contributions: CSR [S,F] of ``score_contributions``.
+        contributions: scipy CSR [S,F] of addends.
         count: latents per row.
     """
-    result: list[list[tuple[int, float]]] = []
+    result: list[list[Share]] = []
     for row in range(contributions.shape[0]):
         low, high = contributions.indptr[row], contributions.indptr[row + 1]
         values, latents = contributions.data[low:high], contributions.indices[low:high]
         order = np.argsort(-np.abs(values), kind="stable")[:count]
-        result.append([(int(latents[i]), float(values[i])) for i in order if values[i] != 0.0])
+        result.append([Share(int(latents[at]), float(values[at])) for at in order if values[at] != 0.0])
     return result
-
-
-def latent_examples(
-    codes: SparseCodes, latents: Sequence[int], count: int = 12
-) -> dict[int, NDArray[np.int64]]:
-    """Return for every latent the rows in whose code it has the largest share, best first.
-
-    Args:
-        codes: N rows over F latents.
-        latents: which ones.
-        count: rows per latent.
-    """
-    from sklearn.preprocessing import normalize
-
-    columns = sorted({int(latent) for latent in latents})
-    if not columns:
-        return {}
-    by_column = normalize(codes.to_scipy().astype(np.float64))[:, columns].tocsc()
-    found: dict[int, NDArray[np.int64]] = {}
-    for at, latent in enumerate(columns):
-        low, high = by_column.indptr[at], by_column.indptr[at + 1]
-        order = np.argsort(-by_column.data[low:high], kind="stable")[:count]
-        found[latent] = by_column.indices[low:high][order].astype(np.int64)
-    return found
-
-
-def latent_words(
-    examples: Mapping[int, Sequence[int] | NDArray[np.int64]],
-    text_of: Callable[[int], str],
-    background: Sequence[str],
-    count: int = 4,
-) -> dict[int, str]:
-    """Name every latent by words that are frequent in its strongest rows and rare elsewhere.
-
-    A word's weight is (rows of the latent that hold it) · log(background rows / background rows that hold
-    it); words that only one row holds are passed over when the latent has several rows. The words are a hint,
-    not a proof.
-
-    Args:
-        examples: row numbers by latent, from ``latent_examples``.
-        text_of: text of a row.
-        background: a sample of the corpus.
-        count: words per latent.
-    """
-    frequency = Counter(word for text in background for word in _words(text))
-    total = len(background) + 1
-    hints: dict[int, str] = {}
-    for latent, rows in examples.items():
-        counts = Counter(word for row in rows for word in _words(text_of(int(row))))
-        enough = 2 if len(rows) > 2 else 1
-        weighed = [
-            (-held * float(np.log(total / (1 + frequency[word]))), word)
-            for word, held in counts.items()
-            if held >= enough
-        ]
-        hints[latent] = ", ".join(word for weight, word in sorted(weighed)[:count] if weight < 0)
-    return hints
-
-
-def _words(text: str) -> set[str]:
-    return {word.lower() for word in _WORD.findall(text)}

@@ -1,27 +1,38 @@
-"""One look for every figure: colours that stay apart in print and for colour-blind readers."""
+"""One look for every figure: colours that stay apart in print and for colour-blind readers.
+
+A figure is drawn inside ``styled``, on a ``canvas``, and then written as PNG or turned into SVG. It never
+touches pyplot's global state, so that plotting from a library leaves no window behind.
+"""
 
 from __future__ import annotations
 
+import functools
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 INK = "#1f2933"
 MUTED = "#7b8794"
+EDGE = "#9aa5b1"
 GRID = "#e4e7eb"
+PAGE = "#ffffff"
 CORPUS = "#b8c2cc"
 SELECTED = "#0f766e"
 TARGET = "#c2410c"
 OTHERS = ("#486581", "#829ab1", "#9fb3c8", "#627d98", "#bcccdc")
 
+HALF, WHOLE = 5.2, 8.6
+"""Widths of figures in inches: two of the first stand side by side in the page, one of the second alone."""
+
 _SETTINGS = {
     "figure.dpi": 100,
-    "savefig.dpi": 144,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "axes.edgecolor": "#9aa5b1",
+    "savefig.dpi": 200,
+    "figure.facecolor": PAGE,
+    "axes.facecolor": "none",
+    "axes.edgecolor": EDGE,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -49,31 +60,53 @@ _SETTINGS = {
     "font.size": 9.5,
     "mathtext.default": "regular",
     "text.parse_math": False,  # corpus labels may hold a dollar sign
+    "svg.fonttype": "none",  # words stay words: they can be searched, read aloud, and set in any script
+    "svg.hashsalt": "finescope",  # the same bytes on every run
 }
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-@contextmanager
-def figure(path: str | Path, width: float = 7.2, height: float = 4.2) -> Iterator[tuple[Any, Any]]:
-    """Give a figure and its axes in the package's look, written to ``path`` as PNG when the block ends.
+def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function draw in the package's look."""
 
-    Nothing is written when the block raises. The figure never touches pyplot's global state, so that plotting
-    from a library works in any thread and leaves no window behind.
-    """
-    import matplotlib
+    @functools.wraps(draw)
+    def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _look():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def canvas(width: float = HALF, height: float = 3.6) -> tuple[Any, Any]:
+    """Return an empty matplotlib figure of so many inches, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def write_png(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        StoreError: the file can't be written.
+    """
     from finescope.storage.files import atomic_path
 
-    with matplotlib.rc_context(_SETTINGS):
-        fig = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        FigureCanvasAgg(fig)
-        yield fig, fig.add_subplot()
-        with atomic_path(Path(path)) as temporary, warnings.catch_warnings():
-            # Labels may hold characters that the bundled font lacks; a box in their place is good enough.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            fig.savefig(temporary, format="png", metadata={"Software": None})
+    with atomic_path(path) as temporary, _look():
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def as_svg(figure: Any) -> str:
+    """Return a figure as an SVG document, on no ground of its own."""
+    buffer = io.StringIO()
+    with _look():
+        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def shorten(text: str, length: int) -> str:
@@ -83,3 +116,13 @@ def shorten(text: str, length: int) -> str:
         return text
     head = (length - 1) * 2 // 3
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+@contextmanager
+def _look() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Labels may hold characters that the bundled font lacks; a box in their place is good enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield

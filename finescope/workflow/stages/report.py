@@ -1,15 +1,28 @@
-"""Handing a run's files to the report."""
+"""The report of a run: gather what its files hold, draw the figures, write the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finescope.errors import StoreError
 from finescope.progress import counted
-from finescope.report.build import RunData, explain_rows, rows_to_read, settings_text, write_report
-from finescope.storage.files import read_json
-from finescope.workflow.layout import CORPUS_CODES, METRICS, REPORT, SAE, SCORES, SELECTION, TARGET_CODES
+from finescope.report.data import About, Measured, Passage, RunData, ShownRow
+from finescope.report.explain import Explanation, explain
+from finescope.report.figures import draw
+from finescope.report.page import render
+from finescope.storage.files import read_json, write_text
+from finescope.workflow.layout import (
+    CORPUS_CODES,
+    METRICS,
+    PLOTS,
+    REPORT,
+    SAE,
+    SCORES,
+    SELECTION,
+    TARGET_CODES,
+)
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import read_scores, read_selection
 
@@ -20,6 +33,9 @@ if TYPE_CHECKING:
     from finescope.workflow.context import Context
     from finescope.workflow.labels import Labels
     from finescope.workflow.tables import ScoredRows
+
+LONGEST_TEXT = 20_000
+"""Characters of a text that are read for the page; of longer ones it shows the beginning."""
 
 
 @dataclass(frozen=True)
@@ -38,65 +54,134 @@ class Report(Stage):
 
     name = "report"
     reads = (SCORES, SELECTION, METRICS, CORPUS_CODES, TARGET_CODES, "corpus", "targets")
-    writes = (REPORT, "plots")
+    writes = (REPORT, PLOTS)
 
     def work(self, context: Context) -> None:
-        """Explain the selected rows, draw, and write."""
-        from finescope.sae.metrics import training_log
+        """Gather, draw, and write."""
+        data = gather(context, self.averaged)
+        figures = draw(data, context.folder / PLOTS)
+        write_text(context.folder / REPORT, render(data, figures))
 
-        job, recipe = context.job, context.job.recipe()
-        scored = read_scores(context.folder / SCORES)
-        selection = read_selection(context.folder / SELECTION)
-        metrics = read_json(context.folder / METRICS)
-        prepared, targets = context.prepared
-        labels = context.labels
-        shown = selection.indices[: job.report_rows]
-        explained = explain_rows(prepared, targets, scored.table, shown, recipe.scorer, job.top_m, job.seed)
-        seconds = [
-            context.ledger.facts(name).get("seconds", 0.0)
-            for name in ("activations", "train", "embed-corpus", "embed-targets")
-        ]
-        averaged = self.averaged
-        data = RunData(
-            table=scored.table,
-            ids=scored.ids,
-            target_ids=scored.target_ids,
-            selected=selection.indices,
-            is_target=scored.is_target,
-            prepared=prepared,
-            targets=targets,
-            scorer=recipe.scorer,
-            top_m=job.top_m,
-            texts=texts_of(context.corpus, rows_to_read(explained, shown)),
-            target_texts=[row.content for row in context.targets.rows(records=False)],
-            metrics=metrics,
-            labels=None if labels is None else labels.names,
-            target_labels=() if labels is None else labels.targets,
-            training=training_log(context.folder / SAE) if job.sae_path is None else (),
-            title=_title(context, labels),
-            subtitle=(
-                f"{len(selection):,} of {len(scored.table):,} rows of {context.corpus.name}, chosen by "
-                f"{len(scored.target_ids)} targets"
-            ),
-            asked=_asked(context, selection),
-            warnings=_warnings(scored, selection, metrics),
-            settings=settings_text(job.to_dict()),
-            method=f"codes: {recipe.name}",
-            averaged=None
-            if averaged is None
-            else (averaged.topics, [line.to_dict() for line in averaged.methods]),
-            seconds=sum(seconds) or None,
-            shown=job.report_rows,
+
+def gather(context: Context, averaged: Averaged | None = None) -> RunData:
+    """Collect what the report is made of. Of codes and texts, only those of rows that it shows are kept.
+
+    Raises:
+        StoreError: the corpus isn't the one that was scored.
+    """
+    from finescope.sae.metrics import training_log
+
+    job, labels = context.job, context.labels
+    scored = read_scores(context.folder / SCORES)
+    selection = read_selection(context.folder / SELECTION)
+    metrics = read_json(context.folder / METRICS)
+    prepared, targets = context.prepared
+    shown = selection.indices[: job.report_rows]
+    explanation = explain(prepared, targets, scored.table, shown, m=job.top_m, seed=job.seed)
+    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.ids))
+    return RunData(
+        about=_about(context, scored, selection, metrics),
+        measured=Measured(
+            metrics,
+            training_log(context.folder / SAE) if job.sae_path is None else (),
+            None if averaged is None else (averaged.topics, [line.to_dict() for line in averaged.methods]),
+        ),
+        table=scored.table,
+        ids=scored.ids,
+        target_ids=scored.target_ids,
+        selected=selection.indices,
+        is_target=scored.is_target,
+        corpus=prepared.corpus,
+        targets=targets,
+        weights=prepared.weights,
+        relevant=None if labels is None else labels.relevant,
+        rows=_shown_rows(context.targets, scored, explanation, texts, labels),
+        latents=latents,
+    )
+
+
+def passages(
+    corpus: Corpus, wanted: Sequence[int], ids: Sequence[str] | None = None
+) -> Iterator[tuple[int, Passage]]:
+    """Yield (row number, beginning of its text) for some rows, reading no further than the last of them.
+
+    Args:
+        corpus: N rows.
+        wanted: row numbers, ascending.
+        ids: the N ids that the rows are known by; None doesn't compare.
+
+    Raises:
+        StoreError: a row has another id, or there are fewer rows.
+    """
+    left = iter(wanted)
+    row = next(left, None)
+    if row is None:
+        return
+    for number, found in enumerate(corpus.rows(records=False)):
+        if number != row:
+            continue
+        if ids is not None and found.id != ids[number]:
+            raise StoreError(
+                f"{found.place}: the row's id is {found.id!r}, but the scores have {ids[number]!r} there; "
+                "the corpus has changed since it was scored, so score it again"
+            )
+        text = found.content
+        yield number, Passage(found.id, text[:LONGEST_TEXT], len(text))
+        row = next(left, None)
+        if row is None:
+            return
+    raise StoreError(f"{corpus.name} has fewer rows than were scored; score it again")
+
+
+def _shown_rows(
+    targets: Corpus,
+    scored: ScoredRows,
+    explanation: Explanation,
+    texts: Mapping[int, Passage],
+    labels: Labels | None,
+) -> list[ShownRow]:
+    table = scored.table
+    rows = explanation.rows.tolist()
+    nearest = {int(target) for target in table.nearest_target[explanation.rows] if target >= 0}
+    seeds = dict(passages(targets, sorted(nearest)))
+    wanted = set() if labels is None else set(labels.targets)
+    return [
+        ShownRow(
+            rank=rank,
+            passage=texts[row],
+            score=float(table.score[row]),
+            nearest=seeds.get(int(table.nearest_target[row])),
+            similarity=float(table.nearest_similarity[row]),
+            shares=shares,
+            label=None if labels is None else labels.names[row],
+            on_target=None if labels is None else labels.names[row] in wanted,
         )
-        write_report(context.folder, data, explained)
+        for rank, (row, shares) in enumerate(zip(rows, explanation.shares, strict=True), start=1)
+    ]
 
 
-def _title(context: Context, labels: Labels | None) -> str:
+def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: dict[str, Any]) -> About:
+    labels = context.labels
     name = " and ".join(labels.targets) if labels is not None else context.targets.name
-    return f"Curated: {name}"
+    seconds = [
+        context.ledger.facts(stage).get("seconds", 0.0)
+        for stage in ("activations", "train", "embed-corpus", "embed-targets")
+    ]
+    return About(
+        title=f"Curated: {name}",
+        subtitle=(
+            f"{len(selection):,} of {counted(len(scored.table), 'row')} of {context.corpus.name}, chosen by "
+            f"{counted(len(scored.target_ids), 'target')}"
+        ),
+        asked=_asked(context, scored, selection),
+        warnings=_warnings(selection, metrics),
+        method=f"codes: {context.job.recipe().name}",
+        seconds=sum(seconds) or None,
+        settings=context.job.to_dict(),
+    )
 
 
-def _asked(context: Context, selection: Selection) -> list[tuple[str, str]]:
+def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[tuple[str, str]]:
     job, recipe = context.job, context.job.recipe()
     trained = context.ledger.facts("train")
     sae = f"{job.sae_path}" if job.sae_path is not None else "trained on the corpus"
@@ -112,7 +197,7 @@ def _asked(context: Context, selection: Selection) -> list[tuple[str, str]]:
     return [
         ("Model", job.model or "none needed: the codes were there"),
         ("Layer", job.layer or f"the last block{_name_of_layer(context)}"),
-        ("Targets", f"{job.targets} ({len(context.prepared[1])} rows)"),
+        ("Targets", f"{job.targets} ({counted(len(scored.target_ids), 'row')})"),
         ("Corpus", ", ".join(job.corpus)),
         ("Autoencoder", sae),
         ("Recipe", f"{recipe.name}: {recipe.summary}"),
@@ -125,7 +210,7 @@ def _name_of_layer(context: Context) -> str:
     return f", {source['layer']}" if source.get("layer") else ""
 
 
-def _warnings(scored: ScoredRows, selection: Selection, metrics: dict[str, Any]) -> list[str]:
+def _warnings(selection: Selection, metrics: dict[str, Any]) -> list[str]:
     found: list[str] = []
     wanted = selection.config.get("k")
     if wanted is not None and len(selection) < wanted:
@@ -133,8 +218,8 @@ def _warnings(scored: ScoredRows, selection: Selection, metrics: dict[str, Any])
             f"{count:,} {name.replace('_', ' ')}" for name, count in metrics["dropped"].items() if count
         )
         found.append(
-            f"{len(selection):,} rows were selected, fewer than the {wanted:,} asked for. The others: "
-            f"{dropped}."
+            f"{len(selection):,} rows were selected, fewer than the {wanted:,} asked for. "
+            f"The others: {dropped or 'there are no more rows'}."
         )
     if metrics["rows_without_code"]:
         found.append(
@@ -145,18 +230,4 @@ def _warnings(scored: ScoredRows, selection: Selection, metrics: dict[str, Any])
             "Never selected, because they are targets (same id or same text): "
             f"{counted(metrics['targets_in_corpus'], 'row')} of the corpus."
         )
-    return found
-
-
-def texts_of(corpus: Corpus, wanted: Sequence[int] | None) -> Mapping[int, str]:
-    """Read the texts of some rows (of all rows, when ``wanted`` is None) in one pass."""
-    if wanted is None:
-        return {index: row.content for index, row in enumerate(corpus.rows(records=False))}
-    left = set(wanted)
-    found: dict[int, str] = {}
-    for index, row in enumerate(corpus.rows(records=False)):
-        if index in left:
-            found[index] = row.content
-            if len(found) == len(left):
-                break
     return found
