@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.storage.files import write_tensors
+from finescope.storage.files import map_tensors, write_tensors
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_FORMAT = "finescope-codes"
+_FORMAT = "finescope-sparse-codes"
 _UINT16_LATENTS = 1 << 16
 _MOST_LATENTS = 1 << 31  # latents are int32
 
@@ -376,20 +376,9 @@ class SparseCodes:
         Raises:
             StoreError: the file is missing, truncated, or not a codes file.
         """
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import load_file
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                keys = set(file.keys())
-            if metadata.get("format") != _FORMAT or not {"indptr", "indices", "values"} <= keys:
-                raise StoreError(f"{path} is not a FineScope codes file; write one with SparseCodes.save")
-            tensors = load_file(str(path))
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} does not exist") from error
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"{path} is truncated or corrupt ({error}); embed it again") from error
+        tensors, metadata = map_tensors(path, remedy="embed it again")
+        if metadata.get("format") != _FORMAT or not {"indptr", "indices", "values"} <= tensors.keys():
+            raise StoreError(f"{path} is not a FineScope codes file; write one with SparseCodes.save")
         if not mmap:
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finescope import Index, ops
 from finescope.config import SaeConfig
+from finescope.errors import StoreError
 from finescope.ops import PackedMatrix, native
 from finescope.ops.packed import PackedCache
 from finescope.ops.registry import DEFAULTS
@@ -95,6 +96,13 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     save_file({"packed": good}, path, metadata={"metric": "other"})
     with pytest.raises(ValueError, match="does not hold a packed matrix"):
         PackedMatrix.load(path, matrix)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"corpus\.safetensors is truncated or corrupt .*; pack the matrix"):
+        PackedMatrix.load(path, matrix)
+    with pytest.raises(StoreError, match=r"none\.safetensors does not exist"):
+        PackedMatrix.load(tmp_path / "none.safetensors", matrix)
+    with pytest.raises(StoreError, match="can't be read: it is a folder"):
+        PackedMatrix.load(tmp_path, matrix)
 
 
 @pytest.mark.requires_native

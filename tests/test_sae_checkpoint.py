@@ -206,7 +206,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     weights = tmp_path / "sae.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StoreError, match=r"sae\.safetensors is damaged"):
+    with pytest.raises(StoreError, match=r"sae\.safetensors is truncated or corrupt"):
         SparseAutoencoder.load(tmp_path)
     weights.unlink()
     with pytest.raises(InputError, match=r"none of sae\.safetensors"):

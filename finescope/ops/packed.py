@@ -180,17 +180,17 @@ class PackedMatrix:
         """Map what ``save`` wrote for this very matrix; it is not packed again.
 
         Raises:
-            ValueError: the file was written for another shape or is damaged.
+            StoreError: the file is missing, truncated or corrupt.
+            ValueError: it holds something else, or what was packed for another shape.
         """
-        from safetensors import safe_open
+        from finescope.storage.files import map_tensors
 
+        tensors, metadata = map_tensors(path, remedy="pack the matrix and save it again")
         loaded = cls.__new__(cls)
-        with safe_open(str(path), framework="pt") as file:
-            loaded.metric = (file.metadata() or {}).get("metric", "")
-            loaded.packed = file.get_tensor("packed")
-        loaded.matrix = matrix
-        if loaded.metric not in KINDS:
+        loaded.matrix, loaded.metric = matrix, metadata.get("metric", "")
+        if loaded.metric not in KINDS or "packed" not in tensors:
             raise ValueError(f"{path} does not hold a packed matrix")
+        loaded.packed = tensors["packed"]
         try:
             empty = matrix[:0]
             if loaded.metric == "encode":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.device import usable_device
-from finescope.errors import FineScopeError, InputError, StoreError
+from finescope.errors import FineScopeError, InputError
 from finescope.optim import SaeAdam
 from finescope.sae import losses
 from finescope.sae.architectures.topk import ForwardOutput, SparseAutoencoder
@@ -22,7 +22,7 @@ from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
 from finescope.sae.metrics import METRICS_NAME, Log, Meter, Metrics, Progress
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
-from finescope.storage.files import remove_temporaries, write_json
+from finescope.storage.files import make_folder, remove_temporaries, write_json
 
 SETTINGS_NAME = "training.json"
 
@@ -112,7 +112,7 @@ class Trainer:
         """Resume from ``out_dir``, or initialise from the data."""
         self._who = identity(self.sae.cfg, self.cfg, self.source.kind, self.source.fingerprint())
         if self.out_dir is not None:
-            _make_directory(self.out_dir)
+            make_folder(self.out_dir)
             remove_temporaries(self.out_dir)
             state = self.out_dir / STATE_NAME
             if resume and state.exists():
@@ -299,10 +299,3 @@ def _terms(loss: Tensor, out: ForwardOutput, fired: Tensor) -> Tensor:
         fired.sum() / max(1, len(fired)),
     ]
     return torch.stack([part.detach().double() for part in parts])
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"can't make the directory {path}: {error.strerror}") from error

@@ -1,7 +1,8 @@
 """Files that others may trust: written whole or not at all, known by what they hold, resumable.
 
-files      atomic writes; JSON and tensors
+files      atomic writes; JSON and tensors; the words for files that are missing or damaged
 identity   hashes, and what tells two sets of plain values apart
 mapping    mapped files: advice to the system, reading ahead
+lock       one run at a time in one folder
 shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
 """

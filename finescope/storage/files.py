@@ -70,6 +70,40 @@ def writing(path: PathLike) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def reading(path: PathLike, remedy: str = "") -> Iterator[None]:
+    """Turn what a file raises that is missing, unreadable or damaged into a ``StoreError`` that names it.
+
+    Args:
+        path: the file.
+        remedy: how to have a whole file again, such as "embed it again".
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist") from error
+    except OSError as error:
+        reason = "it is a folder" if os.path.isdir(path) else error.strerror or str(error)
+        raise StoreError(f"{path} can't be read: {reason}") from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{path} is truncated or corrupt ({error}){remedy and f'; {remedy}'}") from error
+
+
+def make_folder(path: PathLike) -> None:
+    """Make a folder, and those that it lies in, where they are missing.
+
+    Raises:
+        StoreError: the place can't be written to, or a file is in the way.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = _NO_ROOM.get(error.errno or 0, error.strerror)
+        raise StoreError(f"can't make the folder {path}: {reason}; choose another place") from error
+
+
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
@@ -126,12 +160,8 @@ def read_json(path: PathLike) -> Any:
     Raises:
         StoreError: the file is missing, unreadable or not JSON.
     """
-    try:
+    with reading(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is truncated or corrupt: {error}") from error
 
 
 def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -162,18 +192,17 @@ def _sort_metadata(path: Path) -> None:
             file.write(text.ljust(size))
 
 
-def map_tensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+def map_tensors(path: PathLike, remedy: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Memory-map a safetensors file; return its tensors and its metadata. Pages are read when touched.
+
+    Args:
+        path: the file.
+        remedy: how to have a whole file again, for the message about one that isn't.
 
     Raises:
         StoreError: the file is missing, truncated or corrupt.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist") from error
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise StoreError(f"{path} is truncated or corrupt: {error}") from error
+    with reading(path, remedy), safe_open(os.fspath(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -8,8 +8,6 @@ of them.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,7 @@ from finescope.errors import StoreError
 from finescope.storage.files import (
     PathLike,
     atomic_path,
+    make_folder,
     map_tensors,
     read_json,
     remove_temporaries,
@@ -28,6 +27,7 @@ from finescope.storage.files import (
     write_tensors,
 )
 from finescope.storage.identity import differences, sha256_file
+from finescope.storage.lock import FolderLock
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -70,11 +70,8 @@ class ShardWriter:
         self.shards: list[dict[str, Any]] = []
         self.complete = False
         self._schema: Any = None
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"can't make the folder {self._directory}: {error.strerror}") from error
-        self._lock = _Lock(self._directory)
+        make_folder(self._directory)
+        self._lock = FolderLock(self._directory)
         try:
             self._take_over(mode)
         except BaseException:
@@ -192,51 +189,6 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Lock:
-    """An exclusive hold on a folder that ends with the process, however it ends."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / ".lock"
-        self._file: int | None = None
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system: two runs in one folder are the user's care
-            return
-        while self._file is None:
-            try:
-                file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(file)
-                raise StoreError(
-                    f"another run is writing to {directory}; wait for it, or choose another folder"
-                ) from error
-            except OSError:  # a file system without locks
-                self._file = file
-                return
-            if self._is_named(file):
-                self._file = file
-            else:  # the run before removed the file between our opening and locking it: that lock is no one's
-                os.close(file)
-
-    def _is_named(self, file: int) -> bool:
-        """Whether the open file is still the one that others will find under its name."""
-        try:
-            return os.path.samestat(os.fstat(file), os.stat(self._path))
-        except OSError:
-            return False
-
-    def release(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            os.close(self._file)
-            self._file = None
 
 
 def id_column(ids: Sequence[str]) -> Any:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from finescope.errors import InputError, StoreError
+from finescope.storage.files import map_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,10 +39,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file."""
     if not path.is_file():
         raise InputError(f"no autoencoder weights: {path} is missing")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return map_tensors(path)[0]
 
 
 def read_pickle(path: Path) -> Any:
