@@ -23,6 +23,17 @@ struct Matrix {
   DType dtype;
 };
 
+// What a search scores pairs by; encode: the inner product plus a bias, of which only positive ones count.
+enum class Metric : int32_t { encode, ip, cosine };
+// The precision of a search's screen, as callers ask for it.
+enum class ScreenChoice : int32_t { automatic, none, f32, bf16, int8 };
+// What a search writes: [B, k] scores, float64 if f64 else float32, and ids.
+struct TopkOutput {
+  void* score;
+  bool f64;
+  int64_t* id;
+};
+
 // out[b, :] = sum over j = 0..K-1 of values[b, j] * weight[indices[b, j], :], then + bias.
 // Sums in the accumulator type (float64 for f64 weights, float32 otherwise), from +0, in ascending j.
 struct SparseDecodeArgs {
@@ -104,75 +115,6 @@ struct Csr {
   IndexType index_type;
   DType dtype;
   int64_t rows, latents;
-};
-
-// A window of corpus rows turned over, to be screened: for each latent the rows that hold it. Values are
-// those of the row divided by its norm, in units of 1 / kSparseUnit, rounded to int16.
-constexpr int kSparseUnit = 32767;
-constexpr int64_t kSparseWindow = 32768;  // most rows of a window
-constexpr int64_t kSparseMostEntries =
-    40000;  // longer rows are not judged: roundings could overflow the sums
-constexpr uint16_t kSparseFull = 0xffff;
-struct SparseWindow {
-  const uint32_t* start;  // [F] the word at which a latent's list begins
-  const uint16_t* count;  // [F] its entries, or kSparseFull
-  // Entries: row | value << 16, rows ascending. A full list: a value for every row, two to a word, zeros
-  // where there is none, whole registers of 16.
-  const uint32_t* words;
-  const float* norm;  // [rows] NaN for a row that the lists cannot stand for; its values are 0 in them
-  int64_t rows;
-};
-
-// Where the next entry of a latent is to be written, and how far that moves it: 0 for one nobody asks for.
-struct SparseCursor {
-  uint32_t at, step;
-};
-struct SparseFillArgs {
-  Csr corpus;
-  SparseCursor* cursor;  // [F]
-  uint32_t* words;
-  float* norm;
-  int32_t* latents;  // scratch for one row: its latents and values, rounded up to 16 entries
-  float* values;
-};
-
-// For few queries, rows as they are.
-struct SparseDirectArgs {
-  Csr corpus;
-  const float* query;  // [F] a query, in units of the sums
-  int16_t* sums;       // [rows] of query and row / |row|, rounded
-  float* norm;         // [rows] as in a window
-};
-
-// A latent of a query and its value, in units that the caller chooses.
-struct SparseTerm {
-  int32_t latent;
-  int16_t weight;
-};
-
-// What a sum has to reach: cosine: sum >= least; otherwise (sum + error) * norm >= bound.
-struct SparseTest {
-  bool cosine;
-  int32_t least;
-  float error, bound;
-};
-struct SparseHit {
-  int32_t row, sum;
-};
-
-// The screen of sparse searches for one instruction set.
-struct SparseScreen {
-  // Count how many of rows begin..end hold each latent, onto counts [F]. Returns the first row with a latent
-  // outside 0..F-1, or -1.
-  int64_t (*count)(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts);
-  // Write the entries of rows begin..end, which `count` has found to be in range, as lists without full ones.
-  void (*fill)(const SparseFillArgs&, int64_t begin, int64_t end);
-  // Sum rows begin..end without lists. Returns the first row with a latent outside 0..F-1, or -1.
-  int64_t (*direct)(const SparseDirectArgs&, int64_t begin, int64_t end);
-  // sums[row] = sum over the terms of (value * weight + 2^14) >> 15. `sums` has whole registers of 16.
-  void (*sum)(const SparseWindow&, const SparseTerm* terms, int64_t n, int16_t* sums);
-  // The rows that pass the test, ascending. Returns their number.
-  int64_t (*hits)(const SparseWindow&, const int16_t* sums, const SparseTest&, SparseHit* hits);
 };
 
 // The kernels of sparse codes for one instruction set.

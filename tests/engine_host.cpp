@@ -295,7 +295,7 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
                               ScreenChoice::bf16, ScreenChoice::int8}) {
     // What this instruction set has not is screened in float32, which has its turn.
     if (choice > ScreenChoice::f32 && best_screen(choice, {}, workers) == ScreenKind::f32) continue;
-    topk(p, nullptr, choice, workers, {score.data(), false, id.data()}, nullptr);
+    topk(p, nullptr, choice, workers, {score.data(), false, id.data()});
     if (std::memcmp(score.data(), wanted.data(), cells * 4) ||
         std::memcmp(id.data(), wanted_id.data(), cells * 8)) {
       host::fail("%s B=%d d=%d metric %d choice %d threads %d: other bytes than the plain computation", kind,

@@ -205,73 +205,56 @@ struct PackedRows {
   std::vector<int64_t> memory;
   PackedSparse packed;
 
-  explicit PackedRows(const Csr& rows) {
-    const std::vector<int64_t> edges = sparse_windows(rows);
-    std::vector<int64_t> words;
-    SparseTurner turner(rows);
-    for (size_t w = 0; w + 1 < edges.size(); ++w) {
-      turner.count(edges[w], edges[w + 1], nullptr);
-      words.push_back(turner.words());
-    }
-    memory.resize(packed.plan(rows, edges, words, nullptr) / 8);
+  PackedRows(const Csr& rows, const Workers& workers) {
+    const SparsePacker packer(rows, workers);
+    memory.resize(packer.bytes() / 8);
     char* bytes = reinterpret_cast<char*>(memory.data());
-    packed.plan(rows, edges, words, bytes);
-    for (size_t w = 0; w < words.size(); ++w) {
-      turner.count(edges[w], edges[w + 1], nullptr);
-      packed.write(w, turner.window(), words[w], bytes);
-    }
-    PackedSparse again;
-    if (memory.empty() || !again.open(bytes, memory.size() * 8, rows)) host::fail("packed rows do not open");
+    if (!memory.empty()) packer.write(bytes);
+    if (memory.empty() || !packed.open(bytes, memory.size() * 8, rows)) host::fail("packed rows do not open");
   }
 };
 
 void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine, bool pack) {
   const int64_t N = 1500, F = 97, k = 13;
   const SparseRows corpus(dtype, N, F), queries(DType::f32, Q, F);
+  const Workers workers{2, host::run_threads};
   const SparseSearchArgs args{
-      queries.csr(IndexType::i64), corpus.csr(type), k, cosine, -HUGE_VAL, nullptr, 0, nullptr, pack};
-  const PackedRows packed(args.corpus);
+      queries.csr(IndexType::i64), corpus.csr(type), k, cosine, -HUGE_VAL, nullptr, 0, nullptr, 0, pack};
+  const PackedRows packed(args.corpus, workers);
   const auto norm = [](const SparseRows& rows, int64_t row) {
     double sum = 0;
     for (int64_t i = rows.indptr[row]; i < rows.indptr[row + 1]; ++i)
       sum += rows.values.at(i) * rows.values.at(i);
     return std::sqrt(sum);
   };
-  SparseSearch search(args, pack ? &packed.packed : nullptr);
-  ExactSparse exact(args);
-  for (int64_t panel = 0; panel < search.panels(); ++panel) {
-    search.begin(panel, 2);
-    search.scan(0);
-    search.scan(1);
-    for (int64_t i = 0; i < search.count(panel); ++i) {
-      const int64_t q = search.first(panel) + i;
-      std::vector<double> dense(static_cast<size_t>(F));
-      for (int64_t e = queries.indptr[q]; e < queries.indptr[q + 1]; ++e)
-        dense[queries.wide[e]] = queries.values.at(e);
-      std::vector<std::pair<double, int64_t>> wanted;
-      for (int64_t row = 0; row < N; ++row) {
-        double sum = 0;
-        for (int64_t e = corpus.indptr[row]; e < corpus.indptr[row + 1]; ++e) {
-          sum += dense[corpus.wide[e]] * corpus.values.at(e);
-        }
-        const double norms = norm(queries, q) * norm(corpus, row);
-        wanted.emplace_back(cosine ? (norms > 0 ? -(sum / norms) : 0.0) : -sum, row);
+  std::vector<double> scores(static_cast<size_t>(Q * k));
+  std::vector<int64_t> ids(scores.size());
+  const int64_t bad =
+      sparse_search(args, pack ? &packed.packed : nullptr, workers, {scores.data(), true, ids.data()});
+  if (bad >= 0) host::fail("sparse search %s: row %d has a latent out of range", name(dtype), int(bad));
+  host::record(scores.data(), scores.size() * 8);
+  host::record(ids.data(), ids.size() * 8);
+  for (int64_t q = 0; q < Q; ++q) {
+    std::vector<double> dense(static_cast<size_t>(F));
+    for (int64_t e = queries.indptr[q]; e < queries.indptr[q + 1]; ++e)
+      dense[queries.wide[e]] = queries.values.at(e);
+    std::vector<std::pair<double, int64_t>> wanted;
+    for (int64_t row = 0; row < N; ++row) {
+      double sum = 0;
+      for (int64_t e = corpus.indptr[row]; e < corpus.indptr[row + 1]; ++e) {
+        sum += dense[corpus.wide[e]] * corpus.values.at(e);
       }
-      std::sort(wanted.begin(), wanted.end());
-      const std::vector<SparseCandidate> found = search.finish(i, exact);
-      if (found.size() != size_t{k}) {
-        host::fail("sparse search %s: query %d has %d results", name(dtype), int(q), int(found.size()));
-        continue;
-      }
-      for (int64_t j = 0; j < k; ++j) {
-        host::record(&found[j].low, 8);
-        host::record(&found[j].row, 8);
-        if (found[j].row == wanted[j].second && found[j].low == -wanted[j].first) continue;
-        host::fail("sparse search %s: query %d, result %d is row %d with %.17g, not row %d with %.17g",
-                   name(dtype), int(q), int(j), int(found[j].row), found[j].low, int(wanted[j].second),
-                   -wanted[j].first);
-        break;
-      }
+      const double norms = norm(queries, q) * norm(corpus, row);
+      wanted.emplace_back(cosine ? (norms > 0 ? -(sum / norms) : 0.0) : -sum, row);
+    }
+    std::sort(wanted.begin(), wanted.end());
+    for (int64_t j = 0; j < k; ++j) {
+      const double score = scores[q * k + j];
+      const int64_t row = ids[q * k + j];
+      if (row == wanted[j].second && score == -wanted[j].first) continue;
+      host::fail("sparse search %s: query %d, result %d is row %d with %.17g, not row %d with %.17g",
+                 name(dtype), int(q), int(j), int(row), score, int(wanted[j].second), -wanted[j].first);
+      break;
     }
   }
 }

@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
+#include <sys/mman.h>
 #endif
 
 namespace finescope {

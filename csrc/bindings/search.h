@@ -9,14 +9,28 @@
 
 namespace finescope {
 
-inline void check_screen(const std::string& name, const char* op) {
-  const char* screens[] = {"auto", "int8", "bf16", "float32", "none"};
-  check(std::find(std::begin(screens), std::end(screens), name) != std::end(screens), op,
-        ": screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", name, "'");
+struct NamedScreen {
+  const char* name;
+  ScreenChoice choice;
+};
+inline constexpr NamedScreen kScreens[] = {{"auto", ScreenChoice::automatic},
+                                           {"int8", ScreenChoice::int8},
+                                           {"bf16", ScreenChoice::bf16},
+                                           {"float32", ScreenChoice::f32},
+                                           {"none", ScreenChoice::none}};
+
+inline ScreenChoice screen_choice(const std::string& name, const char* op) {
+  std::string known;
+  for (const NamedScreen& screen : kScreens) {
+    if (name == screen.name) return screen.choice;
+    known += words(known.empty() ? "'" : ", '", screen.name, "'");
+  }
+  fail(op, ": screen must be one of ", known, ", got '", name, "'");
 }
 
-inline void check_metric(const std::string& name, const char* op) {
+inline Metric search_metric(const std::string& name, const char* op) {
   check(name == "cosine" || name == "ip", op, ": metric must be one of 'cosine', 'ip', got '", name, "'");
+  return name == "ip" ? Metric::ip : Metric::cosine;
 }
 
 inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask, int64_t Q,

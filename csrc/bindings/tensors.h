@@ -1,9 +1,5 @@
-// What every binding needs: readable errors, dtype translation, strided views, chunks over torch's threads.
+// What every binding needs: readable errors, dtype translation, strided views.
 #pragma once
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "cpu/subnormals.h"
 #include "kernels.h"
 
 namespace finescope {
@@ -140,29 +135,6 @@ inline Tensor empty_like_options(const Tensor& t, std::vector<int64_t> sizes, Sc
     throw std::runtime_error(
         words("finescope: out of memory: no room for a tensor [", shape, "] (", error.what(), ")"));
   }
-}
-
-// Ask for huge pages behind a large result that is about to be written. Fresh memory is otherwise mapped four
-// kilobytes at a time, which costs more than computing, say, a weight gradient does.
-inline void prefer_huge_pages(const Tensor& t) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (begin + t.numel() * t.element_size()) / kHuge * kHuge;
-  // A hint: where the system does not heed it, nothing changes.
-  if (last > first + 2 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
-// Run body(begin, end) over 0..n on torch's threads. Each thread gets at least `grain` of n.
-template <class Body>
-void parallel(int64_t n, int64_t grain, const Body& body) {
-  if (n <= 0) return;
-  torch::stable::parallel_for(0, n, std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t end) {
-    const KeepSubnormals keep;
-    body(begin, end);
-  });
 }
 
 }  // namespace finescope

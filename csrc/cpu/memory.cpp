@@ -1,4 +1,5 @@
-// Memory of the top-k engine.
+#include "cpu/memory.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -9,7 +10,6 @@
 #endif
 
 #include "cpu/spare.h"
-#include "cpu/topk/internal.h"
 
 namespace finescope {
 namespace {
@@ -46,7 +46,8 @@ void release(const std::vector<SpareBlocks::Entry>& blocks) {
 
 Block::Block(int64_t bytes) {
   const bool huge = bytes >= kHugePage;
-  size_ = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), huge ? kHugePage : 64));
+  const int64_t unit = huge ? kHugePage : 64;
+  size_ = static_cast<size_t>((std::max<int64_t>(bytes, 1) + unit - 1) / unit * unit);
   if (huge) {
     data_ = static_cast<char*>(spare(size_).take(size_));
     if (data_ != nullptr) return;

@@ -22,8 +22,6 @@
 
 namespace finescope::cuda {
 
-enum class Metric : int32_t { encode, ip, cosine };
-
 // What is multiplied: the rows as they are, or copies of them. Copies in float16 are made of the row times a
 // power of two, which puts its largest element below 2^15: an eighth of the error of bfloat16 at the same
 // speed, whatever the size of the row. Copies in int8 are made of the row times 127 / its largest element.

@@ -1,7 +1,12 @@
-// What the CPU bindings that take a code (values and indices [B, K]) share: a look at the indices, and work
-// split over latents.
+// What the CPU bindings that take a code (values and indices [B, K]) share: a look at the indices, the grain of
+// work, and room for results as large as weights.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "bindings/cpu/parallel.h"
 #include "bindings/operands.h"
 #include "cpu/codes/sparse.h"
 
@@ -27,28 +32,17 @@ inline void check_indices(const Tensor& indices, int64_t limit, const char* op) 
   }
 }
 
-// Run body(begin, end) over the latents 0..F, cut into equal numbers of pairs plus latents: a latent without
-// pairs still costs the writing of its row.
-template <class Body>
-void over_latents(const int64_t* start, int64_t F, int64_t grain, const Body& body) {
-  const int64_t cost = start[F] + F;
-  const int64_t chunks =
-      std::clamp<int64_t>(cost / grain, 1, static_cast<int64_t>(torch::stable::get_num_threads()));
-  const auto boundary = [&](int64_t chunk) {
-    if (chunk == chunks) return F;
-    const int64_t target = cost / chunks * chunk;
-    int64_t low = 0, high = F;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (start[middle] + middle < target) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
-  parallel(chunks, 1, [&](int64_t begin, int64_t end) { body(boundary(begin), boundary(end)); });
+// Ask for huge pages behind a large result that is about to be written. Fresh memory is otherwise mapped four
+// kilobytes at a time, which costs more than computing, say, a weight gradient does.
+inline void prefer_huge_pages(const Tensor& t) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = (begin + t.numel() * t.element_size()) / kHuge * kHuge;
+  // A hint: where the system does not heed it, nothing changes.
+  if (last > first + 2 * kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace finescope

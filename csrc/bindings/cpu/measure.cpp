@@ -4,8 +4,8 @@
 #include <atomic>
 #include <vector>
 
-#include "bindings/cpu/topk.h"
-#include "bindings/tensors.h"
+#include "bindings/cpu/parallel.h"
+#include "bindings/search.h"
 #include "cpu/fingerprint.h"
 #include "cpu/topk/screen.h"
 

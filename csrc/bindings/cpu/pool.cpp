@@ -2,6 +2,7 @@
 #include <atomic>
 #include <tuple>
 
+#include "bindings/cpu/parallel.h"
 #include "bindings/operands.h"
 
 namespace finescope {
@@ -16,29 +17,11 @@ void check_offsets(const int64_t* offsets, int64_t N, int64_t tokens) {
 std::tuple<Tensor, Tensor> pool(const Tensor& values, const Tensor& indices, const Tensor& offsets,
                                 const std::string& reduce, int64_t keep) {
   const PoolOperands o(values, indices, offsets, reduce, keep);
-  const int64_t N = o.N, K = o.args.K;
   const int64_t* start = o.args.offsets;
-  check_offsets(start, N, o.B);
-  // Chunks of equal numbers of tokens: documents differ in length by orders of magnitude.
-  const int64_t tokens = o.B + N;
-  const int64_t chunks = std::clamp<int64_t>(tokens * std::max<int64_t>(K, 1) / 4096, 1,
-                                             static_cast<int64_t>(torch::stable::get_num_threads()));
-  const auto boundary = [&](int64_t chunk) {
-    if (chunk == chunks) return N;
-    int64_t low = 0, high = N;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (start[middle] + middle < tokens / chunks * chunk) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
+  check_offsets(start, o.N, o.B);
   std::atomic<int64_t> lowest{0};
-  parallel(chunks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t low = pool_codes(o.args, boundary(begin), boundary(end));
+  over_runs(start, o.N, 4096 / std::max<int64_t>(o.args.K, 1), [&](int64_t begin, int64_t end) {
+    const int64_t low = pool_codes(o.args, begin, end);
     int64_t known = lowest.load();
     while (low < known && !lowest.compare_exchange_weak(known, low)) {
     }

@@ -55,8 +55,7 @@ void scatter(const Tensor& values, const int64_t* indices, const Matrix& rows, i
   const Segments<T> pairs(data<T>(values), indices, B, K, F);
   const ScatterRowsArgs args{pairs.start.data(), pairs.row.data(), pairs.value.data(), rows, out, D};
   const auto kernel = sparse_kernels().scatter_rows;
-  over_latents(pairs.start.data(), F, grain(D),
-               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  over_runs(pairs.start.data(), F, grain(D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 Tensor scatter_rows(const Tensor& values, const Tensor& indices, const Tensor& rows, int64_t num_latents) {
@@ -77,8 +76,8 @@ void run_decode_grads(const ScatterRowsOperands& o, const DotOperands& dots) {
       dots.w.matrix,
       dots.out.mutable_data_ptr()};
   const auto kernel = sparse_kernels().decode_grads;
-  over_latents(pairs.start.data(), o.F, grain(2 * o.D),
-               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  over_runs(pairs.start.data(), o.F, grain(2 * o.D),
+            [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> decode_grads(const Tensor& values, const Tensor& indices, const Tensor& weight,

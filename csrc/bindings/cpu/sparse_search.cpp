@@ -1,8 +1,9 @@
 // torch.ops.finescope.sparse_cosine_topk on the CPU.
-#include <cmath>
 #include <optional>
 #include <tuple>
 
+#include "bindings/cpu/parallel.h"
+#include "bindings/cpu/search.h"
 #include "bindings/sparse_operands.h"
 #include "cpu/sparse_search/search.h"
 
@@ -10,8 +11,9 @@ namespace finescope {
 namespace {
 
 // Rows whose pointers rise. Latents are checked by whoever reads them first.
-struct Rows3 : CsrOperand {
-  Rows3(const Tensor& p, const Tensor& i, const Tensor& v, int64_t latents, const char* name, const char* op)
+struct CheckedRows : CsrOperand {
+  CheckedRows(const Tensor& p, const Tensor& i, const Tensor& v, int64_t latents, const char* name,
+              const char* op)
       : CsrOperand(p, i, v, latents, op, name) {
     const int64_t N = csr.rows, nnz = i.size(0);
     const int64_t* start = csr.indptr;
@@ -41,107 +43,35 @@ struct Rows3 : CsrOperand {
       if (latent(i) < 0 || latent(i) >= csr.latents) refuse(latent(i), row, name);
     }
   }
-};
 
-template <class T>
-void store(const std::vector<SparseCandidate>& found, double min_score, int64_t k, int64_t id_offset,
-           T* scores, int64_t* ids) {
-  int64_t kept = 0;
-  for (const SparseCandidate& c : found) {
-    const T score = static_cast<T>(c.low);
-    if (!(static_cast<double>(score) >= min_score)) break;  // scores fall from here on
-    scores[kept] = score;
-    ids[kept++] = c.row + id_offset;
+  void check_latents(const char* name) const {
+    for (int64_t row = 0; row < csr.rows; ++row) check_row(row, name);
   }
-  std::fill(scores + kept, scores + k, -std::numeric_limits<T>::infinity());
-  std::fill(ids + kept, ids + k, int64_t{-1});
-}
-
-struct Options {
-  int64_t k;
-  const std::string& metric;
-  const std::optional<double>& min_score;
-  const std::optional<Tensor>&exclude, &mask;
-  int64_t id_offset;
 };
 
-int64_t threads() {
-  return std::max<int64_t>(1, static_cast<int64_t>(torch::stable::get_num_threads()));
-}
-
-std::tuple<Tensor, Tensor> run(const Rows3& queries, const Rows3& corpus, const Options& o,
+std::tuple<Tensor, Tensor> run(const CheckedRows& queries, const CheckedRows& corpus, const SearchOptions& o,
                                const PackedSparse* packed_rows, const char* op) {
-  check_metric(o.metric, op);
-  const bool cosine = o.metric == "cosine";
-  const int64_t k = o.k, Q = queries.csr.rows, N = corpus.csr.rows;
-  check(k >= 0, op, ": k must be at least 0, got ", k);
-  check_filters(o.exclude, o.mask, Q, N, op);
-  for (int64_t q = 0; q < Q; ++q) queries.check_row(q, "q");
-  std::optional<Tensor> excluded, masked;
-  if (o.exclude.has_value()) {
-    excluded = torch::stable::new_empty(*o.exclude, {Q, o.exclude->size(1)});
-    const Tensor given = packed(*o.exclude);
-    int64_t* rows = static_cast<int64_t*>(excluded->mutable_data_ptr());
-    for (int64_t i = 0; i < given.numel(); ++i) {
-      const int64_t id = data<int64_t>(given)[i];
-      rows[i] = id < 0 ? -1 : id - o.id_offset;
-    }
-  }
-  if (o.mask.has_value()) masked = packed(*o.mask);
+  const bool cosine = search_metric(o.metric, op) == Metric::cosine;
+  const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
+  check(o.k >= 0, op, ": k must be at least 0, got ", o.k);
+  const Filters filters(o, Q, N, op);
+  queries.check_latents("q");
   const bool f64 = queries.csr.dtype == DType::f64 || corpus.csr.dtype == DType::f64;
-  Tensor scores = empty_like_options(queries.values, {Q, k}, f64 ? ScalarType::Double : ScalarType::Float);
-  Tensor ids = empty_like_options(queries.values, {Q, k}, ScalarType::Long);
-  const double floor = o.min_score.value_or(-std::numeric_limits<double>::infinity());
+  const Found found(queries.values, Q, o.k, f64);
   const SparseSearchArgs args{queries.csr,
                               corpus.csr,
-                              k,
+                              o.k,
                               cosine,
-                              floor,
-                              excluded ? data<int64_t>(*excluded) : nullptr,
-                              excluded ? excluded->size(1) : 0,
-                              masked ? data<bool>(*masked) : nullptr,
+                              floor_of(o.min_score),
+                              filters.exclude(),
+                              filters.E(),
+                              filters.mask(),
+                              o.id_offset,
                               packed_rows != nullptr};
-  const KeepSubnormals keep;
-  SparseSearch state(args, packed_rows);
-  const int64_t parts = std::clamp<int64_t>(state.windows(), 1, threads());
-  for (int64_t panel = 0; panel < state.panels() && k > 0; ++panel) {
-    state.begin(panel, parts);
-    std::atomic<int64_t> bad{-1};
-    const auto guarded = [&](const auto& body) {
-      try {
-        body();
-      } catch (const SparseRowError& error) {
-        bad = error.row;
-      }
-    };
-    parallel(parts, 1, [&](int64_t begin, int64_t end) {
-      guarded([&] {
-        for (int64_t part = begin; part < end; ++part) {
-          const int64_t row = state.scan(part);
-          if (row >= 0) bad = row;
-        }
-      });
-    });
-    if (bad < 0) {
-      parallel(state.count(panel), 1, [&](int64_t begin, int64_t end) {
-        guarded([&] {
-          ExactSparse exact(args);
-          for (int64_t q = begin; q < end; ++q) {
-            const std::vector<SparseCandidate> found = state.finish(q, exact);
-            const int64_t at = (state.first(panel) + q) * k;
-            int64_t* id = static_cast<int64_t*>(ids.mutable_data_ptr()) + at;
-            if (f64) {
-              store(found, floor, k, o.id_offset, static_cast<double*>(scores.mutable_data_ptr()) + at, id);
-            } else {
-              store(found, floor, k, o.id_offset, static_cast<float*>(scores.mutable_data_ptr()) + at, id);
-            }
-          }
-        });
-      });
-    }
-    if (bad >= 0) corpus.check_row(bad, "c");
-  }
-  return {scores, ids};
+  const int64_t bad = sparse_search(args, packed_rows, torch_workers(), found.output());
+  if (bad >= 0) corpus.check_row(bad, "c");
+  found.drop_below(o.min_score);
+  return {found.scores, found.ids};
 }
 
 std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indices, const Tensor& q_values,
@@ -151,10 +81,10 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
                                   const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
                                   int64_t id_offset) {
   const char* op = "sparse_cosine_topk";
-  check_screen(screen, op);
+  screen_choice(screen, op);
   check_latents(num_latents, op);
-  const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
-  const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
+  const CheckedRows queries(q_indptr, q_indices, q_values, num_latents, "q", op);
+  const CheckedRows corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   return run(queries, corpus, {k, metric, min_score, exclude, mask, id_offset}, nullptr, op);
 }
 
@@ -162,35 +92,13 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
 Tensor pack_sparse(const Tensor& indptr, const Tensor& indices, const Tensor& values, int64_t num_latents) {
   const char* op = "pack_sparse_rows";
   check_latents(num_latents, op);
-  const Rows3 rows(indptr, indices, values, num_latents, "c", op);
-  const std::vector<int64_t> edges = sparse_windows(rows.csr);
-  const int64_t n = static_cast<int64_t>(edges.size()) - 1;
-  std::vector<int64_t> words(n);
-  std::atomic<int64_t> bad{-1};
-  // Each thread its own turner: run(w, turner) for all windows.
-  const auto each = [&](const auto& body) {
-    std::atomic<int64_t> next{0};
-    parallel(std::clamp<int64_t>(n, 1, threads()), 1, [&](int64_t, int64_t) {
-      SparseTurner turner(rows.csr);
-      for (int64_t w = next++; w < n && bad < 0; w = next++) {
-        const int64_t row = turner.count(edges[w], edges[w + 1], nullptr);
-        if (row >= 0) {
-          bad = row;
-        } else {
-          body(w, turner);
-        }
-      }
-    });
-    if (bad >= 0) rows.check_row(bad, "c");
-  };
-  each([&](int64_t w, SparseTurner& turner) { words[w] = turner.words(); });
-  PackedSparse packed_rows;
-  Tensor memory =
-      empty_like_options(indptr, {packed_rows.plan(rows.csr, edges, words, nullptr)}, ScalarType::Byte);
-  if (memory.numel() == 0) return memory;
-  char* bytes = static_cast<char*>(memory.mutable_data_ptr());
-  packed_rows.plan(rows.csr, edges, words, bytes);
-  each([&](int64_t w, SparseTurner& turner) { packed_rows.write(w, turner.window(), words[w], bytes); });
+  const CheckedRows rows(indptr, indices, values, num_latents, "c", op);
+  const Workers workers = torch_workers();
+  const KeepSubnormals keep;
+  const SparsePacker packer(rows.csr, workers);
+  if (packer.bad() >= 0) rows.check_row(packer.bad(), "c");
+  Tensor memory = empty_like_options(indptr, {packer.bytes()}, ScalarType::Byte);
+  if (memory.numel() > 0) packer.write(static_cast<char*>(memory.mutable_data_ptr()));
   return memory;
 }
 
@@ -203,8 +111,8 @@ std::tuple<Tensor, Tensor> search_packed(const Tensor& q_indptr, const Tensor& q
                                          const std::optional<Tensor>& mask, int64_t id_offset) {
   const char* op = "sparse_cosine_topk_packed";
   check_latents(num_latents, op);
-  const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
-  const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
+  const CheckedRows queries(q_indptr, q_indices, q_values, num_latents, "q", op);
+  const CheckedRows corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   check(memory.scalar_type() == ScalarType::Byte && memory.dim() == 1 && memory.is_contiguous(), op,
         ": packed must be a contiguous uint8 tensor with one dimension");
   PackedSparse packed_rows;
@@ -222,8 +130,8 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
                    int64_t num_latents, const Tensor& ids, const std::string& metric) {
   const char* op = "sparse_pair_scores";
   check_latents(num_latents, op);
-  const Rows3 queries(q_indptr, q_indices, q_values, num_latents, "q", op);
-  const Rows3 corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
+  const CheckedRows queries(q_indptr, q_indices, q_values, num_latents, "q", op);
+  const CheckedRows corpus(c_indptr, c_indices, c_values, num_latents, "c", op);
   const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
   check(ids.dim() == 2 && ids.size(0) == Q && ids.scalar_type() == ScalarType::Long,
         "ids must be int64 [Q, k] with Q=", Q, ", got ", shape_text(ids));
@@ -236,28 +144,12 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
           words("ids holds ", id[i], " at [", i / k, ", ", i % k, "], which is outside -1..", N - 1));
     }
   }
-  for (int64_t q = 0; q < Q; ++q) queries.check_row(q, "q");
+  queries.check_latents("q");
   Tensor scores = empty_like_options(q_values, {Q, k}, ScalarType::Double);
-  double* out = static_cast<double*>(scores.mutable_data_ptr());
-  check_metric(metric, op);
-  const SparseSearchArgs args{queries.csr, corpus.csr, k, metric == "cosine", 0.0, nullptr, 0, nullptr, true};
-  std::atomic<int64_t> bad{-1};
-  parallel(Q, 1, [&](int64_t begin, int64_t end) {
-    try {
-      ExactSparse exact(args);
-      for (int64_t q = begin; q < end; ++q) {
-        const double norm = sparse_norm(queries.csr, q);
-        exact.load(q, norm);
-        for (int64_t i = q * k; i < (q + 1) * k; ++i) {
-          bool finite = false;
-          const double score = id[i] < 0 ? 0.0 : exact.score(id[i], &finite);
-          out[i] = finite && std::isfinite(norm) ? score : -std::numeric_limits<double>::infinity();
-        }
-      }
-    } catch (const SparseRowError& error) {
-      bad = error.row;
-    }
-  });
+  const bool cosine = search_metric(metric, op) == Metric::cosine;
+  const SparseSearchArgs args{queries.csr, corpus.csr, k, cosine, 0.0, nullptr, 0, nullptr, 0, true};
+  const int64_t bad =
+      sparse_pair_scores(args, id, torch_workers(), static_cast<double*>(scores.mutable_data_ptr()));
   if (bad >= 0) corpus.check_row(bad, "c");
   return scores;
 }

@@ -1,41 +1,67 @@
 // torch.ops.finescope on the CPU: topk_encode and cosine_topk.
 #include "cpu/topk/topk.h"
 
-#include <cmath>
-#include <limits>
 #include <optional>
 #include <tuple>
 
-#include "bindings/cpu/topk.h"
-#include "bindings/tensors.h"
+#include "bindings/cpu/parallel.h"
+#include "bindings/cpu/search.h"
+#include "bindings/topk_operands.h"
 #include "cpu/topk/centre.h"
 
 namespace finescope {
-
-Workers torch_workers() {
-  const auto run = [](int threads, void (*body)(void*, int), void* context) {
-    parallel(threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
-    });
-  };
-  return {std::max(1, static_cast<int>(torch::stable::get_num_threads())), run};
-}
-
-ScreenChoice screen_choice(const std::string& name, const char* op) {
-  if (name == "auto") return ScreenChoice::automatic;
-  if (name == "none") return ScreenChoice::none;
-  if (name == "float32") return ScreenChoice::f32;
-  if (name == "bf16") return ScreenChoice::bf16;
-  if (name == "int8") return ScreenChoice::int8;
-  fail(op, ": screen must be one of 'auto', 'int8', 'bf16', 'float32', 'none', got '", name, "'");
-}
-
 namespace {
+
+std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& bias, int64_t k, ScreenChoice choice,
+                                      const Packed* packed) {
+  const char* op = "topk_encode";
+  const EncodeOperands o(x, weight, bias, op);
+  check_encode_k(k, o.F, op);
+  const Found found(x, o.B, k, o.f64);
+  TopkProblem problem{};
+  problem.x = o.x.matrix, problem.w = o.weight.matrix;
+  problem.B = o.B, problem.N = o.F, problem.d = o.D, problem.k = k;
+  problem.metric = Metric::encode;
+  problem.bias = o.bias ? data<double>(*o.bias) : nullptr;
+  topk(problem, packed, choice, torch_workers(), found.output());
+  return {found.scores, found.ids};
+}
+
+std::tuple<Tensor, Tensor> run_search(const Tensor& queries, const Tensor& corpus,
+                                      const SearchOptions& options, ScreenChoice choice,
+                                      const Packed* packed) {
+  const char* op = "cosine_topk";
+  const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
+  const int64_t Q = queries.size(0), N = corpus.size(0), D = corpus.size(1);
+  check(queries.size(1) == D, op, ": corpus ", shape_text(corpus), " must have shape [N, ", queries.size(1),
+        "]");
+  check(options.k >= 0, op, ": k must be at least 0, got ", options.k);
+  const Metric metric = search_metric(options.metric, op);
+  const Filters filters(options, Q, N, op);
+  const Found found(queries, Q, options.k, q.matrix.dtype == DType::f64 || c.matrix.dtype == DType::f64);
+  const TopkProblem problem{q.matrix,
+                            c.matrix,
+                            Q,
+                            N,
+                            D,
+                            options.k,
+                            metric,
+                            nullptr,
+                            floor_of(options.min_score),
+                            filters.exclude(),
+                            filters.E(),
+                            filters.mask(),
+                            options.id_offset};
+  topk(problem, packed, choice, torch_workers(), found.output());
+  found.drop_below(options.min_score);
+  return {found.scores, found.ids};
+}
 
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight,
                                        const std::optional<Tensor>& bias, int64_t k,
                                        const std::string& screen) {
-  return run_encode(x, weight, bias, k, screen_choice(screen, "topk_encode"), nullptr, nullptr);
+  return run_encode(x, weight, bias, k, screen_choice(screen, "topk_encode"), nullptr);
 }
 
 std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corpus, int64_t k,
@@ -43,15 +69,14 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
                                        const std::optional<double>& min_score,
                                        const std::optional<Tensor>& exclude,
                                        const std::optional<Tensor>& mask, int64_t id_offset) {
-  const SearchOptions options{metric, min_score, exclude, mask, id_offset};
-  return run_search(queries, corpus, k, options, screen_choice(screen, "cosine_topk"), nullptr, nullptr);
+  const SearchOptions options{k, metric, min_score, exclude, mask, id_offset};
+  return run_search(queries, corpus, options, screen_choice(screen, "cosine_topk"), nullptr);
 }
 
-Metric metric_of(const std::string& name, const char* op) {
-  if (name == "encode") return Metric::encode;
-  if (name == "ip") return Metric::ip;
-  if (name == "cosine") return Metric::cosine;
-  fail(op, ": metric must be one of 'cosine', 'ip', 'encode', got '", name, "'");
+Metric packed_metric(const std::string& name, const char* op) {
+  check(name == "cosine" || name == "ip" || name == "encode", op,
+        ": metric must be one of 'cosine', 'ip', 'encode', got '", name, "'");
+  return name == "encode" ? Metric::encode : search_metric(name, op);
 }
 
 // Nothing (an empty tensor) where packing is of no use: for float64, and for sizes no screen takes.
@@ -60,7 +85,7 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   const Rows rows(matrix, op, "matrix");
   const ScreenChoice choice = screen_choice(screen, op);
   const int64_t n = matrix.size(0), d = matrix.size(1);
-  const Metric kind = metric_of(metric, op);
+  const Metric kind = packed_metric(metric, op);
   const KeepSubnormals keep;
   PackRequest request{rows.matrix, n, d, kind, ScreenKind::f32};
   const bool possible = choice != ScreenChoice::none && can_pack(request);
@@ -98,7 +123,7 @@ std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& wei
                                               const std::optional<Tensor>& bias, const Tensor& packed,
                                               int64_t k) {
   const Opened opened(packed, weight, Metric::encode, "topk_encode_packed");
-  return run_encode(x, weight, bias, k, ScreenChoice::automatic, opened.get, nullptr);
+  return run_encode(x, weight, bias, k, ScreenChoice::automatic, opened.get);
 }
 
 std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tensor& corpus,
@@ -106,118 +131,12 @@ std::tuple<Tensor, Tensor> cosine_topk_packed(const Tensor& queries, const Tenso
                                               const std::optional<double>& min_score,
                                               const std::optional<Tensor>& exclude,
                                               const std::optional<Tensor>& mask, int64_t id_offset) {
-  const Opened opened(packed, corpus, metric_of(metric, "cosine_topk_packed"), "cosine_topk_packed");
-  const SearchOptions options{metric, min_score, exclude, mask, id_offset};
-  return run_search(queries, corpus, k, options, ScreenChoice::automatic, opened.get, nullptr);
+  const Opened opened(packed, corpus, search_metric(metric, "cosine_topk_packed"), "cosine_topk_packed");
+  const SearchOptions options{k, metric, min_score, exclude, mask, id_offset};
+  return run_search(queries, corpus, options, ScreenChoice::automatic, opened.get);
 }
 
 }  // namespace
-
-std::tuple<Tensor, Tensor> run_encode(const Tensor& x, const Tensor& weight,
-                                      const std::optional<Tensor>& bias, int64_t k, ScreenChoice choice,
-                                      const Packed* packed, TopkStats* stats) {
-  const char* op = "topk_encode";
-  const Rows rows(x, op, "x"), w(weight, op, "weight");
-  const int64_t B = x.size(0), F = weight.size(0), D = weight.size(1);
-  check(x.size(1) == D, op, ": weight ", shape_text(weight), " must have shape [F, ", x.size(1), "]");
-  check(k >= 0, op, ": k must be at least 0, got ", k);
-  check(k <= F, op, ": k must be at most F=", F, ", got ", k);
-  bool f64 = rows.matrix.dtype == DType::f64 || w.matrix.dtype == DType::f64;
-  std::optional<Tensor> added;
-  if (bias.has_value()) {
-    check(bias->dim() == 1 && bias->size(0) == F, op, ": bias ", shape_text(*bias), " must have shape [", F,
-          "]");
-    f64 = f64 || float_dtype(*bias, op, "bias") == DType::f64;
-    added = as(*bias, ScalarType::Double);
-  }
-  Tensor values = empty_like_options(x, {B, k}, f64 ? ScalarType::Double : ScalarType::Float);
-  Tensor indices = empty_like_options(x, {B, k}, ScalarType::Long);
-  const TopkProblem problem{
-      rows.matrix, w.matrix, B, F,       D, k, Metric::encode, added ? data<double>(*added) : nullptr,
-      0.0,         nullptr,  0, nullptr, 0};
-  topk(problem, packed, choice, torch_workers(),
-       {values.mutable_data_ptr(), f64, static_cast<int64_t*>(indices.mutable_data_ptr())}, stats);
-  return {values, indices};
-}
-
-namespace {
-
-// Blanks the scores that are below the minimum once they are rounded; they are the last of their row.
-template <class T>
-void drop_below(T* score, int64_t* id, int64_t n, double minimum) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (!(static_cast<double>(score[i]) >= minimum))
-      score[i] = -std::numeric_limits<T>::infinity(), id[i] = -1;
-  }
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> run_search(const Tensor& queries, const Tensor& corpus, int64_t k,
-                                      const SearchOptions& options, ScreenChoice choice, const Packed* packed,
-                                      TopkStats* stats) {
-  const char* op = "cosine_topk";
-  const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
-  const int64_t Q = queries.size(0), N = corpus.size(0), D = corpus.size(1);
-  check(queries.size(1) == D, op, ": corpus ", shape_text(corpus), " must have shape [N, ", queries.size(1),
-        "]");
-  check(k >= 0, op, ": k must be at least 0, got ", k);
-  check(options.metric == "cosine" || options.metric == "ip", op,
-        ": metric must be one of 'cosine', 'ip', got '", options.metric, "'");
-  std::optional<Tensor> excluded, allowed;
-  std::vector<int64_t> exclude;
-  int64_t E = 0;
-  if (options.exclude.has_value()) {
-    const Tensor& t = *options.exclude;
-    check(t.dim() == 2 && t.size(0) == Q, op, ": exclude ", shape_text(t), " must have shape [", Q, ", E]");
-    check(t.scalar_type() == ScalarType::Long, op, ": exclude must be int64, not ",
-          dtype_name(t.scalar_type()));
-    excluded = contiguous(t);
-    E = t.size(1);
-    const int64_t* ids = data<int64_t>(*excluded);
-    exclude.resize(static_cast<size_t>(Q * E));
-    for (int64_t i = 0; i < Q * E; ++i) exclude[i] = ids[i] >= 0 ? ids[i] - options.id_offset : -1;
-  }
-  if (options.mask.has_value()) {
-    const Tensor& t = *options.mask;
-    check(t.dim() == 1 && t.size(0) == N, op, ": mask ", shape_text(t), " must have shape [", N, "]");
-    check(t.scalar_type() == ScalarType::Bool, op, ": mask must be bool, not ", dtype_name(t.scalar_type()));
-    allowed = contiguous(t);
-  }
-  const bool f64 = q.matrix.dtype == DType::f64 || c.matrix.dtype == DType::f64;
-  double floor = -std::numeric_limits<double>::infinity();
-  if (options.min_score.has_value()) {
-    // Scores are compared after rounding: what lies this little below may be rounded up to the minimum.
-    const double minimum = *options.min_score;
-    floor = minimum - std::fabs(minimum) * 0x1p-22 - 0x1p-140;
-    if (!(floor >= -std::numeric_limits<double>::max())) floor = -std::numeric_limits<double>::infinity();
-  }
-  Tensor scores = empty_like_options(queries, {Q, k}, f64 ? ScalarType::Double : ScalarType::Float);
-  Tensor ids = empty_like_options(queries, {Q, k}, ScalarType::Long);
-  int64_t* id = static_cast<int64_t*>(ids.mutable_data_ptr());
-  const TopkProblem problem{q.matrix,
-                            c.matrix,
-                            Q,
-                            N,
-                            D,
-                            k,
-                            options.metric == "ip" ? Metric::ip : Metric::cosine,
-                            nullptr,
-                            floor,
-                            E ? exclude.data() : nullptr,
-                            E,
-                            allowed ? static_cast<const uint8_t*>(allowed->const_data_ptr()) : nullptr,
-                            options.id_offset};
-  topk(problem, packed, choice, torch_workers(), {scores.mutable_data_ptr(), f64, id}, stats);
-  if (options.min_score.has_value()) {
-    if (f64) {
-      drop_below(static_cast<double*>(scores.mutable_data_ptr()), id, Q * k, *options.min_score);
-    } else {
-      drop_below(static_cast<float*>(scores.mutable_data_ptr()), id, Q * k, *options.min_score);
-    }
-  }
-  return {scores, ids};
-}
 
 STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
 {

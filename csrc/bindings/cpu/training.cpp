@@ -101,7 +101,7 @@ void run_weight_grads(const Tensor& first, const Tensor& second, const int64_t* 
   args.x = x_strips.get();
   args.grad = grad_strips.get();
   const auto kernel = training_kernels().weight_grads;
-  over_latents(args.start, F, grain(2 * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  over_runs(args.start, F, grain(2 * D), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> weight_grads(const Tensor& grad_values, const Tensor& values,

@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
                                   int64_t id_offset) {
   const char* op = "sparse_cosine_topk";
   const OnDevice device(q_values);
-  check_metric(metric, op);
-  check_screen(screen, op);
+  const bool cosine = search_metric(metric, op) == Metric::cosine;
+  screen_choice(screen, op);
   check(k >= 0, op, ": k must be at least 0, got ", k);
   check_latents(num_latents, op);
   const CsrOperand queries(q_indptr, q_indices, q_values, num_latents, op, "q");
@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
   check_device(q_indptr, c_indptr, op, "corpus");
   const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
   check_filters(exclude, mask, Q, N, op);
-  SparseJob job = job_of(queries, corpus, metric == "cosine");
+  SparseJob job = job_of(queries, corpus, cosine);
   job.min_score = min_score.value_or(job.min_score);
   job.floor = floor_of(min_score);
   job.id_offset = id_offset;
@@ -128,7 +128,7 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
                    int64_t num_latents, const Tensor& ids, const std::string& metric) {
   const char* op = "sparse_pair_scores";
   const OnDevice device(q_values);
-  check_metric(metric, op);
+  const bool cosine = search_metric(metric, op) == Metric::cosine;
   check_latents(num_latents, op);
   const CsrOperand queries(q_indptr, q_indices, q_values, num_latents, op, "q");
   const CsrOperand corpus(c_indptr, c_indices, c_values, num_latents, op, "c");
@@ -140,7 +140,7 @@ Tensor pair_scores(const Tensor& q_indptr, const Tensor& q_indices, const Tensor
   const Tensor chosen = packed(ids);
   Tensor out = empty_like_options(q_values, {Q, ids.size(1)}, ScalarType::Double);
   if (out.numel() == 0) return out;
-  const SparseJob job = job_of(queries, corpus, metric == "cosine");
+  const SparseJob job = job_of(queries, corpus, cosine);
   Workspace workspace(q_values, job, 0);
   for (int64_t first = 0; first < Q; first += kPanel) {
     workspace.begin(job, first, std::min<int64_t>(kPanel, Q - first), device.stream());

@@ -9,6 +9,7 @@
 
 #include "bindings/cuda/aten.h"
 #include "bindings/search.h"
+#include "bindings/topk_operands.h"
 
 namespace finescope::cuda {
 namespace {
@@ -39,10 +40,16 @@ constexpr int64_t kUnits = 4096;
 enum class Screen { none, half, i8, f32 };
 
 Screen screen_of(const std::string& name, const char* op) {
-  check_screen(name, op);
-  if (name == "none") return Screen::none;
-  if (name == "int8") return Screen::i8;
-  return name == "float32" ? Screen::f32 : Screen::half;
+  switch (screen_choice(name, op)) {
+    case ScreenChoice::none:
+      return Screen::none;
+    case ScreenChoice::int8:
+      return Screen::i8;
+    case ScreenChoice::f32:
+      return Screen::f32;
+    default:
+      return Screen::half;
+  }
 }
 
 // Rounding of a sum of D products, relative to the sum of their magnitudes. Tensor cores add in float32, but
@@ -267,34 +274,24 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight,
                                        const std::string& screen) {
   const char* op = "topk_encode";
   const OnDevice device(x);
-  const Rows rows(x, op, "x"), w(weight, op, "weight");
+  const EncodeOperands o(x, weight, bias, op);
+  check_encode_k(k, o.F, op);
   check_rows(x, weight, k, op, "weight");
-  const int64_t F = weight.size(0);
-  check(k <= F, op, ": k must be at most F=", F, ", got ", k);
-  bool f64 = rows.matrix.dtype == DType::f64 || w.matrix.dtype == DType::f64;
-  std::optional<Tensor> added;
-  if (bias.has_value()) {
-    check_device(x, *bias, op, "bias");
-    check(bias->dim() == 1 && bias->size(0) == F, op, ": bias ", shape_text(*bias), " must have shape [", F,
-          "]");
-    f64 = f64 || float_dtype(*bias, op, "bias") == DType::f64;
-    added = as(*bias, ScalarType::Double);
-  }
-  const Problem problem{rows,
-                        w,
-                        x.size(0),
-                        F,
-                        x.size(1),
+  const Problem problem{o.x,
+                        o.weight,
+                        o.B,
+                        o.F,
+                        o.D,
                         k,
                         Metric::encode,
-                        added,
+                        o.bias,
                         std::nullopt,
                         std::nullopt,
                         0.0,
                         -std::numeric_limits<double>::infinity(),
                         0,
                         screen_of(screen, op),
-                        f64};
+                        o.f64};
   return Search(problem, device).run();
 }
 
@@ -307,7 +304,7 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
   const OnDevice device(queries);
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
   check_rows(queries, corpus, k, op, "corpus");
-  check_metric(metric, op);
+  const Metric scored = search_metric(metric, op);
   check_filters(exclude, mask, queries.size(0), corpus.size(0), op);
   if (exclude.has_value()) check_device(queries, *exclude, op, "exclude");
   if (mask.has_value()) check_device(queries, *mask, op, "mask");
@@ -317,7 +314,7 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
                         corpus.size(0),
                         queries.size(1),
                         k,
-                        metric == "ip" ? Metric::ip : Metric::cosine,
+                        scored,
                         std::nullopt,
                         exclude ? std::optional<Tensor>(finescope::packed(*exclude)) : std::nullopt,
                         mask ? std::optional<Tensor>(finescope::packed(*mask)) : std::nullopt,
@@ -335,15 +332,14 @@ Tensor pair_scores(const Tensor& queries, const Tensor& corpus, const Tensor& id
   const OnDevice device(queries);
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
   check_rows(queries, corpus, 0, op, "corpus");
-  check_metric(metric, op);
+  const Metric scored = search_metric(metric, op);
   check_device(queries, ids, op, "ids");
   check(ids.dim() == 2 && ids.size(0) == queries.size(0) && ids.scalar_type() == ScalarType::Long, op,
         ": ids ", shape_text(ids), " must be int64 of shape [", queries.size(0), ", k]");
   const Tensor chosen = finescope::packed(ids);
   Tensor out = empty_like_options(queries, {ids.size(0), ids.size(1)}, ScalarType::Double);
   launch_pair_scores(q.matrix, c.matrix, data<int64_t>(chosen), ids.size(0), ids.size(1), corpus.size(0),
-                     queries.size(1), metric == "ip" ? Metric::ip : Metric::cosine,
-                     static_cast<double*>(out.mutable_data_ptr()), device.stream());
+                     queries.size(1), scored, static_cast<double*>(out.mutable_data_ptr()), device.stream());
   return out;
 }
 

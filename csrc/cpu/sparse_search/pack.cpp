@@ -1,8 +1,9 @@
 // Corpus rows turned over: windows of inverted lists, made for one search or kept for many.
-#include <algorithm>
-#include <cstring>
+#include "cpu/sparse_search/pack.h"
 
-#include "cpu/sparse_search/search.h"
+#include <algorithm>
+#include <atomic>
+#include <cstring>
 
 namespace finescope {
 namespace {
@@ -35,6 +36,21 @@ struct Places {
 int64_t full_words(int64_t rows) {
   return (rows + 15) / 16 * 8;
 }
+
+// A turner for each worker that has something to do.
+class Turners {
+ public:
+  Turners(const Csr& corpus, const Workers& workers)
+      : corpus_(corpus), turner_(static_cast<size_t>(workers.threads)) {}
+  SparseTurner& of(int worker) {
+    if (!turner_[worker]) turner_[worker] = std::make_unique<SparseTurner>(corpus_);
+    return *turner_[worker];
+  }
+
+ private:
+  const Csr& corpus_;
+  std::vector<std::unique_ptr<SparseTurner>> turner_;
+};
 
 template <class I>
 bool repeats(const I* latents, int64_t n) {
@@ -208,6 +224,31 @@ SparseWindow PackedSparse::window(int64_t w) const {
   return {reinterpret_cast<const uint32_t*>(place), reinterpret_cast<const uint16_t*>(place + inside.count),
           reinterpret_cast<const uint32_t*>(place + inside.words),
           reinterpret_cast<const float*>(place + inside.norm), rows};
+}
+
+SparsePacker::SparsePacker(const Csr& corpus, const Workers& workers)
+    : corpus_(corpus), workers_(workers), edges_(sparse_windows(corpus)), words_(edges_.size() - 1) {
+  std::atomic<int64_t> bad{-1};
+  Turners turners(corpus_, workers_);
+  for_each(workers_, static_cast<int64_t>(words_.size()), [&](int64_t w, int worker) {
+    SparseTurner& turner = turners.of(worker);
+    const int64_t row = turner.count(edges_[w], edges_[w + 1], nullptr);
+    if (row >= 0) bad = row;
+    words_[w] = turner.words();
+  });
+  bad_ = bad;
+  if (bad_ < 0) bytes_ = PackedSparse().plan(corpus_, edges_, words_, nullptr);
+}
+
+void SparsePacker::write(char* memory) const {
+  PackedSparse packed;
+  packed.plan(corpus_, edges_, words_, memory);
+  Turners turners(corpus_, workers_);
+  for_each(workers_, static_cast<int64_t>(words_.size()), [&](int64_t w, int worker) {
+    SparseTurner& turner = turners.of(worker);
+    turner.count(edges_[w], edges_[w + 1], nullptr);
+    packed.write(w, turner.window(), words_[w], memory);
+  });
 }
 
 }  // namespace finescope

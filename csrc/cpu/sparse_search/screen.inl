@@ -1,7 +1,7 @@
-// The screen of sparse_cosine_topk; included once by each sparse_search_<isa>.cpp. Nothing here decides a
+// The screen of sparse_cosine_topk; included once by each <isa>.cpp. Nothing here decides a
 // result: what it computes only has to stay inside the bounds that driver.cpp derives, so the sums of
 // squares may be fused.
-#include "cpu/sparse_search/search.h"
+#include "cpu/sparse_search/kernels.h"
 #include "cpu/vec.h"
 
 namespace finescope {

@@ -37,19 +37,18 @@ void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, const Buc
 
 // Rows of x without NaN and infinity. False if (encode only) w is not finite.
 bool direct_or_scan(const TopkProblem& p, const std::vector<int64_t>& rows, const Workers& workers,
-                    const TopkOutput& out, TopkStats* stats) {
+                    const TopkOutput& out) {
   std::vector<int64_t> again;
   direct(p, rows.data(), static_cast<int64_t>(rows.size()), workers, out, &again);
   if (again.empty()) return true;
   std::sort(again.begin(), again.end());
-  if (stats) stats->scanned += static_cast<int64_t>(again.size());
   return scan(p, again.data(), static_cast<int64_t>(again.size()), workers, out);
 }
 
 class Search {
  public:
-  Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out, TopkStats* stats)
-      : plan_(plan), p_(plan.problem), workers_(workers), out_(out), stats_(stats), buckets_(p_.N) {}
+  Search(const ScreenPlan& plan, const Workers& workers, const TopkOutput& out)
+      : plan_(plan), p_(plan.problem), workers_(workers), out_(out), buckets_(p_.N) {}
 
   void run() {
     for (int64_t first = 0; first < p_.B;) {
@@ -57,7 +56,7 @@ class Search {
       const int64_t rest = p_.B - first, superblocks = (rest + kSuperblockRows - 1) / kSuperblockRows;
       first += superblock(first, (rest + superblocks - 1) / superblocks);
     }
-    direct_or_scan(p_, again_, workers_, out_, stats_);
+    direct_or_scan(p_, again_, workers_, out_);
   }
 
  private:
@@ -74,7 +73,6 @@ class Search {
     // Waking other threads takes longer than what is left to do for a few rows.
     const Workers& hands = n > kFewRows ? workers_ : alone_;
     rescore(plan_, hands, &s_);
-    if (stats_) stats_->candidates += s_.exact.size();
     select(p_, hands, out_, &s_, &again_);
     return n;
   }
@@ -188,7 +186,6 @@ class Search {
   const Workers& workers_;
   const Workers alone_{1, workers_.run};
   const TopkOutput& out_;
-  TopkStats* stats_;
   const Buckets buckets_;
   Superblock s_;
   PackedRows shared_rows_;
@@ -222,14 +219,13 @@ std::vector<int64_t> good_rows(const TopkProblem& p, const Workers& workers, con
   return rows;
 }
 
-void direct_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out, TopkStats* stats) {
-  if (direct_or_scan(p, good_rows(p, workers, out), workers, out, stats)) return;
+void direct_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out) {
+  if (direct_or_scan(p, good_rows(p, workers, out), workers, out)) return;
   for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
 }
 
-void scan_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out, TopkStats* stats) {
+void scan_all(const TopkProblem& p, const Workers& workers, const TopkOutput& out) {
   const std::vector<int64_t> rows = good_rows(p, workers, out);
-  if (stats) stats->scanned += static_cast<int64_t>(rows.size());
   if (scan(p, rows.data(), static_cast<int64_t>(rows.size()), workers, out)) return;
   for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
 }
@@ -245,7 +241,7 @@ constexpr int64_t kScanRows = 2;
 }  // namespace
 
 void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const Workers& workers,
-          const TopkOutput& out, TopkStats* stats) {
+          const TopkOutput& out) {
   if (p.B == 0 || p.k == 0) return;
   const KeepSubnormals keep;
   if (p.bias != nullptr) {
@@ -255,22 +251,22 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
       return;
     }
   }
-  if (!worth_screening(p) || choice == ScreenChoice::none) return scan_all(p, workers, out, stats);
+  if (!worth_screening(p) || choice == ScreenChoice::none) return scan_all(p, workers, out);
   Packed own;
   Block memory;
   if (packed == nullptr) {
     const bool few = p.B < topk_kernels().pack_rows;
     if (few && choice == ScreenChoice::automatic) {
-      return p.B < kScanRows ? scan_all(p, workers, out, stats) : direct_all(p, workers, out, stats);
+      return p.B < kScanRows ? scan_all(p, workers, out) : direct_all(p, workers, out);
     }
-    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32})) return direct_all(p, workers, out, stats);
+    if (!can_pack({p.w, p.N, p.d, p.metric, ScreenKind::f32})) return direct_all(p, workers, out);
     const double share = static_cast<double>(p.k + p.E) / static_cast<double>(p.N);
     const std::vector<float> mean = common_mean(p.w, p.N, p.d, p.metric);
     const float* centre = mean.empty() ? nullptr : mean.data();
     const ScreenKind kind =
         best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share, centre}, workers);
     const PackRequest request{p.w, p.N, p.d, p.metric, kind, centre};
-    if (few && kind == ScreenKind::f32) return direct_all(p, workers, out, stats);
+    if (few && kind == ScreenKind::f32) return direct_all(p, workers, out);
     memory = Block(packed_bytes(request));
     own = pack(request, workers, memory.get());
     packed = &own;
@@ -281,11 +277,11 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
   }
   // Packed for another instruction set: pack again.
   if (packed->nr != topk_kernels().nr || !screen_available(packed->kind)) {
-    return topk(p, nullptr, ScreenChoice::automatic, workers, out, stats);
+    return topk(p, nullptr, ScreenChoice::automatic, workers, out);
   }
   const ScreenPlan plan(p, *packed);
-  if (!plan.usable) return direct_all(p, workers, out, stats);
-  Search(plan, workers, out, stats).run();
+  if (!plan.usable) return direct_all(p, workers, out);
+  Search(plan, workers, out).run();
 }
 
 }  // namespace finescope

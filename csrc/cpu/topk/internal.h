@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstring>
 #include <vector>
@@ -24,46 +23,6 @@ inline int64_t element_size(DType dtype) {
 inline const char* row_of(const Matrix& m, int64_t i) {
   return static_cast<const char*>(m.data) + i * m.stride * element_size(m.dtype);
 }
-
-// Tasks 0..n-1, each taken by the next free worker: body(task, worker).
-template <class Body>
-void for_each(const Workers& workers, int64_t n, const Body& body) {
-  if (n <= 0) return;
-  struct Context {
-    const Body& body;
-    std::atomic<int64_t> next{0};
-    int64_t n;
-  } context{body, {0}, n};
-  const auto run = [](void* p, int worker) {
-    Context& c = *static_cast<Context*>(p);
-    for (int64_t task = c.next++; task < c.n; task = c.next++) c.body(task, worker);
-  };
-  if (workers.threads == 1 || n == 1) {
-    run(&context, 0);
-  } else {
-    workers.run(workers.threads < n ? workers.threads : static_cast<int>(n), run, &context);
-  }
-}
-
-// Memory for n elements, not cleared.
-template <class T>
-class Array {
- public:
-  void resize(int64_t n) {
-    size_ = n;
-    if (n <= reserved_) return;
-    memory_ = Block();
-    memory_ = Block(n * static_cast<int64_t>(sizeof(T)));
-    reserved_ = n;
-  }
-  int64_t size() const { return size_; }
-  T* data() { return reinterpret_cast<T*>(memory_.get()); }
-  T& operator[](int64_t i) { return data()[i]; }
-
- private:
-  Block memory_;
-  int64_t size_ = 0, reserved_ = 0;
-};
 
 // The relative error of a float32 sum of products whose elements take part in so many roundings.
 inline double rounding_of_sums(double roundings) {

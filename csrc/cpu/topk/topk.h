@@ -14,41 +14,13 @@
 // is missing. A row for which it does not is screened directly.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <utility>
 
+#include "cpu/memory.h"
 #include "cpu/topk/kernels.h"
+#include "cpu/workers.h"
 
 namespace finescope {
-
-enum class Metric : int32_t { encode, ip, cosine };
-enum class ScreenChoice : int32_t { automatic, none, f32, bf16, int8 };
-
-// Runs body(context, worker) once for each worker in 0..threads-1, possibly at the same time.
-struct Workers {
-  int threads;
-  void (*run)(int threads, void (*body)(void* context, int worker), void* context);
-};
-
-// Memory on whole huge pages where it is large: panels are streamed, and small pages would miss the TLB.
-class Block {
- public:
-  Block() = default;
-  explicit Block(int64_t bytes);
-  Block(Block&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
-  Block& operator=(Block&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-  ~Block();
-  char* get() const { return data_; }
-
- private:
-  char* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 // A matrix w [n, d] packed for one kind of screen: views into one piece of memory that describes itself, so
 // that it can be kept by a tensor, written to a file and mapped from there.
@@ -84,20 +56,6 @@ struct TopkProblem {
   int64_t id_offset;
 };
 
-// [B, k] scores, float64 if f64 else float32, and ids. encode: a row that has fewer positive scores is filled
-// with zeros at the lowest other latents. Search: with -inf and -1.
-struct TopkOutput {
-  void* score;
-  bool f64;
-  int64_t* id;
-};
-
-// Counts of one call, for tests and benchmarks.
-struct TopkStats {
-  int64_t candidates = 0;  // pairs that a screen let through
-  int64_t scanned = 0;     // rows of x whose scores were all computed exactly
-};
-
 bool screen_available(ScreenKind kind);
 // What a choice of screen is made for: pairs of which some are sampled.
 struct PairSample {
@@ -128,9 +86,10 @@ Packed pack(const PackRequest& request, const Workers& workers, char* memory);
 // The packed matrix in `bytes` of memory; false if that holds none, or one of other sizes.
 bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out);
 
-// `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and
-// metric.
+// `packed` may be null; then `choice` decides whether to pack for this call. It must fit problem.w and metric.
+// encode: a row that has fewer positive scores is filled with zeros at the lowest other latents. Search: with
+// -inf and -1.
 void topk(const TopkProblem& problem, const Packed* packed, ScreenChoice choice, const Workers& workers,
-          const TopkOutput& out, TopkStats* stats);
+          const TopkOutput& out);
 
 }  // namespace finescope
