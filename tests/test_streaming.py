@@ -276,7 +276,8 @@ def test_an_iterator_that_is_dropped(lazy: LazyDevice) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "meta"}, "device must be the CPU or a CUDA device, got 'meta'"),
+        ({"device": "meta"}, "device 'meta' can't be used"),
+        ({"device": "the card"}, "device 'the card' can't be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' can't be used"),
         ({"device": "cpu", "memory": 0}, "memory must be a positive number of bytes, got 0"),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.device import usable_device
+from finescope.device import usable_device
 from finescope.search.blocked import BlockedRows, in_place
 
 
@@ -96,7 +97,7 @@ def as_device(device: torch.device | str) -> torch.device:
     Raises:
         ValueError: not the CPU or a CUDA device, or one that can't be used.
     """
-    chosen = torch.device(device)
+    chosen = usable_device(device)
     if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be the CPU or a CUDA device, got {device!r}")
-    return usable_device(chosen)
+        raise ValueError(f"device must be the CPU or a CUDA device, got {str(device)!r}")
+    return chosen
