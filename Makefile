@@ -23,7 +23,7 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint,bench]'
-	$(BIN)/python -m benchmarks.run --readme README.md $(BENCH)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

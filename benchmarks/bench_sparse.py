@@ -27,7 +27,7 @@ def corpus() -> SparseCodes:
     return data.codes(N, NNZ, F)
 
 
-@pytest.mark.parametrize("q", [1, 64, 1024])
+@pytest.mark.parametrize("q", [1, 64, 1024], ids=lambda q: f"Q{q}-N{N}-M{NNZ}-F{F}-k{TOP}")
 def bench_sparse_cosine_topk(benchmark: Any, corpus: SparseCodes, q: int) -> None:
     queries = data.codes(q, NNZ, F, seed=1)
     unit = corpus.to_scipy()

@@ -22,6 +22,7 @@ from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder, losses
 
 B, D, F, K = 2048, 512, 16384, 32
+SIZE = f"B{B}-D{D}-F{F}-K{K}"
 ALPHA = 1 / 32
 DEAD = 400
 
@@ -154,7 +155,7 @@ def check_equal(ours: Ours, peer: Peer, x: Tensor) -> None:
     peer.adam.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["fvu", "multi_topk+auxk"])
+@pytest.mark.parametrize("full", [False, True], ids=[f"{SIZE}-fvu", f"{SIZE}-multi_topk+auxk"])
 def bench_train_step(benchmark: Any, full: bool) -> None:
     x = activations()
     dead = (torch.arange(F) % (F // DEAD) == 0) & (torch.arange(F) < DEAD * (F // DEAD)) if full else None

@@ -1,8 +1,8 @@
 """Run benchmarks and keep their result: ``python -m benchmarks.run [--all] [--add] [-k FILTER]``.
 
-Writes ``benchmarks/results/<date>-<machine>.json`` with the ratios of every benchmark, and, with
-``--readme``, the table between the markers of a document. ``--add`` keeps what the file of today holds
-already, so that the grid can be run in pieces.
+Writes ``benchmarks/results/<date>-<processor>-<instruction set>-<threads>threads.json`` with the ratios of
+every benchmark, and from such files the table of the README and RESULTS.md (see ``benchmarks/table.py``).
+``--add`` keeps what the file of today holds already, so that the grid can be run in pieces.
 """
 
 from __future__ import annotations
@@ -60,13 +60,12 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the whole grid: hours, and 24 GiB of memory")
     parser.add_argument("--add", action="store_true", help="keep the other results of today's file")
     parser.add_argument("-k", metavar="FILTER", help="as for pytest")
-    parser.add_argument("--readme", type=Path, help="a document with markers; see benchmarks/table.py")
     given = parser.parse_args()
     options = (["--all"] if given.all else []) + (["-k", given.k] if given.k else [])
     date = datetime.date.today().isoformat()
     result = compact(pytest(options, root=HERE.parent), date)
     machine = result["machine"]
-    words = re.sub(r"[^a-z0-9]+", "-", machine["processor"].lower()).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", f"{machine['processor']} {machine['isa']}".lower()).strip("-")
     path = harness.RESULTS / f"{date}-{words}-{machine['threads']}threads.json"
     if given.add and path.exists():
         held = json.loads(path.read_text())
@@ -75,9 +74,9 @@ def main() -> None:
         result["ratio"] = {**held["ratio"], **result["ratio"]}
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(path)
-    print(table.table(result))
-    if given.readme:
-        table.write(given.readme, result)
+    for document, text in table.documents().items():
+        document.write_text(text)
+    print(table.document([result]))
 
 
 if __name__ == "__main__":

@@ -1,60 +1,150 @@
-"""The Markdown table of a result, and the place in a document where it goes.
+"""What README.md and benchmarks/RESULTS.md say of speed, made from the files in benchmarks/results/.
 
-    python -m benchmarks.table benchmarks/results/FILE.json            prints the table
-    python -m benchmarks.table benchmarks/results/FILE.json README.md  writes it between the markers
+    python -m benchmarks.table    rewrites both
 
-The markers are the lines ``<!-- bench:begin -->`` and ``<!-- bench:end -->``.
+Of every machine the newest file counts. The README gets a few rows between the lines
+``<!-- bench:begin -->`` and ``<!-- bench:end -->``, RESULTS.md all of them.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+README, RESULTS = HERE.parent / "README.md", HERE / "RESULTS.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
+# What the README shows: the work in words, sizes taken from the benchmark's name, and that name.
+ROWS = [
+    ("search {Q} query in {N} rows of width {D}", "cosine_topk[Q1-N200000-D384-k100-gaussian]"),
+    ("the same, {Q} queries", "cosine_topk[Q64-N200000-D384-k100-gaussian]"),
+    ("the same, {Q} queries", "cosine_topk[Q1024-N200000-D384-k100-gaussian]"),
+    (
+        "search {Q} query in {N} sparse codes, {M} of {F} latents",
+        "sparse_cosine_topk[Q1-N1000000-M96-F16384-k100]",
+    ),
+    ("the same, {Q} queries", "sparse_cosine_topk[Q64-N1000000-M96-F16384-k100]"),
+    ("encode {B} tokens of width {D}, {K} of {F} latents", "topk_encode[B4096-D512-F16384-K32-gaussian]"),
+    ("encode {B} tokens of width {D}, {K} of {F} latents", "topk_encode[B512-D2048-F65536-K64-gaussian]"),
+    (
+        "training step, {B} tokens of width {D}, {K} of {F} latents, MultiTopK, AuxK",
+        "train_step[B2048-D512-F16384-K32-multi_topk+auxk]",
+    ),
+]
+# Its columns, and what the benchmarks call that competitor.
+COLUMNS = {
+    "torch": ("torch float32", "torch.sparse", "dense autograd"),
+    "torch, bfloat16": ("torch bfloat16",),
+    "faiss-cpu": ("faiss IndexFlatIP",),
+    "scipy": ("scipy",),
+    "sparse_dot_topn": ("sparse_dot_topn",),
+}
+ABOUT = """\
+How many times longer others take than ours: medians of interleaved runs in one process, float32 inputs. Below
+1 the other is faster. Every benchmark first holds our result against float64. `make bench` measures this
+machine, and rewrites this file and the README's table."""
+READING = """\
+“ours, …” and “once” are other ways to call ours. “of the limit” is the part that ours reaches of the speed of
+a bare loop of as many multiplications, in int8 where the processor has it, or of reading the packed matrix
+once; in sparse search, of copying the lists of all latents that the queries hold."""
 
-def table(result: dict[str, Any]) -> str:
-    """One line per benchmark: how many times longer each peer took, and the part of the limit reached."""
-    lines = ["| work | against (times longer than ours) | of the limit |", "|---|---|---|"]
-    for name, ratios in result["ratio"].items():
-        against = " · ".join(f"{peer} {ratio:.2g}" for peer, ratio in ratios.items() if peer != "limit")
-        limit = f"{ratios['limit']:.2f}" if "limit" in ratios else ""
-        lines.append(f"| {name} | {against} | {limit} |")
-    machine = result["machine"]
-    about = "{processor}, {threads} threads, {isa}; torch {torch}, finescope {finescope}, {date}".format(
-        **machine
-    )
-    lines += ["", f"{about}; medians of interleaved runs in one process. The limit is a bare loop of as many"]
-    lines += [
-        "int8 multiplications (of 16 bits where there are none), or of reading the matrix once. “ours, …” and"
-    ]
-    lines += ["“once” are other ways to call ours."]
-    return "\n".join(lines)
+
+def results(folder: Path = HERE / "results") -> list[dict[str, Any]]:
+    """The newest result of every machine and instruction set, the widest instruction set first."""
+    newest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):  # their names begin with the date
+        found = json.loads(path.read_text())
+        newest[tuple(str(found["machine"][name]) for name in ("processor", "isa", "threads"))] = found
+    return sorted(newest.values(), key=lambda found: str(found["machine"]["isa"]), reverse=True)
 
 
-def insert(document: str, text: str) -> str:
-    """Put ``text`` between the markers of a document.
+def machine(result: dict[str, Any]) -> str:
+    """Where and when a result was measured, and of what."""
+    words = "{processor}, {threads} threads, {isa} (torch {torch}, finescope {finescope}, {date})"
+    return words.format(**result["machine"])
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell or " " for cell in line) + " |" for line in lines)
+
+
+def _number(ratio: float) -> str:
+    return f"{ratio:.2g}"
+
+
+def _sizes(name: str) -> dict[str, str]:
+    """The letters of a benchmark's name and their numbers, thousands apart."""
+    found = re.findall(r"(?:\[|-)([A-Za-z])(\d+)", name)
+    return {letter: f"{int(number):,}".replace(",", "\u202f") for letter, number in found}
+
+
+def summary(held: list[dict[str, Any]]) -> str:
+    """The README's table; where two machines were measured a cell holds both, in the order they are named.
+
+    Raises:
+        ValueError: a row or column that no result has.
+    """
+    rows = [["", *COLUMNS]]
+    seen: set[str] = set()
+    for words, name in ROWS:
+        measured = [result["ratio"].get(name, {}) for result in held]
+        if not any(measured):
+            raise ValueError(f"no result has {name}")
+        cells = []
+        for column, peers in COLUMNS.items():
+            shown = [next((_number(one[peer]) for peer in peers if peer in one), "–") for one in measured]
+            missing = set(shown) == {"–"}
+            seen |= set() if missing else {column}
+            cells.append("" if missing else " · ".join(shown))
+        rows.append([words.format(**_sizes(name)), *cells])
+    if absent := COLUMNS.keys() - seen:
+        raise ValueError(f"no result has {', '.join(sorted(absent))}")
+    return _table(rows) + "\n\n" + "; ".join(machine(result) for result in held) + "."
+
+
+def document(held: list[dict[str, Any]]) -> str:
+    """RESULTS.md: of every machine a table for each operation."""
+    parts = ["# Speed", ABOUT, READING]
+    for result in held:
+        parts.append(f"## {machine(result)}")
+        groups: dict[str, dict[str, dict[str, float]]] = {}
+        for name, ratios in result["ratio"].items():
+            group, _, size = name.partition("[")
+            groups.setdefault(group, {})[size.removesuffix("]")] = ratios
+        for group, entries in groups.items():
+            peers = list(dict.fromkeys(peer for ratios in entries.values() for peer in ratios))
+            peers.sort(key="limit".__eq__)  # last
+            rows = [["", *("of the limit" if peer == "limit" else peer for peer in peers)]]
+            for size, ratios in entries.items():
+                rows.append([size, *(_number(ratios[peer]) if peer in ratios else "" for peer in peers)])
+            parts += [f"### {group}", _table(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def insert(text: str, table: str) -> str:
+    """Put a table between the markers of a document.
 
     Raises:
         ValueError: the document has no markers, or not one of each in this order.
     """
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"the document needs one line {BEGIN} and, below it, one line {END}")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 
 
-def write(document: Path, result: dict[str, Any]) -> None:
-    """Rewrite the table of a document in place."""
-    document.write_text(insert(document.read_text(), table(result)))
+def documents() -> dict[Path, str]:
+    """What both files should hold."""
+    held = results()
+    return {README: insert(README.read_text(), summary(held)), RESULTS: document(held)}
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text())
-    if len(sys.argv) > 2:
-        write(Path(sys.argv[2]), found)
-    else:
-        print(table(found))
+    for path, text in documents().items():
+        path.write_text(text)
+        print(path)

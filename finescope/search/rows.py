@@ -11,7 +11,6 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.device import usable_device
-from finescope.device import usable_device
 from finescope.search.blocked import BlockedRows, in_place
 
 

@@ -1,0 +1,68 @@
+"""The figures in README.md and RESULTS.md are those of the results, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_documents_say_what_the_results_say() -> None:
+    for path, text in table.documents().items():
+        assert path.read_text() == text, f"{path} is of other results; run python -m benchmarks.table"
+
+
+def test_results_are_named_after_what_they_are() -> None:
+    paths = list((ROOT / "benchmarks/results").glob("*.json"))
+    assert paths
+    for path in paths:
+        machine = json.loads(path.read_text())["machine"]
+        isa = machine["isa"].replace("_", "-")
+        assert path.name.startswith(machine["date"])
+        assert path.name.endswith(f"-{isa}-{machine['threads']}threads.json")
+
+
+def result(date: str, isa: str, ratio: float) -> dict[str, object]:
+    machine = {"processor": "P", "threads": 2, "torch": "2", "finescope": "0", "isa": isa, "date": date}
+    peers = {peer: ratio for names in table.COLUMNS.values() for peer in names}
+    return {"machine": machine, "ratio": {name: {**peers, "limit": 0.5} for _, name in table.ROWS}}
+
+
+def test_the_newest_of_each_machine_counts(tmp_path: Path) -> None:
+    for date, isa, ratio in [
+        ("2026-01-02", "avx2", 2.0),
+        ("2026-01-01", "avx2", 9.0),
+        ("2025-01-01", "b", 3.0),
+    ]:
+        (tmp_path / f"{date}-{isa}.json").write_text(json.dumps(result(date, isa, ratio)))
+    held = table.results(tmp_path)
+    lines = table.summary(held).splitlines()
+    assert lines[2].endswith("| 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 |")
+    wide, narrow = "b (torch 2, finescope 0, 2025-01-01)", "avx2 (torch 2, finescope 0, 2026-01-02)"
+    assert lines[-1] == f"P, 2 threads, {wide}; P, 2 threads, {narrow}."
+    assert table.document(held).count("| 0.5 |") == 2 * len(table.ROWS)
+
+
+def test_a_row_or_a_column_without_results_is_an_error() -> None:
+    whole = result("2026-01-01", "avx2", 2.0)
+    del whole["ratio"][table.ROWS[3][1]]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="no result has sparse_cosine_topk"):
+        table.summary([whole])  # type: ignore[list-item]
+    whole = result("2026-01-01", "avx2", 2.0)
+    for ratios in whole["ratio"].values():  # type: ignore[attr-defined]
+        del ratios["scipy"]
+    with pytest.raises(ValueError, match="no result has scipy"):
+        table.summary([whole])  # type: ignore[list-item]
+
+
+def test_a_document_without_markers_is_refused() -> None:
+    for text in ("", f"{table.END}\n{table.BEGIN}", f"{table.BEGIN}{table.BEGIN}{table.END}"):
+        with pytest.raises(ValueError, match="bench:begin"):
+            table.insert(text, "")
+    filled = table.insert(f"a\n{table.BEGIN}\nold\n{table.END}\nb", "new")
+    assert filled == f"a\n{table.BEGIN}\nnew\n{table.END}\nb"
