@@ -44,12 +44,21 @@ def test_broken_json_names_file_and_line(tmp_path: Path) -> None:
     _refused(r"c\.jsonl:3: broken JSON.*column 13.*\{\"text\": \"b\"", path)
 
 
-def test_not_an_object_a_json_array_and_pretty_printed_json(tmp_path: Path) -> None:
+def test_not_an_object_and_broken_arrays(tmp_path: Path) -> None:
     _refused(r"c\.jsonl:1: holds a JSON str", _write(tmp_path / "c.jsonl", '"text"'))
-    _refused(
-        "holds a JSON list; every line must be one object", _write(tmp_path / "c.json", '[{"text": "a"}]')
-    )
-    _refused("one JSON object a line", _write(tmp_path / "d.json", "[", '  {"text": "a"}', "]"))
+    cases = {
+        '[{"text": "a"}, 7]': "1: broken JSON, an element is a JSON int, not an object: 7",
+        '[{"text": "a"},\n{"text": "b"}\n{"text": "c"}]': "3: broken JSON, a comma is missing",
+        '[{"text": "a"},\n{"text": "b"': "2: broken JSON, Expecting ',' delimiter",
+        '[{"text": "a"},\n': "3: broken JSON, the array has no end; the file is truncated",
+        '[{"text": "a"}]\n{}': "2: broken JSON, something stands after the array's end",
+        '{"text":\n "a",\n "b": }': '3: broken JSON, Expecting value: "b": }',
+        '[{"text": "a}]': "1: broken JSON, Invalid control character",
+    }
+    for text, match in cases.items():
+        _refused(f"c.json:{match}", _write(tmp_path / "c.json", text))
+    (tmp_path / "c.json").write_bytes(b'[{"text": "\xe9"}]')
+    _refused(r"c\.json: not UTF-8", tmp_path / "c.json")
 
 
 def test_not_utf8(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class ActivationTap:
         dtype: str | torch.dtype | None = None,
         exclude_special: bool = True,
         chat_template: str | None = None,
+        refused_chats: str = "stop",
         exact_lengths: bool | None = None,
         **model_options: Any,
     ) -> None:
@@ -110,7 +111,9 @@ class ActivationTap:
             dtype: of the model's weights; by default float32 on CPUs, the checkpoint's own on accelerators.
             exclude_special: False keeps special tokens in the activations.
             chat_template: Jinja template for conversations; by default the tokenizer's own, and where it has
-                none plain ``role: content`` lines.
+                none (or with "plain") plain ``role: content`` lines. The date is always the same in it.
+            refused_chats: what becomes of a conversation that the template refuses: "stop" raises an error,
+                "plain" reads it as plain lines.
             exact_lengths: batch only windows of equal length (no padding); by default on CPUs. False pads by
                 up to 1/16, which fills larger batches.
             model_options: passed to ``AutoModel.from_pretrained``.
@@ -133,7 +136,6 @@ class ActivationTap:
         self.batch_tokens = batch_tokens
         self._exact = self.device.type == "cpu" if exact_lengths is None else exact_lengths
         self._long, self._stride, self._exclude_special = long, stride or 0, exclude_special
-        self._template = chat_template
         self.windower = Windower(
             self.tokenizer,
             max_length=self.max_length,
@@ -141,6 +143,7 @@ class ActivationTap:
             long=long,
             exclude_special=exclude_special,
             chat_template=chat_template,
+            refused_chats=refused_chats,
         )
         self._options = models.forward_options(self.model)
         self._vocabulary = models.vocabulary_size(self.model)
@@ -169,7 +172,7 @@ class ActivationTap:
             "stride": self._stride,
             "long": self._long,
             "exclude_special": self._exclude_special,
-            "chat_template": sha256_json(self._template or getattr(self.tokenizer, "chat_template", None)),
+            "rendering": self.windower.renderer.fingerprint(),
         }
 
     def describe(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finescope.corpus.row import Row, transcript
+from finescope.activations.rendering import Renderer
+from finescope.corpus.row import Row
 from finescope.errors import InputError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -85,6 +86,7 @@ class Windower:
         long: str = "window",
         exclude_special: bool = True,
         chat_template: str | None = None,
+        refused_chats: str = "stop",
     ) -> None:
         """Prepare for one tokenizer.
 
@@ -94,13 +96,14 @@ class Windower:
             stride: tokens by which successive windows overlap (the tokenizers' meaning of the word).
             long: "window" cuts long documents into windows, "truncate" keeps the first window only.
             exclude_special: leave special tokens out of what is kept, by id.
-            chat_template: Jinja template for conversations instead of the tokenizer's own.
+            chat_template: Jinja template for conversations instead of the tokenizer's own; "plain" for none.
+            refused_chats: what becomes of a conversation that the template refuses: see ``Renderer``.
 
         Raises:
             InputError: no room for a token between the special ones, or an overlap that leaves no progress.
         """
         self._tokenizer = tokenizer
-        self._template = chat_template
+        self.renderer = Renderer(tokenizer, chat_template, refused_chats)
         self.prefix, self.suffix = _surroundings(tokenizer)
         self.room = max_length - len(self.prefix) - len(self.suffix)
         if long not in ("window", "truncate"):
@@ -119,10 +122,8 @@ class Windower:
 
     @property
     def template_kind(self) -> str:
-        """Which chat template conversations go through: "given", "tokenizer", or "plain" (there is none)."""
-        if self._template is not None:
-            return "given"
-        return "tokenizer" if getattr(self._tokenizer, "chat_template", None) else "plain"
+        """Which chat template conversations go through; see ``Renderer.kind``."""
+        return self.renderer.kind
 
     def cut(self, rows: Sequence[Row], first_index: int = 0) -> list[Window]:
         """Return the windows of ``rows``, at least one a row; a row without tokens gets an empty one.
@@ -130,7 +131,7 @@ class Windower:
         Raises:
             InputError: a chat template refuses a conversation; names the row.
         """
-        texts = [_well_formed(self._text(row)) for row in rows]
+        texts = [_well_formed(self.renderer.text(row)) for row in rows]
         encoded = self._encode(texts)
         windows: list[Window] = []
         for offset, (row, ids) in enumerate(zip(rows, encoded, strict=True)):
@@ -166,24 +167,6 @@ class Windower:
                 kept = list(range(0 if part == 0 else low, len(whole) if part == last else high))
             document.num_tokens += len(kept)
             yield Window(document, part, whole, kept)
-
-    def _text(self, row: Row) -> str:
-        if row.messages is None:
-            return row.text or ""
-        if row.empty:
-            return ""
-        if self.template_kind == "plain":
-            return transcript(row.messages)
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    row.messages, chat_template=self._template, tokenize=False
-                )
-            )
-        except Exception as error:  # Jinja's errors, and whatever a template raises itself
-            raise InputError(
-                f"{row.place or row.id}: the chat template refuses the conversation: {error}"
-            ) from error
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -66,11 +66,10 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
 
 
 def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
-    from finescope.corpus import write_rows
     from finescope.curation.selection import select
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import open_job_corpus
-    from finescope.workflow.tables import curated_records, read_scores
+    from finescope.workflow.tables import read_scores, write_curated
 
     out, codes, target_codes = given.pop("out"), given.pop("codes"), given.pop("target_codes")
     job = options.job_from(None, (), given)
@@ -91,7 +90,7 @@ def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
         exclude=scored.is_target,
     )
     corpus = open_job_corpus(job)
-    count = write_rows(out, curated_records(corpus, scored, selection.indices), corpus)
+    count = write_curated(out, corpus, scored, selection.indices)
     dropped = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in selection.counts.items() if n)
     reporter.say(dropped)
     click.echo(f"{count:,} rows in {out}")

@@ -1,7 +1,9 @@
-"""Reading and writing the rows of a text corpus: JSONL, Parquet, Hugging Face datasets, lists."""
+"""Reading and writing the rows of a text corpus: JSON, Parquet, Arrow, Hugging Face datasets, lists."""
 
+from finescope.corpus.content import lookup
+from finescope.corpus.output import OUTPUTS
 from finescope.corpus.reader import Corpus, CorpusStats, open_corpus
 from finescope.corpus.row import Row
-from finescope.corpus.writer import write_rows
+from finescope.corpus.writer import copy_rows, write_rows
 
-__all__ = ["Corpus", "CorpusStats", "Row", "open_corpus", "write_rows"]
+__all__ = ["OUTPUTS", "Corpus", "CorpusStats", "Row", "copy_rows", "lookup", "open_corpus", "write_rows"]

@@ -68,7 +68,7 @@ class UniqueIds:
         for row_id, place in self._again():
             if row_id in seen:
                 raise InputError(
-                    f"id {row_id!r} occurs twice: at {seen[row_id]} and at {place}; make ids unique, "
-                    "or name another id column"
+                    f"id {row_id!r} occurs twice: at {seen[row_id]} and at {place}; make ids unique, name "
+                    "another column, or number the rows with --id-column none (id_column=None)"
                 )
             seen[row_id] = place

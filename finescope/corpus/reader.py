@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from finescope.corpus.formats import (
-    JSONL_ENDINGS,
-    DatasetSource,
-    JsonlSource,
-    MemorySource,
-    ParquetSource,
-    Source,
-    is_saved_dataset,
-)
+from finescope.corpus.content import TEXT, Content, ContentReader, lookup, no_column
 from finescope.corpus.ids import UniqueIds
-from finescope.corpus.row import Row, parse_content, parse_id
-from finescope.errors import InputError, nearest_names
+from finescope.corpus.output import Output
+from finescope.corpus.places import Found, find, settle_partitions
+from finescope.corpus.row import Row, parse_id
+from finescope.corpus.source import MemorySource, Record, Source
+from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
-_CHAT_COLUMNS = ("messages", "conversations")
-_FORMATS = (
-    ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, a folder of those, a saved Hugging Face dataset, or hf:NAME"
-)
+_PATIENCE = 10_000
+"""Rows without a column that was asked for, after which a source is taken not to have it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,8 @@ class CorpusStats:
     """Place of the first row without text."""
     own_ids: int
     """Rows with an id of their own; those of the others were made up."""
+    conversations: int = 0
+    """Rows that are conversations."""
 
 
 class Corpus:
@@ -51,16 +45,19 @@ class Corpus:
     Attributes:
         name: short name for messages.
         stats: counts of the last full pass; None before it.
+        left_out: what lay beside the files and isn't read, by name.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
         *,
-        text_column: str = "text",
-        id_column: str = "id",
+        content: ContentReader | None = None,
+        id_column: str | None = "id",
         limit: int | None = None,
         empty: str = "skip",
+        lenient: bool = False,
+        left_out: Sequence[str] = (),
     ) -> None:
         """Wrap sources; ``open_corpus`` is the usual way to make one."""
         if empty not in ("skip", "error"):
@@ -68,8 +65,12 @@ class Corpus:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         self._sources = list(sources)
-        self._text_column, self._id_column = text_column, id_column
-        self._limit, self._empty = limit, empty
+        self._content = content or ContentReader()
+        self._id_column = None if id_column in (None, "", "none") else id_column
+        self._limit, self._empty, self._lenient = limit, empty, lenient
+        self._outputs: dict[str, Output] = {}
+        self._stems = Counter(source.stem for source in self._sources)
+        self.left_out = list(left_out)
         self.stats: CorpusStats | None = None
         first = self._sources[0].name
         self.name = first if len(self._sources) == 1 else f"{first} and {len(self._sources) - 1} more"
@@ -81,8 +82,13 @@ class Corpus:
         return f"Corpus({self.name}, rows={self.len_hint})"
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the rows are read from, in order."""
+        return tuple(self._sources)
+
+    @property
     def len_hint(self) -> int | None:
-        """Number of rows if it is known without reading everything, else None (JSONL before a full pass)."""
+        """Number of rows if it is known without reading everything, else None (JSON before a full pass)."""
         if self.stats is not None:
             return self.stats.rows
         counts = [source.count() for source in self._sources]
@@ -97,47 +103,78 @@ class Corpus:
         return self._sources[0].suffix
 
     def arrow_schema(self) -> Any:
-        """Return the pyarrow schema of the first source, or None for JSONL and lists."""
-        return self._sources[0].schema()
+        """Return the pyarrow schema of all sources together, or None where the first is JSON or a list.
+
+        Raises:
+            InputError: columns whose types don't go together.
+        """
+        return self.output(".parquet").schema if self._sources[0].schema() is not None else None
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the corpus: name, size and SHA-256 of each source, and the options.
 
-        Reads every byte of every file. Folders aren't part of it: a moved corpus is the same corpus.
+        Reads the bytes of the files that no full pass has read yet. Folders aren't part of it: a moved corpus
+        is the same corpus.
         """
         return {
             "sources": [source.fingerprint() for source in self._sources],
-            "text_column": self._text_column,
+            "text_column": ",".join(self._content.columns),
+            "text_template": self._content.source,
             "id_column": self._id_column,
             "limit": self._limit,
         }
 
-    def scan(self) -> CorpusStats:
-        """Read everything once and return the counts: all checks that reading makes, before a long run.
+    def output(self, suffix: str) -> Output:
+        """Return how selected rows are written in a format, by its ending; see ``copy_rows``.
 
         Raises:
-            InputError: as ``rows``.
+            InputError: an unknown ending, or columns that the format can't hold.
         """
-        for _ in self.rows(records=False):
-            pass
+        if suffix not in self._outputs:
+            self._outputs[suffix] = Output(self._sources, suffix, self._limit)
+        return self._outputs[suffix]
+
+    def scan(self, *, output: str | None = None, each: Callable[[Row], None] | None = None) -> CorpusStats:
+        """Read everything once and return the counts: all checks that reading makes, before a long run.
+
+        Args:
+            output: ending of the format that selected rows will be written in. Whatever could fail then is
+                tried now.
+            each: called with every row.
+
+        Raises:
+            InputError: as ``rows``; or rows that can't be written in that format.
+        """
+        written = None if output is None else self.output(output)
+        for row in self._checked(columns=(), output=written):
+            if each is not None:
+                each(row)
+        if written is not None:
+            written.settle()
         if self.stats is None:
             raise RuntimeError("a full pass ended without counts")
         return self.stats
 
-    def rows(self, *, records: bool = True) -> Iterator[Row]:
+    def rows(self, *, records: bool = True, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Yield every row in order; rows without text come with ``text == ""`` (policy "skip").
 
         Args:
-            records: fill ``Row.record``. False reads only text and id, quicker for wide Parquet files.
+            records: fill ``Row.record`` with all columns. False reads only text and id, quicker for wide
+                tables.
+            columns: fill ``Row.record`` with these columns (where a row has them) instead; dotted names reach
+                into objects.
 
         Raises:
             InputError: naming file and line or row: broken JSON, a missing column, text that is no string, an
                 id that occurs twice, an empty row under policy "error"; or no rows, or no row with text.
         """
+        return self._checked(columns=columns if columns is not None else None if records else ())
+
+    def _checked(self, columns: Sequence[str] | None, output: Output | None = None) -> Iterator[Row]:
         unique = UniqueIds(self._ids_again)
-        count = empty = characters = own_ids = 0
+        count = empty = characters = own_ids = conversations = 0
         first_empty: str | None = None
-        for row in self._parse(records):
+        for row in self._parse(columns, output):
             unique.add(row.id)
             if row.empty:
                 if self._empty == "error":
@@ -145,151 +182,191 @@ class Corpus:
                 empty, first_empty = empty + 1, first_empty or row.place
             count += 1
             own_ids += not row.generated_id
+            conversations += row.messages is not None
             characters += len(row.text) if row.text is not None else len(row.content)
             yield row
         if count == 0:
             raise InputError(f"{self.name} has no rows; give a corpus with at least one")
         if empty == count:
             raise InputError(
-                f"{self.name}: none of its {count} rows has text in column {self._text_column!r}; "
+                f"{self.name}: none of its {count} rows has text in column "
+                f"{','.join(self._content.columns)!r}; "
                 "name the column that holds the text"
             )
         unique.close()
-        self.stats = CorpusStats(count, empty, characters, first_empty, own_ids)
+        self.stats = CorpusStats(count, empty, characters, first_empty, own_ids, conversations)
 
     def _ids_again(self) -> Iterator[tuple[str, str]]:
-        for row in self._parse(records=False):
+        for row in self._parse(columns=()):
             yield row.id, row.place
 
-    def _parse(self, records: bool) -> Iterator[Row]:
-        stems = [source.stem for source in self._sources]
+    def _parse(self, columns: Sequence[str] | None, output: Output | None = None) -> Iterator[Row]:
         left = self._limit
         for position, source in enumerate(self._sources):
-            # Two files of one name in different folders must not give two rows one generated id.
-            stem = source.stem if stems.count(source.stem) == 1 else f"{position}/{source.stem}"
-            columns = source.columns()
-            text, row_id = self._pick(columns, source.name) if columns is not None else (None, None)
-            wanted = None if records or text is None else [text, *([row_id] if row_id else [])]
-            for number, place, record in source.records(wanted):
-                if text is None:
-                    text, row_id = self._pick(list(record), place)
-                content, messages = parse_content(record.get(text), text, place)
-                own = parse_id(record.get(row_id), row_id, place) if row_id else None
-                kept = record if records else {}
-                yield Row(own or f"{stem}:{number}", content, messages, kept, place, not own)
+            for row in self._of_source(position, source, columns, output):
+                yield row
                 if left is not None:
                     left -= 1
                     if left == 0:
                         return
 
-    def _pick(self, columns: Sequence[str], place: str) -> tuple[str, str | None]:
-        """Return the columns that hold text and id (None: ids are generated)."""
-        text: str | None = self._text_column if self._text_column in columns else None
-        if text is None and self._text_column == "text":
-            text = next((name for name in _CHAT_COLUMNS if name in columns), None)
-        if text is None:
-            raise InputError(f"{place}: {_no_column(self._text_column, columns, 'text')}")
-        if self._id_column in columns:
-            return text, self._id_column
-        if self._id_column != "id":  # asked for by name, so generating ids would hide a slip of the pen
-            raise InputError(f"{place}: {_no_column(self._id_column, columns, 'id')}")
-        return text, None
+    def _of_source(
+        self, position: int, source: Source, columns: Sequence[str] | None, output: Output | None
+    ) -> Iterator[Row]:
+        stem = self._stem(position)
+        wanted = self._wanted(source, columns)
+        search = _Search(self._content, None if self._lenient else self._id_column)
+        trial = output.trial(position) if output is not None else None
+        also, visit = trial if trial is not None else ((), None)
+        for number, place, record in source.records(wanted, also, visit):
+            said = self._content.read(record, place, full_rows=source.full_rows)
+            own = None
+            if self._id_column is not None:
+                own = parse_id(lookup(record, self._id_column), self._id_column, place)
+            search.saw(record, place, said, own)
+            kept = record if columns is None else {}
+            if columns:
+                found = ((name, lookup(record, name, search)) for name in columns)
+                kept = {name: value for name, value in found if value is not search}
+            text, messages, tools = said or Content("")
+            yield Row(own or f"{stem}:{number}", text, messages, kept, place, not own, tools)
+        search.end()
+
+    def identify(self, source: int, number: int, record: Record) -> str:
+        """Return the id of row ``number`` of a source, by position, whose columns are ``record``."""
+        own = None
+        if self._id_column is not None:
+            own = parse_id(lookup(record, self._id_column), self._id_column, self._sources[source].name)
+        return own or f"{self._stem(source)}:{number}"
+
+    @property
+    def id_column(self) -> str | None:
+        """Column of the ids; None if all are made up."""
+        return self._id_column
+
+    def _stem(self, position: int) -> str:
+        """Return the prefix of made-up ids: files of one name in two folders must not give one id twice."""
+        stem = self._sources[position].stem
+        return stem if self._stems[stem] == 1 else f"{position}/{stem}"
+
+    def _wanted(self, source: Source, columns: Sequence[str] | None) -> list[str] | None:
+        """Return the columns to read from a table; None for all, and for sources that have no schema."""
+        schema = source.schema()
+        if schema is None:
+            return None
+        names = list(schema.names)
+        texts = self._content.wanted(names)
+        if texts == []:
+            raise InputError(f"{source.name}: {self._content.refusal(names)}")
+        asked = self._id_column if self._id_column != "id" and not self._lenient else None
+        if asked is not None and asked not in names and asked.partition(".")[0] not in names:
+            raise InputError(f"{source.name}: {no_column(asked, names, 'id')}")
+        if columns is None or texts is None:
+            return None
+        ids = [self._id_column] if self._id_column is not None else []
+        return list(dict.fromkeys([*texts, *ids, *columns]))
 
 
-def _no_column(wanted: str, columns: Sequence[str], kind: str) -> str:
-    near = nearest_names(wanted, columns)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else f"name one of these with --{kind}-column ({kind}_column=)"
-    )
-    return f"no column {wanted!r}; there are {', '.join(map(repr, columns)) or 'no columns'}; {hint}"
+class _Search:
+    """Notices that none of a source's rows has the columns asked for."""
+
+    def __init__(self, content: ContentReader, id_column: str | None) -> None:
+        self._content, self._id_column = content, id_column
+        self._no_text: tuple[str, list[str]] | None = None
+        self._no_id: tuple[str, list[str]] | None = None
+        # A default name may be missing: ids are then made up. With a name given that would hide a slip.
+        self._left = _PATIENCE
+        self._text = False
+        self._id = id_column in (None, "id")
+
+    def saw(self, record: dict[str, Any], place: str, said: Content | None, own: str | None) -> None:
+        """Take note of a row."""
+        if self._text and self._id:
+            return
+        self._text = self._text or said is not None
+        self._id = self._id or own is not None
+        if not self._text and self._no_text is None:
+            self._no_text = place, _names(record)
+        if not self._id and self._no_id is None:
+            self._no_id = place, _names(record)
+        self._left -= 1
+        if self._left == 0:
+            self.end()
+
+    def end(self) -> None:
+        """Refuse a source without texts, or without the ids asked for.
+
+        Raises:
+            InputError: naming the first row, what columns it has, and the nearest name.
+        """
+        if not self._text and self._no_text is not None:
+            raise InputError(f"{self._no_text[0]}: {self._content.refusal(self._no_text[1])}")
+        if not self._id and self._no_id is not None:
+            raise InputError(f"{self._no_id[0]}: {no_column(str(self._id_column), self._no_id[1], 'id')}")
+
+
+def _names(record: dict[str, Any]) -> list[str]:
+    inner = [f"{name}.{part}" for name, value in record.items() if isinstance(value, dict) for part in value]
+    return [*record, *inner]
 
 
 def open_corpus(
     source: PathLike | Iterable[Any],
     *,
-    text_column: str = "text",
-    id_column: str = "id",
+    text_column: str | Sequence[str] = TEXT,
+    text_template: str | None = None,
+    id_column: str | None = "id",
     limit: int | None = None,
     empty: str = "skip",
     split: str | None = None,
+    lenient: bool = False,
 ) -> Corpus:
     """Open a corpus of texts or conversations.
 
-    Text comes from ``text_column``; where there is none and the default name was asked for, from ``messages``
-    (role and content) or ``conversations`` (from and value). A cell that is a list is a
-    conversation. Ids come from ``id_column``; where there is none: ``<file stem>:<row number from 0>``.
+    What is read of a row: see ``ContentReader``. Ids come from ``id_column``; where there is none:
+    ``<file stem>:<row number from 0>``.
 
     Args:
-        source: a file (.jsonl, .ndjson or .json with one object a line, each also .gz or .zst; .parquet), a
-            folder or glob pattern of such files (in order of name), a folder written by ``save_to_disk``,
-            ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIG:SPLIT`` for a dataset of the Hugging Face hub,
-            a list of any of these, or a list of dictionaries.
-        text_column: column of the text.
-        id_column: column of the ids.
+        source: a file (.jsonl, .ndjson or .json with one object a line or an array of objects, each also .gz
+            or .zst; .parquet; .arrow), a folder of such files and folders or a pattern (in order of name;
+            folders called ``key=value`` give columns), a folder written by ``save_to_disk``, all of these
+            also as an ``fsspec`` URL; ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIG:SPLIT`` for a
+            dataset of the Hugging Face hub; a list of any of these, or a list of dictionaries.
+        text_column: column of the text, or several, which are joined; "a,b" means ["a", "b"]. Dotted names
+            reach into objects.
+        text_template: Jinja template that makes the text out of a row's columns, instead of ``text_column``.
+        id_column: column of the ids; None or "none" numbers the rows.
         limit: read only the first rows.
         empty: what a row without text means: "skip" keeps its place, counts it and gives it an empty code;
             "error" refuses it.
         split: split of a Hugging Face dataset.
+        lenient: take the default columns where those named are missing.
 
     Raises:
         InputError: nothing there, or a format that isn't read. Contents are checked while reading.
     """
-    options: dict[str, Any] = {
-        "text_column": text_column,
-        "id_column": id_column,
-        "limit": limit,
-        "empty": empty,
-    }
+    content = ContentReader(text_column, text_template, lenient=lenient)
+    found = Found()
     if isinstance(source, (str, os.PathLike)):
-        return Corpus(_sources(source, split), **options)
-    items = list(source)
-    if not items:
-        raise InputError("the corpus is an empty list; give at least one file or one row")
-    if all(isinstance(item, dict) for item in items):
-        return Corpus([MemorySource(items)], **options)
-    if not all(isinstance(item, (str, os.PathLike)) for item in items):
-        raise InputError("a corpus given as a list is a list of paths or a list of dictionaries")
-    return Corpus([found for item in items for found in _sources(item, split)], **options)
-
-
-def _sources(source: PathLike, split: str | None) -> list[Source]:
-    text = os.fspath(source)
-    if text.startswith("hf:"):
-        return [DatasetSource(text[3:], split=split, local=False)]
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if is_saved_dataset(path):
-            return [DatasetSource(os.fspath(path), split=split, local=True)]
-        files = sorted(file for file in path.iterdir() if file.is_file() and _known(file))
-        if not files:
-            raise InputError(f"{path} is a folder without corpus files; wanted: {_FORMATS}")
-        return [_file_source(file) for file in files]
-    if path.exists():
-        return [_file_source(path)]
-    if glob.has_magic(text):
-        files = sorted(Path(name) for name in glob.glob(os.fspath(path), recursive=True))
-        if files:
-            return [found for file in files for found in _sources(file, split)]
-    raise InputError(_not_there(path))
-
-
-def _known(path: Path) -> bool:
-    return path.name.lower().endswith((*JSONL_ENDINGS, ".parquet"))
-
-
-def _file_source(path: Path) -> Source:
-    if path.name.lower().endswith(".parquet"):
-        return ParquetSource(path)
-    if path.name.lower().endswith(JSONL_ENDINGS):
-        return JsonlSource(path)
-    raise InputError(
-        f"{path}: the format {path.suffix or 'without an ending'} isn't read; wanted: {_FORMATS}"
+        found = find(source, split, content)
+    else:
+        items = list(source)
+        if not items:
+            raise InputError("the corpus is an empty list; give at least one file or one row")
+        if all(isinstance(item, dict) for item in items):
+            found.sources.append(MemorySource(items))
+        elif all(isinstance(item, (str, os.PathLike)) for item in items):
+            for item in items:
+                found.add(find(item, split, content))
+        else:
+            raise InputError("a corpus given as a list is a list of paths or a list of dictionaries")
+    settle_partitions(found.sources)
+    return Corpus(
+        found.sources,
+        content=content,
+        id_column=id_column,
+        limit=limit,
+        empty=empty,
+        lenient=lenient,
+        left_out=found.left_out,
     )
-
-
-def _not_there(path: Path) -> str:
-    message = f"{path} does not exist"
-    if path.parent.is_dir():
-        near = nearest_names(path.name, [entry.name for entry in path.parent.iterdir()])
-        return f"{message}; did you mean {path.parent / near[0]}?" if near else message
-    return f"{message}, nor does its folder"

@@ -1,22 +1,16 @@
-"""One row of a corpus, and the forms its text may come in."""
+"""One row of a corpus: a text or a conversation, its id, and where it came from."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from finescope.errors import InputError
 
-Message = dict[str, str]
-
-# ShareGPT's names for the roles, which chat templates don't know.
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
+Message = dict[str, Any]
+"""A turn of a conversation: ``role`` and ``content`` are strings; whatever else the row said of it is
+kept."""
 
 
 @dataclass(frozen=True)
@@ -28,73 +22,62 @@ class Row:
     text: str | None = None
     """The text; "" if the row has none; None if the row is a conversation."""
     messages: list[Message] | None = None
-    """A conversation: dictionaries of ``role`` and ``content``."""
+    """A conversation, as chat templates take it: ``role``, ``content`` and what else a message has, such as
+    ``tool_calls``, ``name`` and ``reasoning_content``."""
     record: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """All columns of the row as read; {} where only text and id were asked for."""
+    """The columns of the row that were asked for, as read."""
     place: str = ""
-    """``file:line`` for JSONL, ``file:row n`` (from 0) for tables: for error messages."""
+    """``file:line`` for JSON, ``file:row n`` (from 0) for tables: for error messages."""
     generated_id: bool = field(default=False, compare=False)
     """Whether ``id`` was made up."""
+    tools: list[Any] | None = None
+    """The tools that a conversation may call, as chat templates take them."""
 
     @property
     def content(self) -> str:
-        """The text, or the conversation as plain ``role: content`` lines."""
+        """The text, or the conversation written out plainly."""
         if self.messages is not None:
-            return transcript(self.messages)
+            return transcript(self.messages, self.tools)
         return self.text or ""
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to read: no text, only white space, or no message with content."""
+        """Whether there is nothing to read: no text, only white space, or no message that says anything."""
         if self.messages is not None:
-            return not any(message["content"].strip() for message in self.messages)
+            return not any(body(message).strip() for message in self.messages)
         return not (self.text or "").strip()
 
 
-def transcript(messages: list[Message]) -> str:
-    """Render a conversation as ``role: content`` lines, for models without a chat template and for TF-IDF."""
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+def transcript(messages: list[Message], tools: list[Any] | None = None) -> str:
+    """Write a conversation out as ``role: content``, for models without a chat template and for TF-IDF.
 
-
-def parse_content(value: Any, column: str, place: str) -> tuple[str | None, list[Message] | None]:
-    """Return (text, messages) of one cell: a string, a list of messages, or nothing.
-
-    Raises:
-        InputError: any other type, or messages without role and content; names the place and the column.
+    Tools come first, one a line; a message's reasoning stands before its content, the tools that it calls
+    after, as ``name(arguments)``.
     """
-    if value is None:
-        return "", None
-    if isinstance(value, str):
-        return value, None
-    if isinstance(value, list):
-        return None, [
-            _parse_message(message, number, column, place) for number, message in enumerate(value, start=1)
-        ]
-    raise InputError(
-        f"{place}: column {column!r} holds {_describe(value)}, not a string; "
-        "convert it to text or name another column"
-    )
+    lines = [f"tool: {_json(tool)}" for tool in tools or ()]
+    for message in messages:
+        name = message.get("name")
+        speaker = f"{message['role']} {name}" if isinstance(name, str) and name else message["role"]
+        lines.append(f"{speaker}: {body(message)}")
+    return "\n".join(lines)
 
 
-def _parse_message(message: Any, number: int, column: str, place: str) -> Message:
-    where = f"{place}: message {number} in column {column!r}"
-    if not isinstance(message, dict):
-        raise InputError(f"{where} is {_describe(message)}; a message is an object with 'role' and 'content'")
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(content, list):
-        # The multi-part form of chat APIs: keep the text parts.
-        content = "\n".join(
-            str(part["text"]) for part in content if isinstance(part, dict) and "text" in part
-        )
-    if content is None and "content" in message:
-        content = ""  # an assistant turn that only calls a tool
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise InputError(
-            f"{where} has the keys {sorted(message)}; it needs strings under 'role' and 'content' "
-            "(or 'from' and 'value')"
-        )
-    return {"role": _ROLES.get(role, role), "content": content}
+def body(message: Message) -> str:
+    """Return all that a message says: its reasoning, its content, the tools that it calls."""
+    reasoning = message.get("reasoning_content")
+    parts = [reasoning if isinstance(reasoning, str) else "", message["content"]]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else call
+        if isinstance(function, dict) and "name" in function:
+            arguments = function.get("arguments")
+            parts.append(f"{function['name']}({'' if arguments is None else _json(arguments)})")
+        else:
+            parts.append(_json(function))
+    return "\n".join(part for part in parts if part)
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_id(value: Any, column: str, place: str) -> str | None:
@@ -117,11 +100,13 @@ def parse_id(value: Any, column: str, place: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise InputError(
-        f"{place}: id column {column!r} holds {_describe(value)}; ids are strings or whole numbers"
+        f"{place}: id column {column!r} holds {describe(value)}; ids are strings or whole numbers. "
+        "--id-column none (id_column=None) numbers the rows instead"
     )
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return what a value is, for messages: its kind and its beginning."""
     kind = {dict: "an object", list: "a list", bool: "true/false", type(None): "nothing"}.get(type(value))
     if kind is None and isinstance(value, (int, float)):
         kind = "a number"

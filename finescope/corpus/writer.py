@@ -1,21 +1,109 @@
-"""Writing rows in the format they came in, atomically."""
+"""Writing rows, atomically: records of one's own, or rows of a corpus as they came."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from finescope.corpus.formats import JSONL_ENDINGS, Record
+from finescope.corpus.jsonfiles import JSON_ENDINGS
+from finescope.corpus.output import OUTPUTS, import_zstandard
 from finescope.corpus.reader import Corpus
-from finescope.errors import InputError
+from finescope.corpus.source import Record, record_as_line, records_as_table
+from finescope.errors import InputError, StoreError
 from finescope.storage.files import PathLike, atomic_path
 
 _GROUP_ROWS = 10_000
+
+
+def copy_rows(
+    path: PathLike,
+    corpus: Corpus,
+    rows: Sequence[int],
+    *,
+    columns: Mapping[str, Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> int:
+    """Write some rows of a corpus to one file, as they came, in the order given; return how many.
+
+    Into Parquet they are copied as Arrow rows, in the types that the files have together; into JSON lines as
+    the text that they had there, byte for byte. Only these rows are held in memory.
+
+    Args:
+        path: its ending says the format: .jsonl, .ndjson or .json (one object a line; also .gz or .zst) or
+            .parquet.
+        corpus: where the rows are.
+        rows: R row numbers, from 0.
+        columns: more columns, R values each (lists or pyarrow arrays); they take the place of columns of the
+            same names.
+        ids: what the R rows' ids must be.
+
+    Raises:
+        InputError: an unknown ending, or rows that the format can't hold.
+        StoreError: a row has another id; or the disk is full, and ``path`` keeps what it held before.
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    suffix = output_suffix(path)
+    rows = [int(row) for row in rows]
+    extra = pa.table(dict(columns)) if columns else None
+    if extra is not None and extra.num_rows != len(rows):
+        raise ValueError(f"{len(rows)} rows, but columns of {extra.num_rows} values")
+    check = None if ids is None else _SameIds(corpus, dict(zip(rows, ids, strict=True)))
+    output = corpus.output(suffix)
+    with atomic_path(path) as temporary:
+        if output.tabular:
+            import pyarrow.parquet as pq
+
+            with pq.ParquetWriter(temporary, output.output_schema(extra)) as writer:
+                for table in output.table_blocks(rows, extra, check):
+                    writer.write_table(table)
+            return len(rows)
+        with packed(temporary, path.name) as file:
+            for line in output.lines(rows, extra, check):
+                file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+    return len(rows)
+
+
+class _SameIds:
+    """Refuses rows whose ids aren't those that were chosen."""
+
+    def __init__(self, corpus: Corpus, wanted: Mapping[int, str]) -> None:
+        self._corpus, self._wanted = corpus, wanted
+
+    def columns(self, table: Any) -> list[str]:
+        name = self._corpus.id_column or ""
+        return [column for column in table.column_names if column in (name, name.partition(".")[0])]
+
+    def __call__(self, row: int, source: int, number: int, record: Record) -> None:
+        found = self._corpus.identify(source, number, record)
+        if found != self._wanted[row]:
+            raise StoreError(
+                f"{self._corpus.sources[source].name}: the id of row {number} is {found!r}, but the scores "
+                "have "
+                f"{self._wanted[row]!r} there; the corpus has changed since it was scored, so score it again"
+            )
+
+
+def output_suffix(path: PathLike) -> str:
+    """Return the ending, one of ``OUTPUTS``, of the format that a file name asks for.
+
+    Raises:
+        InputError: an unknown ending.
+    """
+    lower = Path(path).name.lower()
+    if lower.endswith(".parquet"):
+        return ".parquet"
+    if not lower.endswith(JSON_ENDINGS):
+        raise InputError(
+            f"{path}: can't write this format; end the name in .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+        )
+    packing = Path(lower).suffix
+    return f".jsonl{packing}" if f".jsonl{packing}" in OUTPUTS else ".jsonl"
 
 
 def write_rows(path: PathLike, rows: Iterable[Mapping[str, Any]], schema_like: Corpus | None = None) -> int:
@@ -33,40 +121,30 @@ def write_rows(path: PathLike, rows: Iterable[Mapping[str, Any]], schema_like: C
     """
     path = Path(path)
     records = (dict(row) for row in rows)
-    lower = path.name.lower()
-    if lower.endswith(".parquet"):
+    if output_suffix(path) == ".parquet":
         return _write_parquet(path, records, schema_like.arrow_schema() if schema_like else None)
-    if not lower.endswith(JSONL_ENDINGS):
-        raise InputError(
-            f"{path}: can't write this format; end the name in .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
-        )
     count = 0
-    with atomic_path(path) as temporary, _packed(temporary, lower) as file:
-        for line in _as_lines(records):
-            file.write(line)
+    with atomic_path(path) as temporary, packed(temporary, path.name) as file:
+        for record in records:
+            file.write(record_as_line(record).encode("utf-8", "surrogatepass") + b"\n")
             count += 1
     return count
 
 
 @contextlib.contextmanager
-def _packed(path: Path, ending: str) -> Iterator[IO[bytes]]:
-    if ending.endswith(".zst"):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise InputError(
-                "writing .zst needs a package that isn't installed: pip install zstandard"
-            ) from error
-        with zstandard.open(path, "wb") as stream:
+def packed(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing bytes, packed as the ending of ``name`` says."""
+    if name.lower().endswith(".zst"):
+        with import_zstandard().open(path, "wb") as stream:
             yield stream
         return
     with open(path, "wb") as file:
-        if not ending.endswith(".gz"):
+        if not name.lower().endswith(".gz"):
             yield file
             return
         # No name and no time in the header: the same rows give the same bytes.
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-            yield packed  # type: ignore[misc]
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as stream:
+            yield stream  # type: ignore[misc]
 
 
 def _write_parquet(path: Path, records: Iterator[dict[str, Any]], schema: Any) -> int:
@@ -81,10 +159,10 @@ def _write_parquet(path: Path, records: Iterator[dict[str, Any]], schema: Any) -
             with pq.ParquetWriter(temporary, schema) as writer:
                 while group:
                     _check_columns(group, schema.names, count)
-                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                    writer.write_table(records_as_table(group, schema, path.name))
                     count += len(group)
                     group = list(itertools.islice(records, _GROUP_ROWS))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise InputError(
                 f"rows can't be written as Parquet ({error}); columns with mixed types need .jsonl"
             ) from error
@@ -111,35 +189,3 @@ def _check_columns(group: list[dict[str, Any]], names: list[str], start: int) ->
                 f"row {number} brings the new column {sorted(extra)[0]!r}, which the first {_GROUP_ROWS} "
                 "rows lack; Parquet needs all columns from the start, .jsonl doesn't"
             )
-
-
-def _as_lines(records: Iterable[Record]) -> Iterator[bytes]:
-    for record in records:
-        try:
-            yield (
-                json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
-                + b"\n"
-            )
-        except (TypeError, ValueError) as error:
-            bad = next((name for name, value in record.items() if not _dumps(value)), "?")
-            raise InputError(
-                f"column {bad!r} can't be written as JSON ({error}); write .parquet instead"
-            ) from error
-
-
-def _dumps(value: Any) -> bool:
-    try:
-        json.dumps(value, default=_plain)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return value.tolist()
-    if type(value).__name__ == "Decimal":
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -119,9 +119,11 @@ def open_job_corpus(job: Job) -> Corpus:
 def open_job_targets(job: Job) -> Corpus:
     """Open the targets of a job. A target without text is refused: there are few, and each was meant.
 
-    The targets may lack the corpus' id column: ids are then generated.
+    The targets may lack the corpus' columns of text and id: the usual ones are read then.
     """
-    return open_corpus(job.targets, text_column=job.text_column, id_column=job.id_column, empty="error")
+    return open_corpus(
+        job.targets, text_column=job.text_column, id_column=job.id_column, empty="error", lenient=True
+    )
 
 
 def open_tap(job: Job) -> ActivationTap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finescope.corpus import copy_rows
 from finescope.curation.compare import repool
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset
@@ -176,45 +177,23 @@ def read_selection(path: Path) -> Selection:
     )
 
 
-def curated_records(
-    corpus: Corpus, scored: ScoredRows, selected: NDArray[np.int64]
-) -> Iterator[dict[str, Any]]:
-    """Yield the selected rows as they came, best first, with the columns of ``SCORE_COLUMNS`` appended.
-
-    Only the selected rows are held in memory while the corpus is read once.
+def write_curated(path: Path, corpus: Corpus, scored: ScoredRows, selected: NDArray[np.int64]) -> int:
+    """Write the selected rows as they came, best first, with ``SCORE_COLUMNS`` appended; return how many.
 
     Raises:
         StoreError: the corpus is not the one that was scored.
     """
-    wanted = {int(row): place for place, row in enumerate(selected.tolist())}
-    records: list[dict[str, Any] | None] = [None] * len(wanted)
-    for index, row in enumerate(corpus.rows()):
-        place = wanted.get(index)
-        if place is None:
-            continue
-        if row.id != scored.ids[index]:
-            raise StoreError(
-                f"{row.place}: the row's id is {row.id!r}, but the scores have {scored.ids[index]!r} "
-                "there; the corpus "
-                "has changed since it was scored, so score it again"
-            )
-        records[place] = dict(row.record)
-    for place, record in enumerate(records):
-        if record is None:
-            raise StoreError(f"{corpus.name} has fewer rows than were scored; score it again")
-        index = int(selected[place])
-        yield record | score_columns(scored, index, place + 1)
+    import pyarrow as pa
 
-
-def score_columns(scored: ScoredRows, row: int, rank: int) -> dict[str, Any]:
-    """Return the values of ``SCORE_COLUMNS`` for one row."""
+    rows = selected.tolist()
     values = (
-        rank,
-        float(scored.table.score[row]),
-        scored.nearest_id(row),
-        float(scored.table.nearest_similarity[row]),
+        pa.array(np.arange(1, len(rows) + 1, dtype=np.int64)),
+        pa.array(scored.table.score[selected]),
+        pa.array([scored.nearest_id(row) for row in rows], pa.string()),
+        pa.array(scored.table.nearest_similarity[selected]),
     )
-    return dict(zip(SCORE_COLUMNS, values, strict=True))
+    columns = dict(zip(SCORE_COLUMNS, values, strict=True))
+    return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
 
 
 def prepare(corpus: CodeStore, targets: CodeStore, recipe: Preset) -> tuple[CorpusScorer, SparseCodes]:

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finescope.corpus import write_rows
+from finescope.corpus import OUTPUTS
 from finescope.curation.selection import Selection, select
 from finescope.progress import Reporter, counted
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, curated_records, read_scores, write_selection
+from finescope.workflow.tables import ScoredRows, read_scores, write_curated, write_selection
 
 if TYPE_CHECKING:
     from finescope.workflow.context import Context
-
-_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Select(Stage):
 
     name = "select"
     reads = (SCORES, "corpus")
-    writes = (SELECTION, *(f"curated{ending}" for ending in _ENDINGS))
+    writes = (SELECTION, *(f"curated{ending}" for ending in OUTPUTS))
 
     def work(self, context: Context) -> None:
         """Select; write the curated rows and what became of the others."""
@@ -37,8 +35,8 @@ class Select(Stage):
             arguments = {"scorer": prepared, "corpus": prepared.corpus, "targets": targets}
         selection = select(scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, **arguments)
         curated = curated_path(context)
-        write_rows(curated, curated_records(context.corpus, scored, selection.indices), context.corpus)
-        for ending in _ENDINGS:
+        write_curated(curated, context.corpus, scored, selection.indices)
+        for ending in OUTPUTS:
             if ending != context.corpus.suffix:  # of an earlier corpus in another format
                 (context.folder / f"curated{ending}").unlink(missing_ok=True)
         write_selection(context.folder / SELECTION, scored, selection)

@@ -1,0 +1,231 @@
+"""Arrow types: one for several files, what a format can hold, and values as JSON has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from finescope.errors import InputError
+
+
+def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
+    """Return the one schema that holds the rows of all files: columns in the order in which they turn up.
+
+    Types are promoted where every value can go along (null to anything, int32 to int64, a struct or list
+    gains fields). Values are tried separately, since some (int64 to double) may fail for one of them.
+
+    Args:
+        schemas: (file, its pyarrow schema).
+
+    Raises:
+        InputError: a column whose types don't go together, or a name that occurs twice; names column and
+            files.
+    """
+    import pyarrow as pa
+
+    fields: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    for file, schema in schemas:
+        for name in schema.names:
+            if schema.names.count(name) > 1:
+                raise InputError(f"{file}: two columns are called {name!r}; rename one of them")
+        for field in schema:
+            if field.name not in fields:
+                fields[field.name], first[field.name] = field, file
+                continue
+            old = fields[field.name]
+            if old.type != field.type:
+                together = promoted(old.type, field.type)
+                if together is None:
+                    raise InputError(
+                        f"column {field.name!r} is {old.type} in {first[field.name]} and {field.type} in "
+                        f"{file}; one "
+                        "Parquet file can't hold both. Convert one of the files, or write .jsonl (--format "
+                        "jsonl)"
+                    )
+                fields[field.name] = old.with_type(together)
+            if field.nullable and not old.nullable:
+                fields[field.name] = fields[field.name].with_nullable(True)
+    everywhere = set.intersection(*(set(schema.names) for _, schema in schemas))
+    chosen = [
+        field if name in everywhere else field.with_nullable(True)  # null where a file lacks it
+        for name, field in fields.items()
+    ]
+    return pa.schema(chosen, metadata=schemas[0][1].metadata)
+
+
+def promoted(one: Any, other: Any) -> Any:
+    """Return the type that holds the values of both, or None."""
+    for pair in ((one, other), (_bare(one), _bare(other))):
+        if pair[0] == pair[1]:
+            return pair[0]
+        found = _promoted(*pair)
+        if found is not None:
+            return found
+    return None
+
+
+def _promoted(one: Any, other: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        both = [pa.schema([pa.field("c", kind)]) for kind in (one, other)]
+        found = pa.unify_schemas(both, promote_options="permissive").field("c").type
+    except pa.ArrowException:
+        return None
+    # Bytes aren't text, and a decimal's digits don't fit into a double: those promotions change values.
+    changed = [kind for kind in (one, other) for pair in _leaves(kind, found) if _changes(*pair)]
+    return None if changed else found
+
+
+def _changes(one: Any, found: Any) -> bool:
+    from pyarrow import types
+
+    text = types.is_string(one) or types.is_large_string(one)
+    return (text and _is_bytes(found)) or (types.is_decimal(one) and types.is_floating(found))
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+        or str(kind) == "binary_view"
+    )
+
+
+def _leaves(one: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs of types without parts in two types of the same build."""
+    from pyarrow import types
+
+    if types.is_struct(one) and types.is_struct(other):
+        for field in one:
+            if other.get_field_index(field.name) >= 0:
+                yield from _leaves(field.type, other.field(field.name).type)
+    elif types.is_map(one) and types.is_map(other):
+        yield from _leaves(one.key_type, other.key_type)
+        yield from _leaves(one.item_type, other.item_type)
+    elif hasattr(one, "value_type") and hasattr(other, "value_type"):
+        yield from _leaves(one.value_type, other.value_type)
+    else:
+        yield one, other
+
+
+def _rebuilt(kind: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Return a type with ``leaf`` applied to its parts that have none themselves."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_rebuilt(field.type, leaf)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_rebuilt(kind.key_type, leaf), _rebuilt(kind.item_type, leaf))
+    if (
+        isinstance(kind, pa.BaseExtensionType)
+        or types.is_dictionary(kind)
+        or not hasattr(kind, "value_field")
+    ):
+        return leaf(kind)
+    item = kind.value_field.with_type(_rebuilt(kind.value_type, leaf))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(item, kind.list_size)
+    return (pa.large_list if str(kind).startswith("large") else pa.list_)(item)
+
+
+def _bare(kind: Any) -> Any:
+    """Return a type's plain form: no dictionary, no extension, no view."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    def leaf(kind: Any) -> Any:
+        if isinstance(kind, pa.BaseExtensionType):
+            return _bare(kind.storage_type)
+        if types.is_dictionary(kind):
+            return _bare(kind.value_type)
+        return _without_view(kind)
+
+    return _rebuilt(kind, leaf)
+
+
+def always_fits(one: Any, other: Any) -> bool:
+    """Return whether every value of a type fits into another, to which it was promoted."""
+    from pyarrow import types
+
+    if types.is_null(one) or _bare(one) == _bare(other):
+        return True
+    if types.is_struct(one) and types.is_struct(other):
+        return all(
+            other.get_field_index(field.name) >= 0 and always_fits(field.type, other.field(field.name).type)
+            for field in one
+        )
+    lists = (types.is_list, types.is_large_list)
+    if any(is_list(one) for is_list in lists) and any(is_list(other) for is_list in lists):
+        return always_fits(one.value_type, other.value_type)
+    if types.is_integer(one) and types.is_integer(other):
+        wider = other.bit_width > one.bit_width
+        return bool(wider and (types.is_signed_integer(other) or types.is_unsigned_integer(one)))
+    if types.is_floating(one) and types.is_floating(other):
+        return bool(other.bit_width >= one.bit_width)
+    return bool(types.is_string(one) and types.is_large_string(other))
+
+
+def storable(schema: Any) -> Any:
+    """Return the schema that Parquet keeps of one: seconds become milliseconds, views plain strings.
+
+    Raises:
+        InputError: a column of a type that Parquet has no place for; names it.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for field in schema:
+        try:
+            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"column {field.name!r} is {field.type}, which Parquet can't hold ({error}); write .jsonl "
+                "(--format jsonl)"
+            ) from error
+    return pa.schema(
+        [field.with_type(_rebuilt(field.type, _kept)) for field in schema], metadata=schema.metadata
+    )
+
+
+def _kept(kind: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_timestamp(kind) and kind.unit == "s":
+        return pa.timestamp("ms", kind.tz)
+    return pa.time32("ms") if types.is_time32(kind) else _without_view(kind)
+
+
+def _without_view(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return {"string_view": pa.string(), "binary_view": pa.binary()}.get(str(kind), kind)
+
+
+def without_json_form(kind: Any) -> Any:
+    """Return the part of a type that JSON has no form for (bytes), or None."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return None if is_uuid(kind) else without_json_form(kind.storage_type)
+    if types.is_struct(kind):
+        return next(filter(None, (without_json_form(field.type) for field in kind)), None)
+    if types.is_map(kind):
+        return without_json_form(kind.key_type) or without_json_form(kind.item_type)
+    if hasattr(kind, "value_type"):
+        return without_json_form(kind.value_type)
+    return kind if _is_bytes(kind) else None
+
+
+def is_uuid(kind: Any) -> bool:
+    """Return whether a type is Arrow's of UUIDs."""
+    return str(kind) == "extension<arrow.uuid>"

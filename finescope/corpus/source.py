@@ -1,0 +1,181 @@
+"""What a corpus is made of: sources of rows, and how their rows are handed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from finescope.corpus.jsontext import with_members
+from finescope.errors import InputError
+from finescope.storage.identity import sha256_json
+
+Record = dict[str, Any]
+BLOCK_ROWS = 1024
+Visit = Callable[[Any], None]
+"""Sees every block of rows as it is read: a pyarrow table, or a list of records."""
+
+
+class Source(Protocol):
+    """Rows of one file or dataset, in order, re-iterable."""
+
+    name: str
+    """For messages."""
+    stem: str
+    """Prefix of generated ids."""
+    suffix: str
+    """Ending of an output file in the same format."""
+    constants: Record
+    """Columns that every row has because of the folders that the file lies in."""
+    full_rows: bool
+    """Whether every row has every column, so that nulls stand for what isn't there."""
+
+    def schema(self) -> Any:
+        """Return the pyarrow schema, or None where rows say themselves what they hold."""
+
+    def count(self) -> int | None:
+        """Return the number of rows if it is known without reading."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells these contents from others."""
+
+    def records(
+        self, columns: Sequence[str] | None, also: Sequence[str] = (), visit: Visit | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        """Yield (row number from 0, place, record).
+
+        Args:
+            columns: columns that records must have, dotted where a part is enough; None for all.
+            also: columns that ``visit`` needs beside them.
+            visit: sees the rows in blocks.
+        """
+
+    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Yield (row number, the row as JSON on one line) for some rows, given in ascending order."""
+
+    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
+        """Yield (row numbers, their rows as a pyarrow table of ``schema``) for some rows, in ascending
+        order."""
+
+
+def records_as_table(records: Sequence[Record], schema: Any, name: str) -> Any:
+    """Return plain records as a pyarrow table.
+
+    Raises:
+        InputError: a value that its column can't hold.
+    """
+    import pyarrow as pa
+
+    try:
+        table = pa.Table.from_pylist(list(records), schema=schema)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
+        raise InputError(
+            f"{name}: rows can't be written as Parquet ({error}); columns with mixed types need .jsonl"
+        ) from error
+    for column in table.column_names:
+        refuse_changed([record.get(column) for record in records], table.column(column), column, name)
+    return table
+
+
+def refuse_changed(values: Sequence[Any], column: Any, name: str, file: str) -> None:
+    """Refuse a column of Arrow in which ``true`` became a number, as it does silently among floats.
+
+    Raises:
+        InputError: naming column and file.
+    """
+    from pyarrow import types
+
+    kind = column.type
+    if not (types.is_floating(kind) or types.is_nested(kind)):
+        return
+    for value, made in zip(values, column.to_pylist(), strict=True):
+        if not _truth_kept(value, made):
+            raise InputError(
+                f"{file}: column {name!r} can't be written as Parquet: it holds true or false among numbers; "
+                "columns "
+                "with mixed types need .jsonl (--format jsonl)"
+            )
+
+
+def _truth_kept(value: Any, made: Any) -> bool:
+    if isinstance(value, dict) and isinstance(made, dict):
+        return all(_truth_kept(item, made.get(key)) for key, item in value.items())
+    if isinstance(value, list) and isinstance(made, list):
+        return all(map(_truth_kept, value, made))
+    return isinstance(value, bool) == isinstance(made, bool)
+
+
+def record_as_line(record: Record) -> str:
+    """Return a record as JSON on one line.
+
+    Raises:
+        InputError: a value without a JSON form; names the column.
+    """
+    try:
+        return json.dumps(record, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        bad = next((name for name, value in record.items() if not _dumps(value)), "?")
+        raise InputError(
+            f"column {bad!r} can't be written as JSON ({error}); write .parquet instead"
+        ) from error
+
+
+def _dumps(value: Any) -> bool:
+    try:
+        json.dumps(value, default=_plain)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    if type(value).__name__ == "Decimal":
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+class MemorySource:
+    """Records that are already there."""
+
+    full_rows = False
+
+    def __init__(self, records: Sequence[Record], name: str = "rows") -> None:
+        self.constants: Record = {}
+        self._records = records
+        self.name = self.stem = name
+        self.suffix = ".jsonl"
+
+    def schema(self) -> None:
+        return None
+
+    def count(self) -> int:
+        return len(self._records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name, "rows": len(self._records), "sha256": sha256_json(list(self._records))}
+
+    def records(
+        self, columns: Sequence[str] | None, also: Sequence[str] = (), visit: Visit | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        for number, record in enumerate(self._records):
+            if visit is not None and number % BLOCK_ROWS == 0:
+                visit(self._records[number : number + BLOCK_ROWS])
+            yield number, f"{self.name}:{number}", record
+
+    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return ((number, record_as_line(self._records[number])) for number in numbers)
+
+    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
+        for start in range(0, len(numbers), BLOCK_ROWS):
+            block = numbers[start : start + BLOCK_ROWS]
+            yield block, records_as_table([self._records[number] for number in block], schema, self.name)
+
+
+def with_constants(text: str, record: Record, constants: Record) -> str:
+    """Return a record's text with the columns that its folders give it, where it lacks them."""
+    missing = {name: value for name, value in constants.items() if name not in record}
+    return with_members(text, missing) if missing else text

@@ -1,0 +1,271 @@
+"""What the model reads of a row is what the row says, in whatever shape data sets say it.
+
+Fails if: a conversation beside an empty text is dropped; a shape of messages in common use is refused or
+loses a turn; the word None is put into a text; tool calls, tools or reasoning are lost; several columns can't
+be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finescope.corpus import Row, open_corpus
+from finescope.errors import InputError
+
+PLAIN = [{"role": "user", "content": "which tail"}, {"role": "assistant", "content": "the kitten"}]
+CALL = {"type": "function", "function": {"name": "lookup", "arguments": {"topic": "whale"}}}
+
+
+def _row(record: dict[str, Any], **options: Any) -> Row:
+    (row,) = open_corpus([record], **options)
+    return row
+
+
+def _jsonl(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+SHAPES: dict[str, Any] = {
+    "from and value": [{"from": "human", "value": "which tail"}, {"from": "gpt", "value": "the kitten"}],
+    "a mixture": [{"role": "user", "value": "which tail"}, {"from": "gpt", "content": "the kitten"}],
+    "both, one null": [
+        {"role": "user", "content": "which tail", "from": None, "value": None},
+        {"role": None, "content": None, "from": "gpt", "value": "the kitten"},
+    ],
+    "object of lists": {"role": ["user", "assistant"], "content": ["which tail", "the kitten"]},
+    "object of lists, from": {"from": ["human", "gpt"], "value": ["which tail", "the kitten"]},
+    "JSON": json.dumps(PLAIN),
+    "JSON of lists": json.dumps({"from": ["human", "gpt"], "value": ["which tail", "the kitten"]}),
+    "a list of JSON": [json.dumps(message) for message in PLAIN],
+    "nulls between": [PLAIN[0], None, PLAIN[1]],
+    "parts": [
+        {
+            "role": "user",
+            "content": [{"type": "image", "text": None}, {"type": "text", "text": "which tail"}],
+        },
+        {"role": "assistant", "content": ["the kitten", None]},
+    ],
+    "one part": [{"role": "user", "content": {"type": "text", "text": "which tail"}}, PLAIN[1]],
+}
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "conversation", "chat"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_a_conversation_is_read(shape: str, column: str) -> None:
+    options = {"text_column": column} if column == "chat" else {}
+    row = _row({column: SHAPES[shape]}, **options)
+    assert row.messages == PLAIN
+    assert row.content == "user: which tail\nassistant: the kitten"
+
+
+def test_text_or_conversation_is_chosen_row_by_row(tmp_path: Path) -> None:
+    records = [
+        {"id": "a", "text": "plain", "messages": None},
+        {"id": "b", "text": None, "messages": PLAIN},
+        {"id": "c", "text": " ", "messages": PLAIN},
+        {"id": "d", "text": "goes first", "messages": PLAIN},
+        {"id": "e", "text": None, "messages": None},
+    ]
+    wanted = ["plain", "user: which tail\nassistant: the kitten", "user: which tail\nassistant: the kitten"]
+    wanted += ["goes first", ""]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet")
+    mixed = [{key: value for key, value in record.items() if value is not None} for record in records]
+    for source in (tmp_path / "c.parquet", _jsonl(tmp_path / "c.jsonl", *mixed), records):
+        assert [row.content for row in open_corpus(source)] == wanted
+
+
+def test_nulls_of_a_table_say_nothing(tmp_path: Path) -> None:
+    """Arrow gives every object every key: what isn't there comes back as null."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "tool_calls": [CALL], "content": None},
+                {"role": "tool", "content": "found", "name": "lookup"},
+            ],
+            "tools": [{"name": "lookup"}, {"name": "other", "more": "x"}],
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    (row,) = open_corpus(tmp_path / "c.parquet")
+    assert row.messages == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "found", "name": "lookup"},
+    ]
+    assert row.tools == [{"name": "lookup"}, {"name": "other", "more": "x"}]
+
+
+CALLS: dict[str, list[dict[str, Any]]] = {
+    "null content": [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+    "no content": [{"role": "assistant", "tool_calls": [CALL]}],
+    "arguments as JSON": [
+        {
+            "role": "assistant",
+            "tool_calls": [{**CALL, "function": {"name": "lookup", "arguments": '{"topic": "whale"}'}}],
+        }
+    ],
+    "calls as JSON": [{"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])}],
+    "bare calls": [{"role": "assistant", "tool_calls": [CALL["function"]]}],
+    "the older form": [{"role": "assistant", "content": None, "function_call": CALL["function"]}],
+    "a role of its own": [{"from": "function_call", "value": json.dumps(CALL["function"])}],
+    "parts": [
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "name": "lookup", "input": {"topic": "whale"}}],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", CALLS)
+def test_tool_calls_are_kept_and_written_out(shape: str) -> None:
+    row = _row({"messages": CALLS[shape]})
+    assert row.messages == [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert row.content == 'assistant: lookup({"topic": "whale"})'
+    assert not row.empty
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_and_names_are_kept_and_written_out(key: str) -> None:
+    row = _row({"messages": [{"role": "assistant", "content": "42", key: "six by seven", "name": "deep"}]})
+    assert row.messages is not None
+    assert row.messages[0]["reasoning_content"] == "six by seven"
+    assert row.content == "assistant deep: six by seven\n42"
+    parts = [{"type": "thinking", "thinking": "six by seven"}, {"type": "text", "text": "42"}]
+    assert _row({"messages": [{"role": "assistant", "content": parts}]}).content.endswith("six by seven\n42")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda tools: tools, json.dumps, lambda tools: [json.dumps(tool) for tool in tools]]
+)
+def test_tools_and_a_system_prompt_beside_a_conversation(wrap: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "lookup"}}]
+    row = _row({"conversations": PLAIN, "tools": wrap(tools), "system": "be brief"})
+    assert row.tools == tools
+    assert row.messages == [{"role": "system", "content": "be brief"}, *PLAIN]
+    assert row.content.startswith(
+        'tool: {"type": "function", "function": {"name": "lookup"}}\nsystem: be brief\n'
+    )
+    own = [{"role": "system", "content": "its own"}, *PLAIN]
+    assert _row({"messages": own, "system": "be brief"}).messages == own
+
+
+def test_pairs_of_columns_are_read_without_being_named() -> None:
+    assert _row({"prompt": "p", "completion": "c"}).content == "p\n\nc"
+    assert _row({"instruction": "i", "input": "", "output": "o"}).content == "i\n\no"
+    assert _row({"instruction": "i", "input": "n", "output": "o"}).content == "i\n\nn\n\no"
+    assert _row({"question": "q", "answer": 42}).content == "q\n\n42"
+    turns = _row({"prompt": PLAIN[:1], "completion": PLAIN[1:], "tools": [CALL], "system": "s"})
+    assert turns.messages == [{"role": "system", "content": "s"}, *PLAIN]
+    assert turns.tools == [CALL]
+
+
+def test_several_columns_dotted_names_and_lists() -> None:
+    record = {"a": "one", "b": None, "c": ["two", None, "three"], "d": {"e": {"f": "four"}}, "g.h": "five"}
+    assert _row(record, text_column="a,b,c").content == "one\n\ntwo\nthree"
+    assert _row(record, text_column=["d.e.f", "a"]).content == "four\n\none"
+    assert _row(record, text_column="g.h").content == "five"
+    assert _row(record, text_column="d.e.f", id_column="a").id == "one"
+    assert _row({"k": [{"t": "x"}]}, text_column="k.0.t").content == "x"
+    chat = {"doc": {"turns": PLAIN, "tools": [CALL]}}
+    nested = _row(chat, text_column="doc.turns")
+    assert (nested.messages, nested.tools) == (PLAIN, [CALL])
+
+
+def test_nested_columns_of_tables(tmp_path: Path) -> None:
+    rows = [{"doc": {"text": "inner", "lang": "en"}, "meta": {"id": "x1"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    corpus = open_corpus(tmp_path / "c.parquet", text_column="doc.text", id_column="meta.id")
+    assert [(row.id, row.content) for row in corpus.rows(records=False)] == [("x1", "inner")]
+    (row,) = corpus.rows(columns=["doc.lang", "absent"])
+    assert row.record == {"doc.lang": "en"}
+    with pytest.raises(InputError, match=r"no column 'text'; there are 'doc', 'meta'"):
+        list(open_corpus(tmp_path / "c.parquet"))
+
+
+def test_a_template_makes_the_text(tmp_path: Path) -> None:
+    template = "{{ a }}: {% for x in b %}{{ x }},{% endfor %}{{ none_here }}"
+    record = {"a": "A", "b": ["x", "y"], "none_here": None, "text": "not this"}
+    assert _row(record, text_template=template).content == "A: x,y,"
+    assert _row({"odd name": 3}, text_template="{{ row['odd name'] }}").content == "3"
+    with pytest.raises(InputError, match=r"rows:0: the text template fails \('a' is undefined\).*default"):
+        _row({"b": []}, text_template=template)
+    with pytest.raises(InputError, match="no valid Jinja"):
+        _row(record, text_template="{{ a")
+    with pytest.raises(InputError, match="the text template fails"):  # a sandbox: no way out of the row
+        _row(record, text_template="{{ a.__class__.__mro__ }}")
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "c.parquet")
+    assert (
+        next(open_corpus(tmp_path / "c.parquet", text_template=template).rows(records=False)).content
+        == "A: x,y,"
+    )
+
+
+def test_what_is_read_is_part_of_the_fingerprint() -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"text_column": "a"},
+        {"text_column": "a,b"},
+        {"text_template": "{{ a }}"},
+    ]
+    ways += [{"id_column": None}]
+    prints = [json.dumps(open_corpus([{"a": "x"}], **way).fingerprint()) for way in ways]
+    assert len(set(prints)) == len(ways)
+
+
+def test_targets_without_the_columns_named_are_read_by_the_usual_ones() -> None:
+    lenient = {"text_column": "doc.text", "id_column": "key", "lenient": True}
+    assert [(row.id, row.content) for row in open_corpus([{"text": "seed"}], **lenient)] == [
+        ("rows:0", "seed")
+    ]
+    named = open_corpus([{"doc": {"text": "inner"}, "key": "k", "text": "outer"}], **lenient)
+    assert [(row.id, row.content) for row in named] == [("k", "inner")]
+    templated = open_corpus([{"text": "seed"}], text_template="{{ a }}", lenient=True)
+    assert [row.content for row in templated] == ["seed"]
+
+
+def test_text_that_looks_like_a_conversation_is_text() -> None:
+    said = json.dumps(PLAIN)
+    assert _row({"text": said}).text == said
+    assert _row({"messages": '{"no": "message"}'}).text == '{"no": "message"}'
+    assert _row({"messages": "[broken"}).text == "[broken"
+
+
+def test_rows_before_the_first_with_text_are_only_empty(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "c.jsonl", {"note": "header"}, {"note": "more"}, {"text": "a"})
+    assert [row.text for row in open_corpus(path)] == ["", "", "a"]
+    with pytest.raises(InputError, match=r"c\.jsonl:1: no column 'txet'; there are 'note'"):
+        list(open_corpus(path, text_column="txet"))
+
+
+def test_a_misnamed_column_is_noticed_before_the_end(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "c.jsonl", *({"body": "x"} for _ in range(10_050)))
+    seen: list[str] = []
+    with pytest.raises(InputError, match="no column 'text'"):
+        seen.extend(row.id for row in open_corpus(path))
+    assert len(seen) == 9_999
+
+
+@pytest.mark.parametrize(
+    ("messages", "match"),
+    [
+        ({"role": ["user"], "content": ["a", "b"]}, "holds an object"),
+        ([{"role": "user", "content": 7}], r"message 1 .*its content is a number \(7\)"),
+        ([{"role": "user", "content": [7]}], "a part of its content is a number"),
+        ([{"role": None, "content": "x"}], r"has the keys \['content', 'role'\]"),
+        ([{"role": "user", "content": "x"}, 5], "message 2 .*is a number"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(messages: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        _row({"messages": messages})
+    with pytest.raises(InputError, match="column 'tools' holds"):
+        _row({"messages": PLAIN, "tools": "broken ["})

@@ -1,0 +1,320 @@
+"""A corpus is found where it lies: in folders of folders, beside other things, in arrays, behind URLs.
+
+Fails if: a description beside the data is read as rows; a file in a deeper folder is passed over or read
+twice; a partition's key is lost; an array has to fit in memory; a URL needs other words than a path.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finescope.corpus import copy_rows, open_corpus
+from finescope.corpus.jsontext import Objects
+from finescope.errors import InputError
+
+
+def _put(root: Path, **files: str) -> Path:
+    """Write files, one row for every letter; ``__`` in a name is a slash, ``_`` before the ending a dot."""
+    for name, letters in files.items():
+        path = root / name.replace("__", "/").replace("_jsonl", ".jsonl").replace("_parquet", ".parquet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.table({"id": list(letters), "text": list(letters)}), path)
+        else:
+            path.write_text("".join(json.dumps({"id": c, "text": c}) + "\n" for c in letters))
+    return root
+
+
+def _ids(source: Any, **options: Any) -> str:
+    return "".join(row.id for row in open_corpus(source, **options))
+
+
+def test_folders_of_folders_in_order_of_name(tmp_path: Path) -> None:
+    _put(tmp_path, b_jsonl="cd", a__z_jsonl="b", a__deep__er__x_parquet="a", c__y_jsonl="e")
+    assert _ids(tmp_path) == "abcde"
+    assert _ids(f"{tmp_path}/*") == "abcde"
+    assert _ids(f"{tmp_path}/**/*.jsonl") == "bcde"
+    assert _ids(f"{tmp_path}/**") == "abcde"
+    assert _ids([tmp_path / "c", tmp_path / "b.jsonl"]) == "ecd"
+    os.symlink(tmp_path, tmp_path / "c" / "loop")  # a link that leads back
+    assert _ids(tmp_path) == "abcde"
+
+
+def test_what_lies_beside_the_data_is_left_out_and_said(tmp_path: Path) -> None:
+    _put(tmp_path, train_jsonl="ab", data__x_parquet="c")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "train.jsonl"}}, indent=2))
+    (tmp_path / "one_line.json").write_text('{"mine": {"columns": {"prompt": "text"}}}')
+    (tmp_path / "README.md").write_text("# what this is")
+    for hidden in (".cache/x.jsonl", "_SUCCESS", "_delta_log/0.json", ".git/config.json"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_text("{broken")
+    corpus = open_corpus(tmp_path)
+    assert _ids(tmp_path) == "cab"
+    assert corpus.left_out == [
+        "README.md",
+        "dataset_info.json (one object without text)",
+        "one_line.json (one object without text)",
+    ]
+    (tmp_path / "row.json").write_text('{"id": "r", "text": "a row alone in its file"}')
+    assert _ids(tmp_path) == "crab"
+
+
+def test_a_folder_with_descriptions_only(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text('{"mine": {}}')
+    (tmp_path / "README.md").write_text("x")
+    with pytest.raises(InputError, match=r"without corpus files; it holds README\.md, dataset_info\.json"):
+        open_corpus(tmp_path)
+    with pytest.raises(InputError, match=r"dataset_info\.json:1: no column 'text'; there are 'mine'"):
+        list(open_corpus(tmp_path / "dataset_info.json"))
+
+
+def test_partitions_become_columns(tmp_path: Path) -> None:
+    _put(tmp_path, **{"lang=en__year=2023__a_parquet": "a", "lang=de__year=2024__b_jsonl": "b"})
+    _put(tmp_path, **{"lang=a%20b__c_jsonl": "c"})
+    wanted = {
+        "a": {"lang": "en", "year": 2023},
+        "b": {"lang": "de", "year": 2024},
+        "c": {"lang": "a b"},
+        "d": {"lang": None},
+    }
+    _put(tmp_path / "lang=__HIVE_DEFAULT_PARTITION__", d_jsonl="d")
+    corpus = open_corpus(tmp_path)
+    found = {row.id: row.record for row in corpus}
+    assert {
+        id_: {k: v for k, v in record.items() if k not in ("id", "text")} for id_, record in found.items()
+    } == wanted
+    assert {row.id: row.record for row in corpus.rows(columns=["year"])}["a"] == {"year": 2023}
+    order = [row.id for row in corpus]
+    corpus.scan(output=".parquet")
+    copy_rows(tmp_path / "out.parquet", corpus, range(4))
+    table = pq.read_table(tmp_path / "out.parquet", partitioning=None)
+    assert table.schema.field("year").type == pa.int64()
+    assert [row["lang"] for row in table.to_pylist()] == [wanted[id_]["lang"] for id_ in order]
+    corpus.scan(output=".jsonl")
+    copy_rows(tmp_path / "out.jsonl", corpus, range(4))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{"lang": line.get("lang")} for line in lines] == [{"lang": wanted[id_]["lang"]} for id_ in order]
+    assert {row.record.get("year") for row in open_corpus(f"{tmp_path}/lang=*/**/*.parquet")} == {2023}
+    assert next(iter(open_corpus(f"{tmp_path}/lang=e*"))).record["lang"] == "en"
+    # A file that is named is that file: what its folders are called says nothing.
+    assert "lang" not in next(iter(open_corpus(tmp_path / "lang=en" / "year=2023" / "a.parquet"))).record
+
+
+def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "lang=en").mkdir()
+    (tmp_path / "lang=en" / "a.jsonl").write_text('{"text": "a", "lang": "fr"}\n')
+    pq.write_table(pa.table({"text": ["b"], "lang": ["it"]}), tmp_path / "lang=en" / "b.parquet")
+    corpus = open_corpus(tmp_path)
+    assert [row.record["lang"] for row in corpus] == ["fr", "it"]
+    copy_rows(tmp_path / "out.jsonl", corpus, [0, 1])
+    assert [json.loads(line)["lang"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        "fr",
+        "it",
+    ]
+
+
+ARRAY = [
+    {"id": "a", "text": 'one, "two"\n]}', "n": [1, {"x": []}]},
+    {"id": "b", "text": "ü\u2028"},
+    {"id": "c", "text": "x"},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 0, 4])
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".json.gz"])
+def test_an_array_is_read_like_lines(tmp_path: Path, ending: str, indent: int | None) -> None:
+    data = ("\ufeff \n" + json.dumps(ARRAY, indent=indent, ensure_ascii=False) + "\n\n").encode()
+    path = tmp_path / f"c{ending}"
+    path.write_bytes(gzip.compress(data) if ending.endswith(".gz") else data)
+    corpus = open_corpus(path)
+    assert [row.record for row in corpus] == ARRAY
+    assert [row.id for row in corpus.rows(records=False)] == ["a", "b", "c"]
+    copy_rows(tmp_path / "out.jsonl", corpus, [2, 0])
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [ARRAY[2], ARRAY[0]]
+
+
+def test_objects_one_after_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("\n".join(json.dumps(record, indent=1) for record in ARRAY))
+    assert [(row.record, row.place) for row in open_corpus(path)] == [
+        (ARRAY[0], "c.json:1"),
+        (ARRAY[1], "c.json:11"),
+        (ARRAY[2], "c.json:15"),
+    ]
+    assert list(open_corpus(_empty_array(tmp_path / "e.json"), limit=1).sources[0].records(None)) == []
+
+
+def _empty_array(path: Path) -> Path:
+    path.write_text(" [ ] ")
+    return path
+
+
+def test_an_array_is_streamed() -> None:
+    class Endless:
+        """An array without end, handed out in blocks of odd sizes."""
+
+        given = 0
+
+        def read(self, size: int) -> str:
+            element = '{"text": "' + "x" * 997 + '"},\n'
+            head = "[" if self.given == 0 else ""
+            block = (
+                head + (element * (size // len(element) + 2))[self.given % len(element) :][: size - len(head)]
+            )
+            self.given += len(block) - len(head)
+            return block
+
+    source = Endless()
+    for number, (line, text, value) in enumerate(Objects(source)):
+        assert (line, len(text), len(value["text"])) == (number + 1, 1009, 997)
+        assert source.given < 1010 * number + (3 << 20)
+        if number == 20_000:
+            break
+
+
+def test_blocks_may_end_anywhere() -> None:
+    text = json.dumps([{"a": "\\ud83d\\ude00\\\\", "b": [True, None, -1.5e-3]}, {"c": "é" * 5}] * 3, indent=1)
+
+    class Dribble:
+        def __init__(self, step: int) -> None:
+            self.at, self.step = 0, step
+
+        def read(self, _: int) -> str:
+            block = text[self.at : self.at + self.step]
+            self.at += self.step
+            return block
+
+    for step in range(1, 60):
+        assert [value for _, _, value in Objects(Dribble(step))] == json.loads(text)
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def test_urls_are_paths(tmp_path: Path, memory: Any) -> None:
+    _put(tmp_path, **{"b_jsonl": "cd", "lang=en__a_parquet": "ab"})
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"id": "e", "text": "e"}\n'))
+    (tmp_path / "d.json").write_text('[{"id": "f", "text": "f"}]')
+    (tmp_path / "info.json").write_text('{"not": "a row"}')
+    (tmp_path / "README.md").write_text("x")
+    with pa.ipc.new_stream(
+        str(tmp_path / "a.arrow"), (table := pa.table({"id": ["z"], "text": ["z"]})).schema
+    ) as stream:
+        stream.write_table(table)
+    memory.put(f"{tmp_path}/", "/bucket/corpus/", recursive=True)
+    here, there = open_corpus(tmp_path), open_corpus("memory://bucket/corpus")
+    assert [row.id for row in there] == [row.id for row in here] == list("zcdefab")
+    assert [row.record for row in there] == [row.record for row in here]
+    assert there.fingerprint() == here.fingerprint()
+    assert (
+        sorted(there.left_out)
+        == sorted(here.left_out)
+        == ["README.md", "info.json (one object without text)"]
+    )
+    assert there.len_hint == 7
+    for ending in (".parquet", ".jsonl"):
+        for name, corpus in (("here", here), ("there", there)):
+            corpus.scan(output=ending)
+            copy_rows(tmp_path / f"{name}{ending}", corpus, [5, 1, 4, 0])
+        assert (tmp_path / f"here{ending}").read_bytes() == (tmp_path / f"there{ending}").read_bytes()
+    assert _ids("memory://bucket/corpus/*.jsonl*") == "cde"
+    assert _ids("memory://bucket/corpus/**/*.parquet") == "ab"
+    assert _ids("memory://bucket/corpus/b.jsonl") == "cd"
+    assert _ids(f"file://{tmp_path}/b.jsonl") == "cd"
+
+
+def test_urls_that_lead_nowhere(memory: Any) -> None:
+    with pytest.raises(InputError, match=r"/bucket/none\.jsonl does not exist"):
+        open_corpus("memory://bucket/none.jsonl")
+    with pytest.raises(InputError, match="nosuch://x can't be opened"):
+        open_corpus("nosuch://x")
+    memory.pipe("/bucket/broken.parquet", b"PAR1 no")
+    with pytest.raises(InputError, match=r"broken\.parquet"):
+        list(open_corpus("memory://bucket/broken.parquet"))
+
+    class Failing(type(memory)):  # type: ignore[misc]
+        cachable = False
+
+        def _open(self, *_: Any, **__: Any) -> Any:
+            raise PermissionError("no credentials")
+
+    corpus = open_corpus(_at(memory, "/bucket/a.jsonl", b'{"text": "a"}\n'))
+    corpus.sources[0]._file.system = Failing()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"/bucket/a\.jsonl can't be read: PermissionError: no credentials"):
+        list(corpus)
+
+
+def _at(memory: Any, path: str, data: bytes) -> str:
+    memory.pipe(path, data)
+    return f"memory:/{path}"
+
+
+def test_a_file_is_hashed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finescope.corpus import files
+
+    _put(tmp_path, a_jsonl="ab")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "c"}\n') * 2)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(tmp_path.iterdir())]
+    corpus = open_corpus(tmp_path)
+    corpus.scan()
+    monkeypatch.setattr(files, "sha256_file", None)
+    assert [source["sha256"] for source in corpus.fingerprint()["sources"]] == hashes
+    monkeypatch.undo()
+    (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
+    assert (
+        corpus.fingerprint()["sources"][0]["sha256"] == hashlib.sha256(b'{"text": "changed"}\n').hexdigest()
+    )
+
+
+def test_saved_datasets_need_no_package(tmp_path: Path) -> None:
+    """The folder of ``save_to_disk``, as it is on the disk: Arrow streams and two notes."""
+    for split, letters in (("train", ["ab", "c"]), ("test", ["d"])):
+        folder = tmp_path / "set" / split
+        folder.mkdir(parents=True)
+        names = [f"data-{n:05d}-of-{len(letters):05d}.arrow" for n in range(len(letters))]
+        for name, part in zip(names, letters, strict=True):
+            table = pa.table(
+                {"id": list(part), "text": list(part), "when": pa.array([1] * len(part), pa.timestamp("ns"))}
+            )
+            with pa.ipc.new_stream(str(folder / name), table.schema) as stream:
+                stream.write_table(table)
+        (folder / "state.json").write_text(
+            json.dumps({"_data_files": [{"filename": name} for name in names]})
+        )
+        (folder / "dataset_info.json").write_text("{}")
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert _ids(tmp_path / "set" / "train") == "abc"
+    assert _ids(tmp_path / "set", split="test") == "d"
+    with pytest.raises(InputError, match="set has several splits; name one of train, test"):
+        open_corpus(tmp_path / "set")
+    with pytest.raises(InputError, match="set has no split 'dev'; name one of train, test"):
+        open_corpus(tmp_path / "set", split="dev")
+    corpus = open_corpus(tmp_path / "set" / "train")
+    assert (corpus.len_hint, next(iter(corpus)).place) == (3, "train:row 0")
+    copy_rows(tmp_path / "out.parquet", corpus, [2, 0])
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["c", "a"]
+    _put(tmp_path / "set" / "train", z_jsonl="z")
+    assert _ids(tmp_path / "set" / "train") == "abc", (
+        "what else lies in the folder is not part of the dataset"
+    )
+    (tmp_path / "set" / "dataset_dict.json").unlink()
+    assert _ids(tmp_path / "set") == "dabc", "datasets in a folder of folders"
+    (tmp_path / "set" / "test" / names[0]).write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"is no Arrow file, or is truncated"):
+        _ids(tmp_path / "set" / "test")
