@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
-from finescope.fields import Configuration, Cosine, Count, Device, Rate, Seed, Size, Text, Weight, one_of
+from finescope.fields import (
+    Allowed,
+    Configuration,
+    Cosine,
+    Count,
+    Device,
+    Rate,
+    Seed,
+    Size,
+    Text,
+    Weight,
+    one_of,
+)
+
+
+def rises(numbers: list[int]) -> bool:
+    """Return whether numbers are positive and each is larger than the one before."""
+    return all(low < high for low, high in zip([0, *numbers], numbers, strict=False))
+
 
 Loss = Annotated[str, one_of(("fvu", "normalized_mse"))]
+Widths = Annotated[list[int], Allowed(rises, "ascending whole numbers of at least 1")]
 Autocast = Annotated[str, one_of(("none", "bf16"))]
 
 
@@ -27,6 +46,8 @@ class SaeConfig(Configuration):
     """Add the MultiTopK term L(4K)/8 to the loss. Outputs always hold K latents."""
     architecture: Text = "topk"
     """How latents are chosen; ``finescope.sae.architectures`` has the names."""
+    matryoshka_widths: Widths = field(default_factory=list)
+    """Of a Matryoshka: numbers of latents each of which reconstructs alone; the last is F."""
 
     def latents(self, d_in: int) -> int:
         """Return F for activations of width ``d_in``."""

@@ -105,6 +105,7 @@ SAE = {
     "k": whole(1),
     "multi_topk": TRUTH,
     "architecture": text,
+    "matryoshka_widths": lambda value: isinstance(value, (list, tuple)) and list(value) in ([], [3]),
 }
 TRAINING = {
     "batch_size": whole(1),

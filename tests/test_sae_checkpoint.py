@@ -164,7 +164,7 @@ def test_finds_the_hookpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("activation", "batchtopk"), ("activation", None), ("signed", True), ("sae_type", "jumprelu")],
+    [("activation", "batchtopk"), ("activation", None), ("signed", True), ("sae_type", "dense")],
 )
 def test_refuses_kinds_that_would_be_misread(tmp_path: Path, option: str, value: object) -> None:
     with pytest.raises(InputError, match=option):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from finescope.ops.fixed_order import pair_dots, squared_norms
+
 NORMALISATIONS = ("none", "layer_norm", "constant_norm")
 
 _EPSILON = 1e-5  # SAELens' and OpenAI's, added to the standard deviation
@@ -26,7 +28,7 @@ class Undo(NamedTuple):
 class Frame:
     """The activations that an SAE was trained on, as a function of those that a model gives.
 
-    In this order: rounded, the mean over D taken out, normalised, scaled.
+    Activations are, in this order, rounded, freed of their mean over D, normalised, scaled.
     """
 
     subtract_b_dec: bool = True
@@ -40,7 +42,10 @@ class Frame:
     remove_mean: bool = False
     """Whether the mean over D is taken out: the SAE saw a model whose residual stream has none."""
     round_to: str = ""
-    """Element type that activations are rounded to, as torch names it; empty for none."""
+    """Element type, as torch names it, in which the SAE's library computes: activations, sums and what is
+    added to them are rounded to it; empty for the exact values of the weights as stored."""
+    wide: int = 1
+    """Times K latents that the library's own reconstructions are made of."""
     undo: bool = True
     """Whether reconstructions are brought back from the normalisation. Transcoders' are not."""
 
@@ -53,30 +58,32 @@ class Frame:
     @property
     def plain(self) -> bool:
         """Whether activations are taken as they are."""
-        return dataclasses.replace(self, subtract_b_dec=True) == Frame()
+        return dataclasses.replace(self, subtract_b_dec=True, wide=1) == _PLAIN
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that aren't at their defaults."""
         return {name: value for name, value in vars(self).items() if value != getattr(_PLAIN, name)}
 
+    def round(self, x: Tensor) -> Tensor:
+        """Return values rounded to the library's element type, if it computes in a narrow one."""
+        return x.to(getattr(torch, self.round_to)).to(x.dtype) if self.round_to else x
+
     def enter(self, x: Tensor) -> tuple[Tensor, Undo]:
         """Return activations [B,D] as the SAE takes them, and the way back."""
         factor: Tensor | float = 1.0
         offset: Tensor | float = 0.0
-        if self.round_to:
-            x = x.to(getattr(torch, self.round_to)).to(x.dtype)
+        x = self.round(x)
         if self.remove_mean:
-            offset = x.mean(-1, keepdim=True)
+            offset = _means(x)
             x = x - offset
         if self.normalise == "layer_norm":
-            mean = x.mean(-1, keepdim=True)
+            mean = _means(x)
             x = x - mean
-            spread = x.std(-1, keepdim=True)
-            x = x / (spread + _EPSILON)
-            factor, offset = spread, offset + mean
+            factor, offset = _lengths(x, x.shape[-1] - 1), offset + mean
+            x = x / (factor + _EPSILON)
         elif self.normalise == "constant_norm":
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
-            factor = torch.where(norm > 0, norm, 1.0)  # a token of zeros stays one
+            length = _lengths(x, x.shape[-1])
+            factor = torch.where(length > 0, length, 1.0)  # a token of zeros stays one
             x = x / factor
         if self.scale != 1:
             x = x * self.scale
@@ -86,3 +93,17 @@ class Frame:
 
 
 _PLAIN = Frame()
+
+
+# Sums over D in a fixed order, so that a token is the same among any others.
+def _means(x: Tensor) -> Tensor:
+    """Return the mean of every row [B,D], as [B,1]."""
+    rows = torch.arange(len(x), device=x.device)
+    sums = pair_dots(x, rows, x.new_ones(1, x.shape[1]), torch.zeros_like(rows)[:, None])
+    return (sums / x.shape[1]).to(x.dtype)
+
+
+def _lengths(x: Tensor, count: int) -> Tensor:
+    """Return √(‖x‖² / count) of every row [B,D], as [B,1]."""
+    squares = squared_norms(x, torch.arange(len(x), device=x.device))
+    return (squares / count).sqrt()[:, None].to(x.dtype)

@@ -28,6 +28,33 @@ def from_rows(values: Tensor, indices: Tensor, num_latents: int) -> SparseCodes:
     return SparseCodes(indptr, indices[kept].to(torch.int32), values[kept], num_latents, check=False)
 
 
+def positive(codes: SparseCodes) -> SparseCodes:
+    """Return codes without the entries that are not positive; NaN stay."""
+    return chosen(codes, ~(codes.values <= 0))
+
+
+def chosen(codes: SparseCodes, kept: Tensor) -> SparseCodes:
+    """Return codes with some of their entries: those where ``kept``, bool [nnz], is true."""
+    before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
+    return SparseCodes(
+        before[codes.indptr], codes.indices[kept], codes.values[kept], codes.num_latents, check=False
+    )
+
+
+def strongest(codes: SparseCodes, k: int) -> SparseCodes:
+    """Return the k largest entries of every row; of equal ones those of the lower latents."""
+    lengths = codes.indptr.diff()
+    if not len(codes) or int(lengths.max()) <= k:
+        return codes
+    row = torch.repeat_interleave(torch.arange(len(codes), device=lengths.device), lengths)
+    order = codes.values.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    rank = torch.arange(codes.nnz, device=lengths.device) - codes.indptr[row]
+    kept = torch.zeros(codes.nnz, dtype=torch.bool, device=lengths.device)
+    kept[order[rank < k]] = True
+    return chosen(codes, kept)
+
+
 def decode_codes(codes: SparseCodes, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``sparse_decode`` of codes [B,F]: in ascending order of the latents, for any number of them.
 

@@ -28,7 +28,7 @@ from finescope.fields import (
     fields_of,
     one_of,
 )
-from finescope.sae.architectures import ARCHITECTURES
+from finescope.sae.architectures import TRAINED
 from finescope.storage.yaml12 import dump_yaml
 
 Folder = Annotated[Text, Metavar("DIR")]
@@ -113,9 +113,9 @@ class Job(Configuration):
         window, overlap = values.get("max_length"), values.get("stride")
         if window and overlap and overlap >= window:
             yield f"stride is the overlap of two windows and must be below max_length {window}, got {overlap}"
-        architecture = values.get("sae", {}).get("architecture", ARCHITECTURES[0])
-        if architecture not in ARCHITECTURES:
-            yield f"sae.architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
+        architecture = values.get("sae", {}).get("architecture", TRAINED[0])
+        if architecture not in TRAINED:
+            yield f"sae.architecture must be one of {', '.join(TRAINED)}, got {architecture!r}"
         latents, kept = (values.get("sae", {}).get(name) for name in ("num_latents", "k"))
         if latents and kept and kept > latents:
             yield f"sae.k must be at most sae.num_latents {latents}, got {kept}"

@@ -9,8 +9,22 @@ from finescope.errors import InputError
 
 _CLASSES = {
     "topk": "finescope.sae.architectures.topk:SparseAutoencoder",
+    "batchtopk": "finescope.sae.architectures.batchtopk:BatchTopKAutoencoder",
+    "matryoshka": "finescope.sae.architectures.matryoshka:MatryoshkaAutoencoder",
+    "jumprelu": "finescope.sae.architectures.jumprelu:JumpReluAutoencoder",
+    "signed_jumprelu": "finescope.sae.architectures.jumprelu:SignedJumpReluAutoencoder",
+    "relu": "finescope.sae.architectures.relu:ReluAutoencoder",
+    "gated": "finescope.sae.architectures.gated:GatedAutoencoder",
+    "abstopk": "finescope.sae.architectures.abstopk:AbsTopKAutoencoder",
+    "capped_jumprelu": "finescope.sae.architectures.jumprelu:CappedJumpReluAutoencoder",
+    "gated_topk": "finescope.sae.architectures.gated_topk:GatedTopKAutoencoder",
+    "cosine": "finescope.sae.architectures.cosine:CosineAutoencoder",
+    "lista": "finescope.sae.architectures.lista:ListaAutoencoder",
+    "groupmax": "finescope.sae.architectures.groupmax:GroupmaxAutoencoder",
 }
 ARCHITECTURES = tuple(_CLASSES)
+TRAINED = ("topk",)
+"""Those that ``train_sae`` trains; the others are read from files of their libraries."""
 
 
 def architecture_class(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -43,8 +42,8 @@ class Autoencoder(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
-    extra: ClassVar[Mapping[str, str]] = {}
-    """Parameters besides those of all, and their shapes in letters."""
+    signed: ClassVar[bool] = False
+    """Whether codes may be negative."""
     has_encoder_bias: ClassVar[bool] = True
 
     def __init__(
@@ -72,9 +71,13 @@ class Autoencoder(nn.Module, ABC):
         self.encoder = encoder.to_empty(device=device)
         self.W_dec = nn.Parameter(torch.empty_like(self.encoder.weight))
         self.b_dec = nn.Parameter(torch.empty(d_in, dtype=dtype, device=device))
+        self.add_parameters()
         self.check_sizes()
         if not self.b_dec.is_meta:
             self.reset_parameters(seed)
+
+    def add_parameters(self) -> None:
+        """Make what the architecture has besides, empty, like ``b_dec`` in type and place."""
 
     def check_sizes(self) -> None:
         """Refuse a configuration whose numbers don't go together.
@@ -153,7 +156,8 @@ class Autoencoder(nn.Module, ABC):
             InputError: the two shapes differ, or ``inputs`` are needed and missing.
             IndexError: a latent outside 0 … F−1 (raised by the operation).
         """
-        undo = Undo(1 / self.frame.scale_out, 0.0)
+        mean = self._buffers.get("input_mean")
+        undo = Undo(1 / self.frame.scale_out, 0.0 if mean is None else mean)
         if self.needs_inputs:
             if inputs is None:
                 raise InputError(
@@ -164,7 +168,7 @@ class Autoencoder(nn.Module, ABC):
             undo = self.enter(inputs)[1]
         if isinstance(codes, SparseCodes):
             shape: tuple[int, ...] = (len(codes),)
-            out = decode_codes(codes, self.W_dec, self.b_dec)
+            out = self._sum(codes)
         else:
             if indices is None or codes.shape != indices.shape or codes.dim() == 0:
                 given = None if indices is None else tuple(indices.shape)
@@ -185,7 +189,7 @@ class Autoencoder(nn.Module, ABC):
         """
         with torch.no_grad():
             rows, undo = self.enter(x)
-            out = decode_codes(self.encode_rows(rows), self.W_dec, self.b_dec)
+            out = self._sum(self.encode_rows(rows))
             return self.leave(out, undo, x).view(*x.shape[:-1], self.d_out)
 
     @property
@@ -209,7 +213,15 @@ class Autoencoder(nn.Module, ABC):
             rows, undo = self.frame.enter(rows)
         if mean is not None:
             undo = Undo(undo.factor, undo.offset + mean)
-        return rows - self.b_dec if self.frame.subtract_b_dec else rows, undo
+        if self.frame.subtract_b_dec:
+            rows = self.frame.round(rows - self.b_dec)
+        return rows, undo
+
+    def _sum(self, codes: SparseCodes) -> Tensor:
+        """Return the decoder's sum for codes [B,F]."""
+        if self.frame.round_to:  # the library rounds before it adds b_dec, and after
+            return decode_codes(codes, self.W_dec, None) + self.b_dec
+        return decode_codes(codes, self.W_dec, self.b_dec)
 
     def leave(self, out: Tensor, undo: Undo, inputs: Tensor | None) -> Tensor:
         """Bring a reconstruction [B,D] back from where :meth:`enter` led, and add the skip connection."""
@@ -237,6 +249,11 @@ class Autoencoder(nn.Module, ABC):
             )
         flat = x.reshape(math.prod(x.shape[:-1]), self.d_in)
         return flat.to(torch.promote_types(flat.dtype, self.dtype))
+
+    def scaled(self, values: Tensor, indices: Tensor) -> Tensor:
+        """Return values [...] of latents [...], times ``value_scale`` [F] where the weights come with one."""
+        scale = self._buffers.get("value_scale")
+        return values if scale is None else values * scale.to(values.dtype)[indices]
 
     @torch.no_grad()
     def set_decoder_norm_to_unit_norm(self) -> None:
@@ -291,8 +308,8 @@ class Autoencoder(nn.Module, ABC):
         return sae
 
     def _adopt(self, checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype | None) -> None:
-        """Take over tensors; those of the base and the class become parameters, others buffers."""
-        trainable = {"W_skip", *self.extra, *dict(self.named_parameters())}
+        """Take over tensors: as parameters where there are such, else as buffers."""
+        trainable = {"W_skip", *dict(self.named_parameters())}
         for name, value in checkpoint.tensors.items():
             tensor = value.to(device=device, dtype=dtype or value.dtype)
             owner: nn.Module = self.encoder if name.startswith("encoder.") else self
@@ -301,11 +318,24 @@ class Autoencoder(nn.Module, ABC):
                 setattr(owner, short, nn.Parameter(tensor))
             else:
                 owner.register_buffer(short, tensor)
-        left = [name for name, parameter in self.named_parameters() if parameter.is_meta]
+        left = [name for name, tensor in self.state_dict().items() if tensor.is_meta]
         if left:
             raise ValueError(f"a checkpoint of {self.architecture} lacks {', '.join(left)}")
         self.d_out = self.b_dec.shape[0]
         self.frame, self.origin = checkpoint.frame, checkpoint.origin
+
+
+def check_k(sae: Autoencoder) -> None:
+    """Refuse more latents per token than there are.
+
+    Raises:
+        InputError: K exceeds F.
+    """
+    if sae.cfg.k > sae.num_latents:
+        raise InputError(
+            f"k={sae.cfg.k} latents per token were asked for, but the autoencoder has only {sae.num_latents};"
+            " lower k or raise num_latents"
+        )
 
 
 def build(

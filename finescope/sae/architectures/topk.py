@@ -14,7 +14,7 @@ from finescope.ops import topk_encode
 from finescope.ops.packed import PackedCache
 from finescope.ops.schemas import call
 from finescope.sae import composed, fused, losses
-from finescope.sae.architectures.base import Autoencoder
+from finescope.sae.architectures.base import Autoencoder, check_k
 from finescope.sae.ragged import from_rows
 
 # As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
@@ -86,11 +86,7 @@ class SparseAutoencoder(Autoencoder):
         self._packed = PackedCache()  # of the encoder, for inference
 
     def check_sizes(self) -> None:
-        if self.cfg.k > self.num_latents:
-            raise InputError(
-                f"k={self.cfg.k} latents per token were asked for, but the autoencoder has only"
-                f" {self.num_latents}; lower k or raise num_latents"
-            )
+        check_k(self)
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, num_latents={self.num_latents}, k={self.cfg.k}"
@@ -107,6 +103,20 @@ class SparseAutoencoder(Autoencoder):
         values, indices = self._top(self.enter(x)[0], self.cfg.k)
         shape = (*x.shape[:-1], self.cfg.k)
         return EncoderOutput(values.view(shape), indices.view(shape))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the reconstruction [...,D] of activations [...,D], without gradients.
+
+        It is that of :meth:`encode_sparse`, except for an SAE of sparsify that says ``multi_topk``: sparsify
+        reconstructs from 4K latents then, without its skip connection, and so does this.
+        """
+        if self.frame.wide == 1:
+            return super().reconstruct(x)
+        with torch.no_grad():
+            rows, _ = self.enter(x)
+            codes = self._top(rows, min(self.frame.wide * self.cfg.k, self.num_latents))
+            out = composed.decode(*codes, self.W_dec, self.b_dec)
+            return out.view(*x.shape[:-1], self.d_out)
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
         return from_rows(*self._top(rows, self.cfg.k), self.num_latents)
@@ -166,9 +176,10 @@ class SparseAutoencoder(Autoencoder):
         if not torch.is_grad_enabled() and len(rows) > _FEW_ROWS:
             packed = self._packed.get(weight, "encode")
         if packed is None:
-            return topk_encode(rows, weight, bias, k)
-        found: tuple[Tensor, Tensor] = call("topk_encode_packed", rows, weight, bias, packed, k)
-        return found
+            values, indices = topk_encode(rows, weight, bias, k)
+        else:
+            values, indices = call("topk_encode_packed", rows, weight, bias, packed, k)
+        return self.scaled(values, indices), indices
 
     def _dead_latents(self, mask: Tensor) -> Tensor:
         if mask.dtype == torch.int64 and mask.dim() == 1:

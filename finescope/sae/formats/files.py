@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finescope.errors import InputError, StoreError
@@ -42,12 +45,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return map_tensors(path)[0]
 
 
+def names_in(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file; none if it can't be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError):
+        return set()
+
+
 def read_pickle(path: Path) -> Any:
     """Read a file of ``torch.save`` that holds tensors and plain values; nothing in it is ever run."""
     if not path.is_file():
         raise InputError(f"no autoencoder weights: {path} is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # older files are read at once
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another age, which then load or don't
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise StoreError(
             f"{path} holds Python objects besides tensors, which could run code when they are read, or is"
@@ -60,14 +75,12 @@ def read_pickle(path: Path) -> Any:
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
     """Read a NumPy archive of plain arrays."""
-    import zipfile
-
     import numpy as np
 
     if not path.is_file():
         raise InputError(f"no autoencoder weights: {path} is missing")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path} is damaged or not an archive of plain arrays: {error}") from error

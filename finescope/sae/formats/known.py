@@ -8,12 +8,44 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finescope.errors import InputError
-from finescope.sae.formats import native, sparsify
+from finescope.sae.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    latentsae,
+    linear,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    native,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from finescope.sae.formats.checkpoint import Checkpoint
 from finescope.sae.formats.format import Facts, Format
 
-FORMATS: dict[str, Format] = {format.name: format for format in (native.FORMAT, sparsify.FORMAT)}
-"""In the order in which they are tried."""
+_ALL: tuple[Format, ...] = (
+    native.FORMAT,
+    latentsae.FORMAT,
+    sparsify.FORMAT,
+    saelens.FORMAT,
+    llama_scope_r1.FORMAT,
+    llamascopium.FORMAT,
+    llama_scope.FORMAT,
+    gemma_scope.FORMAT,
+    gemma_scope_2.FORMAT,
+    dictionary_learning.FORMAT,
+    dictionary_learning.STEP,
+    qwen_scope.FORMAT,
+    openai.FORMAT,
+    *linear.FORMATS,
+    circuit_tracer.FORMAT,
+)
+"""In the order in which they are tried; one name may stand for several marks."""
+FORMATS = tuple(dict.fromkeys(format.name for format in _ALL))
 
 _DEPTH = 5  # folders below the one given that are looked into: layer_5/width_16k/average_l0_71/…
 _SHOWN = 8
@@ -44,7 +76,7 @@ def read(
     if format != "auto" and format not in FORMATS:
         raise InputError(f"there is no format {format!r} of autoencoders; known are {', '.join(FORMATS)}")
     place = find(path, hookpoint)
-    chosen = _recognise(place) if format == "auto" else FORMATS[format]
+    chosen = _recognise(place, format)
     known = Facts(facts or {}, public)
     checkpoint = chosen.read(place, known)
     known.refuse_unused(chosen.name)
@@ -63,8 +95,12 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
 
 def find(path: Path, hookpoint: str | None = None) -> Path:
     """Return the folder or file of one autoencoder."""
+    if hookpoint is not None and (path / hookpoint).is_file():
+        path = path / hookpoint
     if path.is_file():
-        return path
+        whole = path.absolute().as_posix()
+        marks = [format.mark for format in _ALL if not format.single and whole.endswith(f"/{format.mark}")]
+        return Path(whole[: -len(marks[0]) - 1]) if marks else path
     if not path.is_dir():
         raise InputError(f"{path} is not a directory; give the one that holds the autoencoder, or its file")
     name = choose(places(_files(path)), hookpoint, path.resolve().name, str(path))
@@ -73,14 +109,17 @@ def find(path: Path, hookpoint: str | None = None) -> Path:
 
 def places(files: Iterable[str]) -> list[str]:
     """Return the names of the autoencoders that files, paths below a root, belong to; "" is the root."""
-    found: dict[str, None] = {}
+    folders: set[str] = set()
+    singles: set[str] = set()
     for file in files:
-        for format in FORMATS.values():
+        for format in _ALL:
             name = format.place_of(file)
             if name is not None:
-                found[name] = None
+                (singles if format.single else folders).add(name)
                 break
-    return sorted(found, key=_by_number)
+    # Files beside or below an autoencoder are its own: states of trainers, earlier steps.
+    own = {name for name in singles if any(part in folders for part in _above(name))}
+    return sorted(folders | (singles - own), key=_by_number)
 
 
 def choose(found: list[str], hookpoint: str | None, root: str, where: str) -> str:
@@ -113,25 +152,35 @@ def choose(found: list[str], hookpoint: str | None, root: str, where: str) -> st
         return chosen[0]
     if chosen:
         raise InputError(f"{where} has several autoencoders; name a hookpoint: {_some(chosen)}")
-    marks = dict.fromkeys(format.mark for format in FORMATS.values())
+    marks = dict.fromkeys(format.mark for format in _ALL)
     raise InputError(
         f"no autoencoder in {where}: none of {', '.join(marks)} is there or up to {_DEPTH} folders below"
     )
 
 
-def _recognise(place: Path) -> Format:
+def _recognise(place: Path, wanted: str) -> Format:
+    """Return the format of a place, or the one wanted, if the place may be of it."""
     name = place.name if place.is_file() else None
-    for format in FORMATS.values():
-        if format.single != (name is not None):
+    for format in _ALL:
+        if format.single != (name is not None) or wanted not in ("auto", format.name):
             continue
         here = format.place_of(name) is not None if name is not None else (place / format.mark).is_file()
-        if here and format.recognises(place):
+        if here and (wanted != "auto" or format.recognises(place)):
             return format
+    if wanted != "auto":
+        marks = " or ".join(dict.fromkeys(format.mark for format in _ALL if format.name == wanted))
+        raise InputError(f"{place} can't be read as {wanted}: that has {marks}")
     raise InputError(
-        f"{place} is of no format that is known ({', '.join(FORMATS)}); if it is one of them with files"
-        " renamed,"
-        " give them their names, or name the format"
+        f"{place} is of no format that is known ({', '.join(FORMATS)}); if files of one of them were renamed,"
+        " give them their names back"
     )
+
+
+def _above(name: str) -> Iterator[str]:
+    """Yield the folders that a name lies in, the root "" last."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def _files(root: Path) -> Iterator[str]:

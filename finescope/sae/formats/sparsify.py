@@ -84,7 +84,7 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         activation,
         tensors,
         options,
-        Frame(subtract_b_dec=not flags["transcode"]),
+        Frame(subtract_b_dec=not flags["transcode"], wide=4 if flags["multi_topk"] else 1),
         Origin(
             "sparsify",
             hook=hook or None,
@@ -158,8 +158,8 @@ def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
         "normalize_decoder": options.normalize_decoder,
         "num_latents": options.num_latents,
         "k": options.k,
-        # In sparsify this makes codes of 4K latents; here it is a term of the loss, which a reader hasn't.
-        "multi_topk": False,
+        # In sparsify this makes codes of 4K latents; of ours it is a term of the loss, which a reader hasn't.
+        "multi_topk": frame.wide != 1,
         "skip_connection": "W_skip" in tensors,
         "transcode": not frame.subtract_b_dec,
         "d_in": d_in,
