@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks import data, grid, harness
+from benchmarks import data, grid, harness, truth
 from finescope import Index
 from finescope.ops import PackedMatrix, cosine_topk
 
@@ -66,19 +65,6 @@ def peers(queries: Tensor, corpus: Tensor, k: int) -> dict[str, harness.Work]:
     return found
 
 
-def check(index: Index, queries: Tensor, corpus: Tensor, k: int) -> None:
-    """Hold a few queries against float64: no tolerance but the last rounding."""
-    some = queries[:16]
-    scores, ids = index.search(some, k)
-    exact = torch.cat(
-        [some.double() @ rows.double().T / rows.double().norm(dim=1) for rows in corpus.split(65536)], 1
-    )
-    exact /= some.double().norm(dim=1, keepdim=True)
-    expected = torch.topk(exact, k).values
-    np.testing.assert_allclose(scores, expected, rtol=2**-23)
-    np.testing.assert_allclose(exact.gather(1, ids), expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("kind", "size"), grid.cases(grid.SEARCH, grid.SEARCH_BIG, grid.SEARCH_KINDS, "QNDk")
 )
@@ -89,7 +75,8 @@ def bench_cosine_topk(benchmark: Any, kind: str, size: tuple[int, int, int, int]
     del rows
     index = Index(corpus)
     index.pack()
-    check(index, queries, corpus, k)
+    some = queries[:16]
+    truth.check_topk(*index.search(some, k), truth.cosines(some, corpus))
     packed = PackedMatrix(corpus).packed
     harness.compare(
         benchmark,

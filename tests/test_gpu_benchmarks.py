@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import finescope
+from benchmarks import truth
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import timing
 
@@ -65,14 +66,14 @@ def test_the_time_of_a_call_is_broken_down(bench: Any, monkeypatch: pytest.Monke
 def test_wrong_results_are_recorded_as_failed(bench: Any) -> None:
     exact = torch.rand(3, 50, dtype=torch.float64)
     scores, ids = torch.topk(exact, 5)
-    assert bench.check("right", lambda: timing.check_topk(scores.float(), ids, exact, 5))
+    assert bench.check("right", lambda: truth.check_topk(scores.float(), ids, exact))
     worse = ids.clone()
     worse[1, 4] = int(exact[1].argmin())
-    assert not bench.check("wrong row", lambda: timing.check_topk(scores.float(), worse, exact, 5))
+    assert not bench.check("wrong row", lambda: truth.check_topk(scores.float(), worse, exact))
     twice = ids.clone()
     twice[0, 1] = twice[0, 0]
-    assert not bench.check("row twice", lambda: timing.check_topk(scores.float(), twice, exact, 5))
-    assert not bench.check("bytes", lambda: timing.same_results((scores,), (scores + 1e-9,)))
+    assert not bench.check("row twice", lambda: truth.check_topk(scores.float(), twice, exact))
+    assert not bench.check("bytes", lambda: truth.same_results((scores,), (scores + 1e-9,)))
     assert bench.record["checks"]["right"] == "passed"
     assert bench.record["checks"]["wrong row"].startswith("failed: AssertionError")
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import Bench, check_topk, same_results
+from benchmarks.gpu.timing import Bench
+from benchmarks.truth import check_topk, cosines, same_results
 from finescope import Index
 from finescope.ops import cosine_topk
 
@@ -26,13 +27,6 @@ def blocked(queries: Tensor, corpus: Tensor, k: int, topk: Callable[..., Any] = 
             ids = torch.cat([best[1], ids], dim=1).gather(1, place)
         best = scores, ids
     return best
-
-
-def oracle(queries: Tensor, corpus: Tensor, block: int = 1 << 16) -> Tensor:
-    """All cosines [Q,N] in float64."""
-    left = torch.nn.functional.normalize(queries.double())
-    parts = [left @ torch.nn.functional.normalize(rows.double()).T for rows in corpus.split(block)]
-    return torch.cat(parts, dim=1)
 
 
 def peers(queries: Tensor, corpus: Tensor, k: int) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
@@ -82,7 +76,7 @@ def run(bench: Bench) -> None:
 
     def equal() -> None:
         scores, ids = cosine_topk(queries[:8], corpus, k)
-        check_topk(scores, ids, oracle(queries[:8], corpus), k)
+        check_topk(scores, ids, cosines(queries[:8], corpus))
         whole = cosine_topk(queries, corpus, k)
         same_results((side[:8] for side in whole), (scores, ids))
         bench.poison()

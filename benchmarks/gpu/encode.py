@@ -5,17 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import Bench, check_topk, same_results
+from benchmarks.gpu.timing import Bench
+from benchmarks.truth import activations, check_topk, same_results
 from finescope.ops import topk_encode
-
-
-def oracle(x: Tensor, weight: Tensor, bias: Tensor, block: int = 8192) -> Tensor:
-    """All rectified pre-activations [B,F] in float64."""
-    left, parts = x.double(), []
-    for first in range(0, len(weight), block):
-        rows = slice(first, first + block)
-        parts.append(torch.relu(left @ weight[rows].double().T + bias[rows].double()))
-    return torch.cat(parts, dim=1)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +29,7 @@ def run(bench: Bench) -> None:
 
         def equal(x: Tensor = x, weight: Tensor = weight, bias: Tensor = bias, some: Tensor = some) -> None:
             values, ids = topk_encode(some, weight, bias, k)
-            check_topk(values, ids, oracle(some, weight, bias), k)
+            check_topk(values, ids, activations(some, weight, bias))
             whole = topk_encode(x, weight, bias, k)
             step = max(1, b // 16)
             same_results((side[::step][:16] for side in whole), (values, ids))

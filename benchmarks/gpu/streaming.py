@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.timing import Bench, same_results
+from benchmarks.gpu.timing import Bench
+from benchmarks.truth import same_results
 from finescope import Index
 from finescope.ops import cosine_topk
 

@@ -224,25 +224,6 @@ class Bench:
             self.ratio(work, name, medians[name] / medians[ours] if known else None, target)
 
 
-def same_results(got: Any, wanted: Any) -> None:
-    """Raise unless two results have the same bits."""
-    for left, right in zip(got, wanted, strict=True):
-        if not torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8)):
-            raise AssertionError("two runs on the same data differ")
-
-
-def check_topk(scores: Tensor, ids: Tensor, exact: Tensor, k: int) -> None:
-    """Hold a result [Q,k] against all scores in float64 [Q,N]: no tolerance but the last rounding.
-
-    float64 sums of another order differ in their last places, so neighbours that close may be swapped.
-    """
-    wanted = torch.topk(exact, k, dim=1).values
-    torch.testing.assert_close(scores.double(), wanted, rtol=2.0**-23, atol=1e-30)
-    torch.testing.assert_close(exact.gather(1, ids), wanted, rtol=1e-11, atol=1e-13)
-    if any(len(set(row)) != k for row in ids.tolist()):
-        raise AssertionError("an id twice")
-
-
 def _spent(event: Any, cuda: bool) -> float:
     """Microseconds of a profiled event on the device that is measured."""
     return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
