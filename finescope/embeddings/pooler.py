@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.embeddings.tokens import PaddedTokens, SparseTokens, TokenCodes
 from finescope.errors import InputError
-from finescope.ops import pool_codes
 from finescope.ops.checks import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -28,8 +28,12 @@ class Encoder(Protocol):
     d_in: int
     num_latents: int
 
-    def encode(self, x: Tensor) -> Any:
-        """Return (values [B,K], latents [B,K]) of activations [B,D], as a pair or with these names."""
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """Return the codes [B,F] of activations [B,D].
+
+        Whose codes are of one length has ``encode`` instead or as well, which returns (values [B,K], latents
+        [B,K]), as a pair or as ``top_acts`` and ``top_indices``; that is used where there is one.
+        """
 
 
 @dataclass
@@ -60,21 +64,26 @@ class Pooler:
         self._device = parameter.device if parameter is not None else None
 
     @torch.no_grad()
-    def encode(self, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values [B,K] and latents [B,K] of activations [B,D], where the SAE lies."""
-        values, indices = [], []
+    def encode(self, activations: Tensor) -> TokenCodes:
+        """Return the codes of activations [B,D], where the SAE lies."""
+        parts: list[Any] = []
         for part in activations.split(self._batch):  # type: ignore[no-untyped-call]
-            encoded = self.sae.encode(part.to(self._device) if self._device is not None else part)
+            rows = part.to(self._device) if self._device is not None else part
+            encode = getattr(self.sae, "encode", None)
+            if encode is None:
+                parts.append(SparseTokens(self.sae.encode_sparse(rows)))
+                continue
+            encoded = encode(rows)
             top = (encoded.top_acts, encoded.top_indices) if hasattr(encoded, "top_acts") else encoded
-            values.append(top[0].detach())
-            indices.append(top[1].detach())
-        return torch.cat(values), torch.cat(indices)
+            parts.append(PaddedTokens(top[0].detach(), top[1].detach()))
+        first: TokenCodes = parts[0]
+        return first.joined(parts[1:]) if parts[1:] else first
 
-    def pool(self, values: Tensor, indices: Tensor, offsets: Tensor) -> PooledRows:
-        """Pool token codes [B,K] where they lie, by offsets [n+1]; the documents' codes come to the CPU."""
-        offsets = offsets.to(values.device)
-        pooled = pool_codes(values, indices, offsets, reduce=self._pooling, keep=self._keep)
-        return PooledRows(*(side.cpu() for side in pooled))
+    def pool(self, tokens: TokenCodes | None, offsets: Tensor) -> PooledRows:
+        """Pool token codes where they lie, by offsets [n+1]; None are no tokens."""
+        if tokens is None:
+            tokens = PaddedTokens(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64))
+        return PooledRows(*tokens.pool(offsets, self._pooling, self._keep))
 
     def documents(self, documents: list[Tensor], first: int) -> PooledRows:
         """Encode and pool whole documents [T,D]; ``first`` is the number of the first, for errors."""
@@ -89,23 +98,22 @@ class Pooler:
                 f"document {first + number} has NaN or infinite activations at token "
                 f"{token - int(offsets[number])}; leave it out, or read it again in float32"
             )
-        values, indices = self.encode_checked(tokens)
-        return self.pool(values, indices, offsets)
+        return self.pool(self.encode_checked(tokens), offsets)
 
-    def encode_checked(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode activations [B,D] that are known to be finite.
+    def encode_checked(self, tokens: Tensor) -> TokenCodes | None:
+        """Encode activations [B,D] that are known to be finite; None of no tokens.
 
         Raises:
             InputError: the codes aren't finite, so the SAE is broken.
         """
         if tokens.shape[0] == 0:
-            return torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64)
-        values, indices = self.encode(tokens)
-        if not bool(torch.isfinite(values).all()):
+            return None
+        codes = self.encode(tokens)
+        if not codes.finite():
             raise InputError(
                 "the SAE gives NaN or infinite codes for finite activations; its weights are broken"
             )
-        return values, indices
+        return codes
 
 
 class ShardBuilder:
@@ -114,7 +122,7 @@ class ShardBuilder:
     def __init__(self, pooler: Pooler, dense_width: int | None, rows: int) -> None:
         self._pooler = pooler
         self._rows: list[tuple[Tensor, Tensor] | None] = [None] * rows
-        self._pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._pieces: dict[int, dict[int, TokenCodes | None]] = {}
         self._sums: dict[int, dict[int, Tensor]] = {}
         self.token_counts = [0] * rows
         self.num_done = self.num_tokens = 0
@@ -122,7 +130,7 @@ class ShardBuilder:
 
     def add(self, batch: ActivationBatch) -> int:
         """Take a batch; return how many documents it finished."""
-        values, indices = self._pooler.encode_checked(batch.activations)
+        codes = self._pooler.encode_checked(batch.activations)
         before = self.num_done
         whole: list[int] = []
         spans: list[tuple[int, int]] = []
@@ -137,28 +145,24 @@ class ShardBuilder:
                 continue
             pieces = self._pieces.setdefault(document.index, {})
             # A long document must not fill the device until its last window has come.
-            pieces[part] = (values[low:high].to("cpu", copy=True), indices[low:high].to("cpu", copy=True))
+            pieces[part] = None if codes is None else codes.rows(low, high).kept()
             if len(pieces) == document.parts:
-                ordered = [
-                    pieces[position] for position in range(document.parts) if pieces[position][0].numel()
-                ]
+                ordered = [pieces[position] for position in range(document.parts)]
                 del self._pieces[document.index]
-                self._pool([document.index], ordered)
+                self._pool([document.index], [part for part in ordered if part is not None])
         if whole:
-            self._pool(whole, [(values[low:high], indices[low:high]) for low, high in spans], ragged=True)
+            parts = [] if codes is None else [codes.rows(low, high) for low, high in spans]
+            self._pool(whole, parts, ragged=True)
         return self.num_done - before
 
-    def _pool(
-        self, documents: list[int], parts: list[tuple[Tensor, Tensor]], *, ragged: bool = False
-    ) -> None:
+    def _pool(self, documents: list[int], parts: list[TokenCodes], *, ragged: bool = False) -> None:
         """Pool parts into documents: one document each if ``ragged``, else all into the one document."""
-        lengths = (
-            [part[0].shape[0] for part in parts] if ragged else [sum(part[0].shape[0] for part in parts)]
-        )
+        lengths = [len(part) for part in parts] if ragged else [sum(len(part) for part in parts)]
+        if ragged and not parts:
+            lengths = [0] * len(documents)
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int64)
-        values = torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, 1)
-        indices = torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, 1, dtype=torch.int64)
-        pooled = self._pooler.pool(values, indices, offsets)
+        tokens = parts[0].joined(parts[1:]) if parts else None
+        pooled = self._pooler.pool(tokens, offsets)
         for row, index in enumerate(documents):
             kept = pooled.indices[row] >= 0
             self._rows[index] = (pooled.values[row][kept], pooled.indices[row][kept])

@@ -225,10 +225,15 @@ def sae_adam_step(
 def pool_codes(values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int) -> None:
     """Reject what ``pool_codes`` can't take."""
     _pairs(values, indices)
+    pool_options(offsets, reduce, keep)
+    _same_device(values, "values", indices=indices, offsets=offsets)
+
+
+def pool_options(offsets: Tensor, reduce: str, keep: int) -> None:
+    """Reject offsets of documents and options that no pooling can take."""
     _int64(offsets, "offsets")
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets must have shape [N+1], got {_shape(offsets)}")
-    _same_device(values, "values", indices=indices, offsets=offsets)
     option(reduce, "reduce", REDUCTIONS)
     _count(keep, "keep")
 

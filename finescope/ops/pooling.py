@@ -1,10 +1,11 @@
-"""Default body of ``pool_codes``: token codes to document codes."""
+"""Token codes to document codes: the default body of ``pool_codes``, and the same of codes in CSR form."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from finescope.codes import SparseCodes
 from finescope.ops import checks
 from finescope.ops.fixed_order import sqrt
 from finescope.ops.registry import default
@@ -44,8 +45,10 @@ def _pool(
         part, start = _segments(document, latent, token)
         value, segment = _sums(value, part, start.shape[0]), segment[start]
     if reduce == "max":
-        pooled = torch.zeros(first.shape[0], dtype=torch.float64, device=value.device)
-        pooled.scatter_reduce_(0, segment, value, "amax")
+        high, low = (torch.zeros(first.shape[0], dtype=torch.float64, device=value.device) for _ in range(2))
+        high.scatter_reduce_(0, segment, value, "amax")
+        low.scatter_reduce_(0, segment, value, "amin")  # signed codes: the one of the largest size
+        pooled = torch.where(-low > high, low, high)
     elif reduce == "count":
         pooled = _sums(torch.ones_like(value), segment, first.shape[0])
     else:
@@ -53,7 +56,7 @@ def _pool(
     document, latent = document[first], latent[first]
     if reduce in ("mean", "sqrt_mean"):
         pooled /= lengths[document]
-    return document, latent, sqrt(pooled) if reduce == "sqrt_mean" else pooled
+    return document, latent, sqrt(pooled.abs()) * pooled.sign() if reduce == "sqrt_mean" else pooled
 
 
 def _rank(document: Tensor, documents: int) -> Tensor:
@@ -87,13 +90,53 @@ def _pool_codes(
             raise IndexError(f"indices holds {int(latent.amin())} with a positive value; latents start at 0")
         document = torch.searchsorted(offsets[first : last + 1], token + tokens.start, right=True) - 1
         value = values[tokens][token, slot].double()
-        document, latent, pooled = _pool(document, token, latent, value, lengths[first:last], reduce)
-        strong = torch.argsort(pooled, descending=True, stable=True)
-        strong = strong[torch.argsort(document[strong], stable=True)]
-        strong = strong[_rank(document[strong], last - first) < keep]
-        strong = torch.sort(strong).values  # back to ascending documents and latents
-        document, place = document[strong], _rank(document[strong], last - first)
-        out[first + document, place] = pooled[strong].float()
-        latents[first + document, place] = latent[strong]
+        entries = _pool(document, token, latent, value, lengths[first:last], reduce)
+        _store(*entries, out[first:last], latents[first:last])
+        first = last
+    return out, latents
+
+
+def _store(document: Tensor, latent: Tensor, pooled: Tensor, out: Tensor, latents: Tensor) -> None:
+    """Write the strongest entries of every document, as many as there is room for, in ascending latents."""
+    documents, keep = out.shape
+    strong = torch.argsort(pooled.abs(), descending=True, stable=True)
+    strong = strong[torch.argsort(document[strong], stable=True)]
+    strong = strong[_rank(document[strong], documents) < keep]
+    strong = torch.sort(strong).values  # back to ascending documents and latents
+    document, place = document[strong], _rank(document[strong], documents)
+    out[document, place] = pooled[strong].float()
+    latents[document, place] = latent[strong]
+
+
+def pool_sparse(codes: SparseCodes, offsets: Tensor, reduce: str, keep: int) -> tuple[Tensor, Tensor]:
+    """Do what ``pool_codes`` does with token codes [B,F] of any number of latents per token, on the CPU.
+
+    Codes may be negative: those are added up with their signs, and strong is what is large in size.
+
+    Args:
+        codes: [B,F].
+        offsets: int64 [N+1], from 0 to B.
+        reduce: see ``pool_codes``.
+        keep: M.
+    """
+    checks.pool_options(offsets, reduce, keep)
+    checks.offsets_in_order(offsets, len(codes))
+    documents = offsets.shape[0] - 1
+    out = torch.zeros((documents, keep), dtype=torch.float32)
+    latents = torch.full((documents, keep), -1, dtype=torch.int64)
+    lengths, starts = offsets.diff(), codes.indptr[offsets]  # of every document, in tokens and in entries
+    first = 0
+    while first < documents:
+        last = int(torch.searchsorted(starts, starts[first] + _BLOCK_ENTRIES, right=True)) - 1
+        last = min(max(last, first + 1), documents)
+        entries = slice(int(starts[first]), int(starts[last]))
+        value = codes.values[entries].double()
+        held = value.isfinite() & (value != 0)
+        place = held.nonzero().squeeze(1) + entries.start
+        token = torch.searchsorted(codes.indptr, place, right=True) - 1
+        document = torch.searchsorted(starts[first : last + 1], place, right=True) - 1
+        latent = codes.indices[place].to(torch.int64)
+        pooled = _pool(document, token, latent, value[held], lengths[first:last], reduce)
+        _store(*pooled, out[first:last], latents[first:last])
         first = last
     return out, latents

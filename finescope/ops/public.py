@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from finescope.codes import SparseCodes
 from finescope.ops import checks
+from finescope.ops.pooling import pool_sparse
 from finescope.ops.schemas import call
-
-if TYPE_CHECKING:
-    from finescope.codes import SparseCodes
 
 
 def _screen(screen: str | None) -> str:
@@ -75,7 +74,7 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
 
 
 def pool_codes(
-    values: Tensor, indices: Tensor, offsets: Tensor, *, reduce: str = "mean", keep: int
+    values: Tensor | SparseCodes, indices: Tensor | None, offsets: Tensor, *, reduce: str = "mean", keep: int
 ) -> tuple[Tensor, Tensor]:
     """Reduce the codes of tokens to one code per document and keep its M strongest latents.
 
@@ -83,9 +82,12 @@ def pool_codes(
     the sum. Sums run in float64 in the order of the tokens. Strongest means pooled value descending, then
     latent ascending.
 
+    Codes in CSR form, for any number of latents per token, give the same bytes on the CPU. They may be
+    negative, and then count with their signs; strongest means largest in size.
+
     Args:
-        values: [B,k], any floating dtype.
-        indices: latents [B,k], int64.
+        values: [B,k], any floating dtype; or codes [B,F].
+        indices: latents [B,k], int64; None with codes.
         offsets: [N+1], int64, ascending from 0 to B: document n holds tokens offsets[n] … offsets[n+1]-1.
         reduce: "mean" over *all* tokens of the document, "max", "sum", "sqrt_mean" (the root of the mean), or
             "count" (how many tokens hold the latent).
@@ -101,6 +103,12 @@ def pool_codes(
         TypeError: wrong dtypes.
         IndexError: a negative latent with a positive value.
     """
+    if isinstance(values, SparseCodes):
+        if indices is not None:
+            raise ValueError("codes have their latents in them; indices must be None")
+        return pool_sparse(values, offsets, reduce, keep)
+    if indices is None:
+        raise ValueError("indices must have shape [B, k] like values, got None")
     checks.pool_codes(values, indices, offsets, reduce, keep)
     return call("pool_codes", values, indices, offsets, reduce, keep)  # type: ignore[no-any-return]
 
