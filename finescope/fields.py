@@ -38,10 +38,12 @@ class Allowed(Predicate):
 
     Attributes:
         names: the values there are, where they can be listed.
+        near: names of which one may be meant, where they can't.
     """
 
     wanted: str = ""
     names: Collection[str] | None = None
+    near: Collection[str] = ()
 
 
 def one_of(names: Collection[str]) -> Allowed:
@@ -193,12 +195,13 @@ class Field:
     def refusal(self, value: Any, prefix: str = "", none: str = "None") -> str:
         """Return the sentence that refuses a value: field, what is allowed, value, and what may be meant."""
         words = f"{prefix}{self.name} must be {self.allowed(none)}, got {_short(value)}"
-        largest = self.limit(Lt)
+        largest, special = self.limit(Lt), self.limit(Allowed)
         if largest and isinstance(value, int) and value >= largest.lt:  # type: ignore[operator]
             words += "; the largest is 2^63 - 1"
         if isinstance(value, str) and not _is_unicode(value):
             words += "; it holds bytes that are not UTF-8"
-        meant = did_you_mean(value, self.choices or ()) if isinstance(value, str) else ""
+        names = self.choices or (special.near if special else ())
+        meant = did_you_mean(value, names) if isinstance(value, str) else ""
         return f"{words}; {meant}" if meant else words
 
 

@@ -11,6 +11,7 @@ import torch
 from finescope import InputError, SparseCodes
 from finescope.curation import (
     DenseBaseline,
+    Evidence,
     TfidfBaseline,
     average_results,
     compare_methods,
@@ -20,6 +21,7 @@ from finescope.curation import (
     repool,
     z_add,
 )
+from finescope.curation.scoring.scorers import Column
 from support import curation_oracle as oracle
 
 TEXTS = [
@@ -77,7 +79,7 @@ def test_dense_scores_equal_dense_arithmetic(dtype, monkeypatch):
     corpus = (rng.normal(size=(50, 8)) + 3).astype(dtype)
     targets = (rng.normal(size=(4, 8)) + 3).astype(dtype)
     corpus[7] = 0
-    monkeypatch.setattr("finescope.curation.baselines.DENSE_BLOCK", 9)
+    monkeypatch.setattr("finescope.curation.scoring.evidence.BLOCK_ROWS", 9)
     baseline = DenseBaseline(torch.from_numpy(corpus), torch.from_numpy(targets))
     cosines = oracle.unit(corpus) @ oracle.unit(targets).T
     np.testing.assert_allclose(baseline.max_cosine(np.arange(4)), cosines.max(axis=1), atol=1e-12)
@@ -117,32 +119,27 @@ def test_repool_is_the_root_and_the_square():
 
 def compare(**changes):
     dense, targets, relevant = problem()
-    arguments = {
-        "targets": codes(np.sqrt(targets)),
-        "corpus": codes(np.sqrt(dense)),
-        "pooling": "sqrt_mean",
-        "dense": dense,
-        "target_dense": targets,
-        "lengths": np.arange(200),
-        "draws": 20,
-        **changes,
-    }
-    return compare_methods(arguments.pop("relevant", relevant), **arguments)
+    rows = {"codes": codes(np.sqrt(dense)), "pooling": "sqrt_mean", "dense": dense, "lengths": np.arange(200)}
+    seeds = {"codes": codes(np.sqrt(targets)), "pooling": "sqrt_mean", "dense": targets}
+    rows |= changes.pop("corpus", {})
+    seeds |= changes.pop("targets", {})
+    relevant = changes.pop("relevant", relevant)
+    return compare_methods(relevant, Evidence(**rows), Evidence(**seeds), **{"draws": 20, **changes})
 
 
 def test_the_table_holds_every_method_beside_random():
     rng = np.random.default_rng(0)
     words = [" ".join(rng.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
-    table = compare(texts=words, target_texts=words[:8])
+    table = compare(corpus={"texts": words}, targets={"texts": words[:8]})
     names = [result.name for result in table]
     assert set(names) == {
-        "codes: default",
-        "codes: paper",
-        "codes: default + TF-IDF",
-        "TF-IDF, max cosine",
-        "TF-IDF, contrast",
-        "dense, max cosine",
-        "dense, centred mean",
+        "default",
+        "paper",
+        "contrast+tfidf",
+        "tfidf-max",
+        "tfidf",
+        "dense",
+        "dense-centred",
         "length",
         "random",
     }
@@ -157,7 +154,7 @@ def test_values_are_those_of_the_scores_and_lift_is_over_chance():
     from sklearn.metrics import average_precision_score
 
     dense, targets, relevant = problem()
-    result = next(result for result in compare() if result.name == "codes: default")
+    result = next(result for result in compare() if result.name == "default")
     score, _, _ = oracle.scores(np.sqrt(targets), np.sqrt(dense), "contrast", oracle.idf(dense))
     first = relevant[np.argsort(-score)[:10]].mean()
     assert result.metrics["average_precision"].value == pytest.approx(
@@ -173,14 +170,14 @@ def test_paper_is_measured_on_mean_codes_although_roots_are_stored():
     from sklearn.metrics import average_precision_score
 
     score, _, _ = oracle.scores(targets, dense, "max")
-    result = next(result for result in compare() if result.name == "codes: paper")
+    result = next(result for result in compare() if result.name == "paper")
     expected = average_precision_score(relevant, np.round(score, 9))
     assert result.metrics["average_precision"].value == pytest.approx(expected, abs=5e-3)
 
 
 def test_weighting_and_contrast_beat_the_loud_latent():
     table = {result.name: result.metrics["average_precision"].value for result in compare()}
-    assert table["codes: default"] > table["codes: paper"] > table["random"]
+    assert table["default"] > table["paper"] > table["random"]
 
 
 def test_random_is_exact_and_its_interval_holds_it():
@@ -196,13 +193,13 @@ def test_random_is_exact_and_its_interval_holds_it():
 
 def test_intervals_come_from_other_targets():
     by_name = {result.name: result.metrics["average_precision"] for result in compare()}
-    for name in ("codes: default", "codes: paper", "dense, max cosine", "dense, centred mean"):
+    for name in ("default", "paper", "dense", "dense-centred"):
         assert by_name[name].low < by_name[name].high
     assert by_name["length"].low == by_name["length"].high
     again = {result.name: result.metrics["average_precision"] for result in compare()}
     assert again == by_name
     other = {result.name: result.metrics["average_precision"] for result in compare(seed=1)}
-    assert other["codes: default"] != by_name["codes: default"]
+    assert other["default"] != by_name["default"]
 
 
 def test_excluded_and_empty_rows_are_neither_found_nor_missed():
@@ -210,7 +207,7 @@ def test_excluded_and_empty_rows_are_neither_found_nor_missed():
     dense[150] = 0
     exclude = np.zeros(200, bool)
     exclude[:100] = True
-    part = compare(corpus=codes(np.sqrt(dense)), exclude=exclude)
+    part = compare(corpus={"codes": codes(np.sqrt(dense))}, exclude=exclude)
     kept = ~exclude & dense.any(axis=1)
     for result in part:
         if result.name == "random":
@@ -222,15 +219,20 @@ def test_excluded_and_empty_rows_are_neither_found_nor_missed():
 
 
 def test_presets_that_the_codes_can_not_serve_are_left_out():
-    names = {result.name for result in compare(pooling="max")}
+    names = {result.name for result in compare(corpus={"pooling": "max"}, targets={"pooling": "max"})}
     assert not any(name.startswith("codes") for name in names)
     assert "random" in names
 
 
 def test_an_extra_method_joins_the_table():
     _, _, relevant = problem()
-    table = compare(extra={"oracle": ("knows", lambda picked: relevant.astype(float))})
-    assert table[0].name == "oracle"
+
+    class Oracle(Column):
+        def values(self, rows, lengths):
+            return relevant.astype(float)
+
+    table = compare(methods=("default", Oracle("oracle", "knows")))
+    assert [line.name for line in table] == ["oracle", "default"]
     assert table[0].metrics["average_precision"].value == 1.0
 
 
@@ -239,9 +241,9 @@ def test_an_extra_method_joins_the_table():
     [
         ({"relevant": np.zeros(200, bool)}, InputError, "no row of the target domain"),
         ({"relevant": np.ones(3, bool)}, ValueError, "relevant has 3"),
-        ({"lengths": [1]}, ValueError, "lengths has 1"),
+        ({"corpus": {"lengths": [1]}}, ValueError, "lengths has 1"),
         ({"exclude": np.ones(200, bool)}, InputError, "no row of the target domain"),
-        ({"target_dense": np.ones((3, 40))}, ValueError, "target_dense has 3"),
+        ({"targets": {"dense": np.ones((3, 40))}}, ValueError, "target_dense has 3"),
     ],
 )
 def test_misuse_is_refused(changes, error, message):

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
+from finescope.curation import PRESETS, average_precision, rank_rows
 from finescope.workflow.tables import SCORE_COLUMNS
 from support.cli_job import save_job
 
@@ -92,12 +94,12 @@ def test_metrics_have_every_baseline(done: tuple[Path, Result]) -> None:
     metrics = json.loads((done[0] / "metrics.json").read_text())
     names = {line["name"] for line in metrics["labels"]["methods"]}
     assert {
-        "codes: default",
-        "codes: paper",
+        "default",
+        "paper",
         "random",
         "length",
-        "dense, max cosine",
-        "TF-IDF, contrast",
+        "dense",
+        "tfidf",
     } <= names
     assert metrics["labels"]["relevant_rows"] == 30
     assert metrics["quality"]["num_selected"] == 10
@@ -185,8 +187,46 @@ def test_evaluate_without_and_with_labels(job: Path, tmp_path: Path) -> None:
         "evaluate", tmp_path / "out", "--label-column", "label", "--target-label", "sky", "--draws", 0
     )
     assert result.exit_code == 0, result.stderr
-    assert "codes: default" in result.stdout
+    assert "default" in result.stdout
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["labels"]["relevant_rows"] == 90
     assert (
         invoke("evaluate", tmp_path / "out").stdout.count("--label-column") == 0
     )  # the labels are remembered
+
+
+def test_whatever_stands_in_the_table_of_methods_can_be_chosen_by_its_name(copied: Path, job: Path) -> None:
+    methods = json.loads((copied / "metrics.json").read_text())["labels"]["methods"]
+    relevant = np.array([row["label"] == "animals" for row in lines(job / "corpus.jsonl")])
+    assert {"default", "paper", "contrast+tfidf", "tfidf", "dense-centred", "length"} < {
+        line["name"] for line in methods
+    }
+    # Presets first: a scorer that was chosen is remembered, and goes over the preset's. The value of random
+    # is that of all orders, not of one.
+    for line in sorted(methods, key=lambda line: line["name"] not in PRESETS):
+        name = line["name"]
+        if name == "random":
+            continue
+        chosen = ["--preset", name] if name in PRESETS else ["--preset", "default", "--scorer", name]
+        result = invoke("select", copied, *chosen, "-k", 10)
+        assert result.exit_code == 0, result.stderr
+        scores = pq.read_table(copied / "scores.parquet").to_pydict()
+        ranking = rank_rows(
+            np.array(scores["score"]), np.array(scores["valid"]) & ~np.array(scores["is_target"])
+        )
+        value = line["metrics"]["average_precision"]["value"]
+        assert average_precision(ranking, relevant) == pytest.approx(value, abs=1e-12), name
+    # A choice is remembered until another is made.
+    assert invoke("select", copied, "--preset", "default", "--scorer", "contrast+0.5*tfidf").exit_code == 0
+    page = (copied / "report.html").read_text()
+    first = lines(copied / "curated.jsonl")[0]
+    assert "contrast+0.5*tfidf" in page
+    assert "<span>word</span>" in page
+    assert any(f'dir="auto">{word}</span></li>' in page for word in first["text"].split())
+
+
+def test_a_scorer_that_nobody_knows_is_named_with_the_nearest(job: Path, tmp_path: Path) -> None:
+    result = curate(job, tmp_path, "--scorer", "contrast+tfid")
+    assert result.exit_code == 2
+    assert "scorer must be one of contrast, max" in result.stderr
+    assert "or a sum of them" in result.stderr
+    assert "got 'contrast+tfid'" in result.stderr

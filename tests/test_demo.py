@@ -61,8 +61,8 @@ def test_synthetic_demo_prints_the_documents_sections_in_order(tmp_path: Path) -
     places = [said.index(section) for section in SECTIONS]
     assert places == sorted(places)
     value = {line["name"]: line["metrics"]["average_precision"]["value"] for line in metrics["methods"]}
-    assert value["codes: default"] > value["random"]
-    assert {"random", "dense, max cosine"} <= set(value)
+    assert value["default"] > value["random"]
+    assert {"random", "dense"} <= set(value)
     for name in ("pca", "similarity_heatmap", "score_histogram", "domain_distribution"):
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
     for name in ("trained_sae/cfg.json", "trained_sae/sae.safetensors", "dummy_data/activations.safetensors"):
@@ -98,12 +98,10 @@ def test_text_demo_measures_several_topics(tmp_path: Path, monkeypatch: pytest.M
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert "Means over 2 topics (asyncio, email)" in result.stdout
-    assert re.search(r"codes: default +[01]\.\d+", result.stdout)
+    assert re.search(r"default +[01]\.\d+", result.stdout)
     compared = re.search(r"default recipe is ahead of: (.*)\.$", result.stdout, re.MULTILINE)
     assert compared is not None
-    assert {"TF-IDF, contrast", "codes: default + TF-IDF"} <= {
-        name.rstrip("012 ") for name in compared[1].split("; ")
-    }
+    assert {"tfidf", "contrast+tfidf"} <= {name.rstrip("012 ") for name in compared[1].split("; ")}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The same for 2 target domains" in page
     seeds = (tmp_path / "out" / "seeds.jsonl").read_text().splitlines()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finescope.codes import SparseCodes
-from finescope.curation import CorpusScorer
+from finescope.curation import Evidence, Scoring
 from finescope.report.data import Passage, Share
 from finescope.report.explain import BACKGROUND_ROWS, explain, strongest
 from finescope.report.latents import LatentWords, latent_examples
@@ -70,10 +70,10 @@ def test_words_of_a_latent_are_those_of_its_rows() -> None:
 
 def test_an_explanation_reads_what_it_shows() -> None:
     corpus, targets = codes(4000, 1), codes(5, 2)
-    prepared = CorpusScorer(corpus, weights="idf")
-    table = prepared.score(targets, "contrast")
+    scoring = Scoring(Evidence(corpus), Evidence(targets))
+    table = scoring.score()
     rows = table.ranking()[:6]
-    explanation = explain(prepared, targets, table, rows)
+    explanation = explain(scoring, table, rows)
     wanted = explanation.wanted()
     assert wanted == sorted(set(wanted))
     assert set(rows.tolist()) <= set(wanted)
@@ -85,7 +85,7 @@ def test_an_explanation_reads_what_it_shows() -> None:
     assert passages[int(rows[0])].length == 99_999
     shown = {share.latent for shares in explanation.shares for share in shares}
     assert set(latents) == shown
-    parts = prepared.contributions(targets, rows, "contrast").toarray()
+    parts = scoring.contributions(rows).latents.toarray()
     for number, latent in latents.items():
         assert latent.mean == pytest.approx(parts[:, number].mean(), rel=1e-12)
         ranks = [
@@ -101,7 +101,7 @@ def test_an_explanation_reads_what_it_shows() -> None:
 
 def test_nothing_to_explain() -> None:
     corpus, targets = codes(20, 1), codes(2, 2)
-    prepared = CorpusScorer(corpus)
-    explanation = explain(prepared, targets, prepared.score(targets), np.zeros(0, np.int64))
+    scoring = Scoring(Evidence(corpus), Evidence(targets))
+    explanation = explain(scoring, scoring.score(), np.zeros(0, np.int64))
     assert explanation.wanted() == []
     assert explanation.read([]) == ({}, {})

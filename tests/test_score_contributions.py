@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finescope import InputError, SparseCodes
-from finescope.curation import SCORERS, CorpusScorer, repool
+from finescope.curation import SCORERS, CorpusScorer, Evidence, Scoring, repool
 from finescope.report.explain import explain
 from support import curation_oracle as oracle
 
@@ -104,11 +104,11 @@ def test_broken_rows_and_misuse():
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_report_shows_these_addends(scorer):
     corpus, targets = map(codes, problem())
-    prepared = CorpusScorer(corpus, weights="idf")
-    table = prepared.score(targets, scorer)
+    scoring = Scoring(Evidence(corpus), Evidence(targets), scorer=scorer)
+    table = scoring.score()
     rows = table.ranking()[:9]
-    addends = prepared.contributions(targets, rows, scorer).toarray()
-    for addend, shares in zip(addends, explain(prepared, targets, table, rows).shares, strict=True):
+    addends = scoring.space.contributions(targets, rows, scorer).toarray()
+    for addend, shares in zip(addends, explain(scoring, table, rows).shares, strict=True):
         assert [share.value for share in shares] == [addend[share.latent] for share in shares]
         left = np.delete(addend, [share.latent for share in shares])
         assert np.abs(left).max() <= min(abs(share.value) for share in shares)

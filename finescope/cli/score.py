@@ -39,13 +39,16 @@ def command(
       finescope score codes/ seed-codes/ --preset paper
       finescope score codes/ seed-codes/ --weights idf --scorer top_m_mean --top-m 5
     """
+    from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
     from finescope.workflow.stages.score import score_stores
-    from finescope.workflow.tables import write_scores
+    from finescope.workflow.tables import evidence_of, write_scores
 
     job = options.job_from(config_path, overrides, given)
-    scored = score_stores(CodeStore(corpus_codes), CodeStore(target_codes), job.recipe(), top_m=job.top_m)
+    corpus, targets = CodeStore(corpus_codes), CodeStore(target_codes)
+    scoring = Scoring(evidence_of(corpus), evidence_of(targets), job.recipe(), seed=job.seed)
+    scored = score_stores(corpus, targets, scoring)
     write_scores(Path(out), scored)
     if scored.is_target.any():
         Reporter(quiet=quiet).say(f"{int(scored.is_target.sum()):,} rows have the id of a target")

@@ -1,24 +1,25 @@
 """Curation: which rows of a corpus belong to the domain of the targets.
 
-weighting   weights per latent (idf)
-scorers     scores of all rows: contrast, max, mean, top-m mean, centroid
-presets     named recipes: default, paper, supplement
+scoring     how near every row is to the targets, and why; a folder of its own
 selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
 exclusion   rows that are targets themselves
 quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
-baselines   random, length, TF-IDF, dense activations
+ranks       the same found by counting, block by block
 compare     methods × metrics with bootstrap intervals
+baselines   random, length, TF-IDF and dense activations by themselves
+blocks      codes read in blocks or row by row, never all at once
 pipeline    ``run_curation_pipeline``, the whole of it on activations
 
-A new scorer is one branch in ``scorers.CorpusScorer.score`` and one name in ``SCORERS``; a new recipe is
-one entry of ``presets.PRESETS``. scipy and scikit-learn are imported by the functions that need them.
+A new scorer is one class and one entry of ``TABLE`` in ``scoring/scorers.py``; a new recipe is one entry of
+``PRESETS`` in ``scoring/presets.py``; a name in ``METHODS`` of ``compare.py`` puts either into the table of
+methods. scipy and scikit-learn are imported by the functions that need them.
 """
 
-from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_scores, random_scores, z_add
+from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_scores, random_scores
 from finescope.curation.bootstrap import Interval, bootstrap_interval, percentile_interval
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
-from finescope.curation.compare import MethodResult, average_results, compare_methods, repool
+from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
 from finescope.curation.exclusion import is_target, text_hash
 from finescope.curation.metrics import (
     METRICS_VERSION,
@@ -41,28 +42,37 @@ from finescope.curation.quality import (
     vendi_score,
 )
 from finescope.curation.redundancy import greedy_filter
+from finescope.curation.scoring.evidence import Evidence, Spaces
+from finescope.curation.scoring.fitted import Contributions, Scoring
 from finescope.curation.scoring.onepass import CorpusScorer, score_corpus
 from finescope.curation.scoring.presets import PRESETS, Preset, get_preset
 from finescope.curation.scoring.scorers import SCORERS
+from finescope.curation.scoring.sums import parse_scorer, z_add
 from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
 from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
+from finescope.embeddings.pooler import repool
 
 __all__ = [
+    "METHODS",
     "METRICS_VERSION",
     "PRESETS",
     "REASONS",
     "SCORERS",
     "STRATEGIES",
     "WEIGHTINGS",
+    "Contributions",
     "CorpusScorer",
     "DenseBaseline",
+    "Evidence",
     "Interval",
     "MethodResult",
     "Preset",
     "ScoreTable",
+    "Scoring",
     "Selection",
     "SelectionConfig",
+    "Spaces",
     "TfidfBaseline",
     "average_precision",
     "average_results",
@@ -83,6 +93,7 @@ __all__ = [
     "length_scores",
     "lift_at_k",
     "pairwise_diversity",
+    "parse_scorer",
     "percentile_interval",
     "precision_at_k",
     "random_average_precision",

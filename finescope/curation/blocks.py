@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -208,8 +208,14 @@ class MappedCodes:
         return row_access(self.base)
 
 
-RowAccess: TypeAlias = "CodeRows | PickedRows | MappedCodes"
-"""What has ``take(rows)``."""
+class RowAccess(Protocol):
+    """What gives single rows."""
+
+    num_latents: int
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return some rows, in the order asked for (repeats allowed)."""
+        ...
 
 
 def row_access(codes: Codes) -> RowAccess:
@@ -218,7 +224,7 @@ def row_access(codes: Codes) -> RowAccess:
     Raises:
         InputError: there is no shard.
     """
-    return codes if isinstance(codes, PickedRows | MappedCodes) else CodeRows(codes)
+    return cast(RowAccess, codes) if hasattr(codes, "take") else CodeRows(codes)
 
 
 def resident_codes(codes: Codes) -> SparseCodes:

@@ -27,6 +27,7 @@ from finescope.curation.blocks import (
     weighted_norms,
 )
 from finescope.curation.metrics import spearman
+from finescope.curation.scoring.space import Space
 from finescope.curation.scoring.weighting import document_frequency
 
 VENDI_ROWS = 2000
@@ -162,7 +163,7 @@ def length_bias(score: FloatArray, lengths: Any, indices: IntArray) -> dict[str,
 
 def curation_quality(
     targets: SparseCodes,
-    corpus: Codes,
+    corpus: Codes | Space,
     indices: IntArray,
     *,
     weights: FloatArray | None = None,
@@ -175,7 +176,7 @@ def curation_quality(
 
     Args:
         targets: T rows over F latents.
-        corpus: N rows.
+        corpus: N rows; or the space in which they were scored, whose weights are then taken.
         indices: selected rows.
         weights: float64 [F] of the space that similarities are measured in; None is the plain codes.
         score: float64 [N], for the length bias.
@@ -188,6 +189,8 @@ def curation_quality(
         target_coverage, latent_coverage, and length_bias when lengths and scores are given. Undefined values
         are None, so that the dictionary is valid JSON.
     """
+    if isinstance(corpus, Space):
+        weights, corpus = corpus.weights, corpus.corpus
     selected = PickedRows(corpus, indices)
     mean, low, high, best = target_similarity(targets, selected, weights=weights)
     found: dict[str, Any] = {

@@ -128,6 +128,7 @@ def _analyse(
 ) -> dict[str, Any]:
     """Print and return the label distribution, the accuracy, and the baselines."""
     from finescope.curation.compare import compare_methods
+    from finescope.curation.scoring.evidence import Evidence
     from finescope.curation.scoring.presets import PRESETS
 
     chosen = results["selected_indices"].tolist()
@@ -138,14 +139,11 @@ def _analyse(
     accuracy = counts[domain] / max(1, len(chosen))
     say(f"\nTarget domain accuracy: {accuracy:.1%}")
     relevant = np.array([label == domain for label in labels])
-    at = max(1, cfg.top_k_selection)
+    at, pooling = max(1, cfg.top_k_selection), PRESETS[results["preset"]].pooling
     lines = compare_methods(
         relevant,
-        targets=results["target_embeddings"],
-        corpus=results["large_embeddings"],
-        pooling=PRESETS[results["preset"]].pooling,
-        dense=pool.mean(dim=1),
-        target_dense=targets.mean(dim=1),
+        Evidence(results["large_embeddings"], pooling, dense=pool.mean(dim=1)),
+        Evidence(results["target_embeddings"], pooling, dense=targets.mean(dim=1)),
         at=(at,),
         draws=20,
         seed=cfg.seed,

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from finescope.curation.blocks import resident_codes
-from finescope.curation.compare import MethodResult, average_results
+from finescope.curation.blocks import PickedRows
+from finescope.curation.compare import MethodResult, average_results, compare_methods
+from finescope.curation.scoring.evidence import Evidence
 from finescope.demo.docstrings import Docstring, collect_docstrings, label_counts, write_docstrings
 from finescope.errors import InputError
 from finescope.progress import Reporter
@@ -22,7 +23,7 @@ from finescope.workflow.context import Context
 from finescope.workflow.job import Job
 from finescope.workflow.layout import CORPUS_CODES
 from finescope.workflow.run import Outcome, Run
-from finescope.workflow.stages.evaluate import Compared, method_table
+from finescope.workflow.stages.evaluate import methods_of
 from finescope.workflow.stages.report import Averaged
 
 TOPICS = (
@@ -56,12 +57,12 @@ class TextDemo:
 
     def wins(self, rival: str) -> int:
         """Return on how many topics the default recipe's average precision exceeds a rival's."""
-        return sum(value["codes: default"] > value[rival] for value in self.by_topic.values())
+        return sum(value["default"] > value[rival] for value in self.by_topic.values())
 
     def ahead(self) -> dict[str, bool]:
         """Whether the default recipe's mean average precision exceeds that of each other method."""
         value = {line.name: line.metrics["average_precision"].value for line in self.averaged}
-        ours = value.pop("codes: default")
+        ours = value.pop("default")
         return {name: ours > other for name, other in value.items()}
 
 
@@ -162,11 +163,8 @@ def measure_topics(
     Returns:
         the averaged methods, and the average precision by topic and method.
     """
-    prepared, _ = context.prepared
-    store = context.store(CORPUS_CODES)
-    codes, dense, tokens = resident_codes(prepared.corpus), store.dense(), store.token_counts()
-    labels = np.array([row.label for row in rows])
-    texts = [row.text for row in rows]
+    known, labels = context.evidence, np.array([row.label for row in rows])
+    dense = context.store(CORPUS_CODES).dense()
     tables = []
     with context.reporter.task("topics", len(topics), "topics") as task:
         for topic in topics:
@@ -174,14 +172,19 @@ def measure_topics(
             mask = np.zeros(len(rows), np.bool_)
             mask[seeds] = True
             tables.append(
-                method_table(
-                    context.job,
-                    Compared(codes, dense, texts, tokens),
-                    Compared(codes[seeds], dense[seeds], [texts[seed] for seed in seeds]),
+                compare_methods(
                     labels == topic,
+                    context.scoring.spaces,
+                    Evidence(
+                        PickedRows(known.codes, seeds),
+                        known.pooling,
+                        [rows[seed].text for seed in seeds],
+                        dense[seeds],
+                    ),
+                    methods=methods_of(context.job),
                     exclude=mask,
-                    at=(10, 100),
                     draws=0,
+                    seed=context.job.seed,
                 )
             )
             task.advance(note=topic)

@@ -22,6 +22,28 @@ POOLINGS = REDUCTIONS
 tokens that hold the latent."""
 
 
+def repool(codes: SparseCodes, stored: str, wanted: str) -> SparseCodes:
+    """Return document codes as if pooled another way: mean and sqrt_mean are each other's square and root.
+
+    Keeping the M strongest latents commutes with the root, so only the rounding of the stored values differs.
+
+    Raises:
+        ValueError: the two poolings are not related in this way.
+    """
+    if stored == wanted:
+        return codes
+    values = codes.values.to(torch.float32 if codes.values.dtype != torch.float64 else torch.float64)
+    if (stored, wanted) == ("sqrt_mean", "mean"):
+        values = values.square()
+    elif (stored, wanted) == ("mean", "sqrt_mean"):
+        values = values.sqrt()
+    else:
+        raise ValueError(
+            f"codes pooled by {stored} can't be turned into {wanted}; embed again with that pooling"
+        )
+    return SparseCodes(codes.indptr, codes.indices, values, codes.num_latents, check=False)
+
+
 class Encoder(Protocol):
     """What is needed of an SAE."""
 

@@ -73,7 +73,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Share:
-    """A latent's part in one row's score; those of all latents of a row sum to the score exactly."""
+    """A latent's part in one row's score; those of all latents, and words, sum to the score exactly."""
 
     latent: int
     value: float
@@ -92,6 +92,7 @@ class ShownRow:
         shares: the latents with the largest parts in the score, largest first.
         label: None without labels.
         on_target: whether the label is one of the target domain's; None without labels.
+        words: the words with the largest parts and those parts, where the scorer looks at words.
     """
 
     rank: int
@@ -102,6 +103,7 @@ class ShownRow:
     shares: Sequence[Share] = ()
     label: str | None = None
     on_target: bool | None = None
+    words: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from finescope.report.latents import LatentWords, latent_examples
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finescope.codes import SparseCodes
-    from finescope.curation.scoring.onepass import CorpusScorer
+    from finescope.curation.scoring.fitted import Scoring
     from finescope.curation.scoring.table import ScoreTable
 
 LATENTS_PER_ROW = 5
+WORDS_PER_ROW = 5
 EXAMPLES_PER_LATENT = 12
 """Rows from whose texts a latent gets its words."""
 EXAMPLES_SHOWN = 3
@@ -34,6 +34,7 @@ class Explanation:
     Attributes:
         rows: int64 [S], the rows that are explained.
         shares: the strongest latents of each, strongest first.
+        said: the strongest words of each and their parts, where the scorer looks at words.
         means: the mean part of those latents in the scores of all S rows.
         examples: int64, the corpus rows in whose code each of them has the largest share, best first.
         background: int64, rows sampled from the corpus.
@@ -41,6 +42,7 @@ class Explanation:
 
     rows: NDArray[np.int64]
     shares: list[list[Share]]
+    said: list[list[tuple[str, float]]]
     means: dict[int, float]
     examples: dict[int, NDArray[np.int64]]
     background: NDArray[np.int64]
@@ -84,37 +86,33 @@ class Explanation:
         return kept, latents
 
 
-def explain(
-    prepared: CorpusScorer,
-    targets: SparseCodes,
-    table: ScoreTable,
-    rows: NDArray[np.int64],
-    *,
-    m: int = 3,
-    seed: int = 42,
-) -> Explanation:
+def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, seed: int = 42) -> Explanation:
     """Take the scores of some rows apart and pick the rows whose texts will name the latents.
 
     Args:
-        prepared: the corpus of N rows over F latents with the weights that scored it.
-        targets: Q targets over the same F latents.
+        scoring: what scored the corpus of N rows over F latents.
         table: the scores of the N rows.
         rows: int64 [S] row numbers to explain.
-        m: of the scorer ``top_m_mean``.
         seed: of the sample of the corpus.
     """
     if len(rows) == 0:
-        return Explanation(rows, [], {}, {}, np.zeros(0, np.int64))
-    parts = prepared.contributions(targets, rows, table.scorer, m=m)
+        return Explanation(rows, [], [], {}, {}, np.zeros(0, np.int64))
+    found = scoring.contributions(rows)
+    parts = found.latents
     shares = strongest(parts, LATENTS_PER_ROW)
+    said: list[list[tuple[str, float]]] = [[] for _ in rows]
+    if "words" in found.parts:
+        vocabulary = scoring.spaces.words.vocabulary
+        for row, words in enumerate(strongest(found.parts["words"], WORDS_PER_ROW)):
+            said[row] = [(vocabulary[word.latent], word.value) for word in words]
     latents = sorted({share.latent for found in shares for share in found})
     sums = np.bincount(parts.indices, weights=parts.data, minlength=parts.shape[1])
     means = {latent: float(sums[latent]) / len(rows) for latent in latents}
-    examples = latent_examples(prepared.corpus, latents, EXAMPLES_PER_LATENT)
+    examples = latent_examples(scoring.space.corpus, latents, EXAMPLES_PER_LATENT)
     background = np.flatnonzero(table.valid)
     if len(background) > BACKGROUND_ROWS:
         background = np.sort(np.random.default_rng(seed).choice(background, BACKGROUND_ROWS, replace=False))
-    return Explanation(rows, shares, means, examples, background)
+    return Explanation(rows, shares, said, means, examples, background)
 
 
 def strongest(contributions: Any, count: int = 6) -> list[list[Share]]:

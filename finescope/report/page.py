@@ -130,8 +130,8 @@ def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rest(row: ShownRow) -> float:
-    """What the latents that aren't listed add to a row's score."""
-    return row.score - sum(share.value for share in row.shares)
+    """What the latents and words that aren't listed add to a row's score."""
+    return row.score - sum(share.value for share in row.shares) - sum(value for _, value in row.words)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -10,15 +10,17 @@ from finescope.corpus import Corpus, open_corpus
 from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.progress import Reporter
+from finescope.storage.files import map_tensors
 from finescope.workflow.job import Job
 from finescope.workflow.labels import Labels, read_labels
-from finescope.workflow.layout import CORPUS_CODES, SAE, TARGET_CODES
+from finescope.workflow.layout import CORPUS_CODES, SAE, SCORER, TARGET_CODES
 from finescope.workflow.ledger import Ledger
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
-    from finescope.codes import SparseCodes
-    from finescope.curation.scoring.onepass import CorpusScorer
+    from finescope.curation.scoring.evidence import Evidence
+    from finescope.curation.scoring.fitted import Scoring
+    from finescope.curation.scoring.words import Words
     from finescope.embeddings.store import CodeStore
     from finescope.sae import SparseAutoencoder
 
@@ -97,11 +99,42 @@ class Context:
         return read_labels(self.corpus, self.targets, job.label_column, job.target_labels)
 
     @cached_property
-    def prepared(self) -> tuple[CorpusScorer, SparseCodes]:
-        """The corpus ready for scoring with the job's recipe, and the targets' codes."""
-        from finescope.workflow.tables import prepare
+    def scoring(self) -> Scoring:
+        """The job's recipe with what it learned when the corpus was scored.
 
-        return prepare(self.store(CORPUS_CODES), self.store(TARGET_CODES), self.job.recipe())
+        Raises:
+            StoreError: the corpus hasn't been scored, or the file is damaged.
+        """
+        from finescope.curation.scoring.fitted import Scoring
+
+        state, _ = map_tensors(self.folder / SCORER)
+        return Scoring(self.evidence, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What is known of the corpus rows; their texts only where something looks at words."""
+        from finescope.workflow.tables import evidence_of
+
+        return evidence_of(self.store(CORPUS_CODES), self.words)
+
+    @cached_property
+    def seeds(self) -> Evidence:
+        """What is known of the targets."""
+        from finescope.workflow.tables import evidence_of
+
+        texts = None if self.words is None else [row.content for row in self.targets.rows(records=False)]
+        return evidence_of(self.store(TARGET_CODES), texts)
+
+    @cached_property
+    def words(self) -> Words | None:
+        """The words of the corpus rows; None where the recipe doesn't look at them and no table compares."""
+        from finescope.curation.scoring.sums import parse_scorer
+        from finescope.curation.scoring.words import MAX_COMPARED, count_words
+
+        compared = self.job.label_column is not None and len(self.store(CORPUS_CODES)) <= MAX_COMPARED
+        if not compared and "texts" not in parse_scorer(self.job.recipe().scorer).needs:
+            return None
+        return count_words(row.content for row in self.corpus.rows(records=False))
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""

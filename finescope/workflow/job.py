@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.curation.scoring.presets import PRESETS, Preset
-from finescope.curation.scoring.scorers import SCORERS
+from finescope.curation.scoring.scorers import TABLE
+from finescope.curation.scoring.sums import is_scorer, parse_scorer
 from finescope.curation.scoring.weighting import WEIGHTINGS
 from finescope.curation.selection import SelectionConfig
 from finescope.embeddings.pooler import POOLINGS
 from finescope.fields import (
+    Allowed,
     AnyText,
     Configuration,
     Count,
@@ -33,6 +35,11 @@ from finescope.storage.yaml12 import dump_yaml
 
 Folder = Annotated[Text, Metavar("DIR")]
 Column = Annotated[Text, Metavar("NAME")]
+ScorerName = Annotated[
+    str,
+    Allowed(is_scorer, f"one of {', '.join(TABLE)}, or a sum of them", near=tuple(TABLE)),
+    Metavar("NAME[+NAME...]"),
+]
 
 
 @dataclass
@@ -85,8 +92,9 @@ class Job(Configuration):
     """How token codes become a document's code, over the preset's."""
     weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
     """Weighting of latents, over the preset's."""
-    scorer: Annotated[str, one_of(SCORERS)] | None = None
-    """How a row is compared with the targets, over the preset's."""
+    scorer: ScorerName | None = None
+    """How a row is compared with the targets, over the preset's; a sum such as contrast+0.5*tfidf adds
+    standardised scores."""
     top_m: Size = 3
     """Targets that the scorer top_m_mean averages."""
     top_k_activations: Size = 100
@@ -140,16 +148,20 @@ class Job(Configuration):
 
     def recipe(self) -> Preset:
         """Return the preset with this job's own pooling, weighting and scorer put over it."""
-        changes = {
+        preset = dataclasses.replace(PRESETS[self.preset], m=self.top_m)
+        changes: dict[str, Any] = {
             name: value
             for name, value in (("pooling", self.pooling), ("weights", self.weights), ("scorer", self.scorer))
-            if value is not None and value != getattr(PRESETS[self.preset], name)
+            if value is not None and value != getattr(preset, name)
         }
         if not changes:
-            return PRESETS[self.preset]
+            return preset
+        if self.preset == "default" and set(changes) == {"scorer"}:
+            scorer = parse_scorer(changes["scorer"])
+            return dataclasses.replace(preset, scorer=scorer.name, name=scorer.name, summary=scorer.summary)
         summary = ", ".join(f"{name} {value}" for name, value in changes.items())
         return dataclasses.replace(
-            PRESETS[self.preset], **changes, name=f"{self.preset}*", summary=f"{self.preset} with {summary}"
+            preset, **changes, name=f"{self.preset}*", summary=f"{self.preset} with {summary}"
         )
 
     def selection_config(self) -> SelectionConfig:

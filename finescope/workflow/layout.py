@@ -6,6 +6,7 @@ CORPUS_CODES = "codes/corpus"
 TARGET_CODES = "codes/targets"
 CODES = {"corpus": CORPUS_CODES, "targets": TARGET_CODES}
 SCORES = "scores.parquet"
+SCORER = "scorer.safetensors"
 SELECTION = "selection.parquet"
 METRICS = "metrics.json"
 CONFIG = "config.yaml"

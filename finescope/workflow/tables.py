@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.corpus import copy_rows
-from finescope.curation.compare import repool
-from finescope.curation.scoring.onepass import CorpusScorer
-from finescope.curation.scoring.presets import Preset
+from finescope.curation.scoring.evidence import Evidence
 from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
-from finescope.errors import InputError, StoreError
+from finescope.errors import StoreError
 from finescope.storage.files import atomic_path
 
 if TYPE_CHECKING:
-    from finescope.codes import SparseCodes
     from finescope.corpus import Corpus
     from finescope.embeddings.store import CodeStore
 
@@ -196,18 +193,12 @@ def write_curated(path: Path, corpus: Corpus, scored: ScoredRows, selected: NDAr
     return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
 
 
-def prepare(corpus: CodeStore, targets: CodeStore, recipe: Preset) -> tuple[CorpusScorer, SparseCodes]:
-    """Return a corpus ready for scoring with a recipe, and the codes of the targets, pooled as it wants.
-
-    Raises:
-        InputError: the stored pooling can't be turned into the recipe's.
-    """
-    stored = str(corpus.facts.get("pooling", recipe.pooling))
-    if stored == recipe.pooling:
-        return CorpusScorer(corpus, weights=recipe.weights), targets.codes()
-    try:
-        rows = repool(corpus.codes(), stored, recipe.pooling)
-        seeds = repool(targets.codes(), stored, recipe.pooling)
-    except ValueError as error:
-        raise InputError(f"{corpus.directory}: {error}") from None
-    return CorpusScorer(rows, weights=recipe.weights), seeds
+def evidence_of(store: CodeStore, texts: Any = None) -> Evidence:
+    """Return what a store of codes, and texts where there are any, tell about its rows."""
+    return Evidence(
+        store,
+        str(store.facts.get("pooling", "")),
+        texts,
+        None if store.width is None else store,
+        store.token_counts(),
+    )

@@ -18,8 +18,9 @@ from finescope.curation.blocks import (
     add_at,
     iter_blocks,
 )
-from finescope.curation.scoring.scorers import SCORERS, TABLE, Seen, SpaceScorer
+from finescope.curation.scoring.scorers import SCORERS, Seen, SpaceScorer
 from finescope.curation.scoring.space import Space, View
+from finescope.curation.scoring.sums import parse_scorer
 from finescope.curation.scoring.table import ScoreTable
 
 SEEN_BYTES = 64 << 20
@@ -214,14 +215,13 @@ def code_scorer(scorer: str | SpaceScorer, m: int = 3) -> SpaceScorer:
     Raises:
         ValueError: there is none of that name, it needs more, or m < 1.
     """
-    if m < 1:
-        raise ValueError(f"m must be at least 1, got {m}")
-    found = TABLE.get(scorer) if isinstance(scorer, str) else scorer
+    found = parse_scorer(scorer, m=m)
     if not isinstance(found, SpaceScorer) or found.needs:
-        raise ValueError(f"unknown scorer {scorer!r} of codes; known are {', '.join(SCORERS)}")
-    configured = found.configured(m=m) if isinstance(scorer, str) else found
-    assert isinstance(configured, SpaceScorer)
-    return configured
+        raise ValueError(
+            f"scorer {found.name!r} looks at more than codes, so a Scoring is needed; those of codes are "
+            f"{', '.join(SCORERS)}"
+        )
+    return found
 
 
 def score_corpus(

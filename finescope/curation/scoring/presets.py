@@ -14,10 +14,11 @@ class Preset:
         pooling: how token codes become a document code (``mean``, ``sqrt_mean``, ``max``, ``sum``,
             ``count``).
         weights: ``none`` or ``idf``.
-        scorer: one of ``finescope.curation.SCORERS``.
+        scorer: a name of ``scorers.TABLE`` or a sum of names (see ``sums.parse_scorer``).
         selection: ``rank`` (the best by score), or ``supplement`` (its clusters, or its union of per-target
             lists).
         summary: one sentence for help texts and reports.
+        m: of the scorer ``top_m_mean``.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Preset:
     scorer: str
     selection: str
     summary: str
+    m: int = 3
 
 
 PRESETS: dict[str, Preset] = {

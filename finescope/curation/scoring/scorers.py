@@ -25,6 +25,14 @@ import numpy as np
 
 from finescope.curation.blocks import BoolArray, FloatArray, IntArray
 
+SPACES = {
+    "codes": frozenset[str](),
+    "words": frozenset({"texts"}),
+    "dense": frozenset({"dense"}),
+    "dense-centred": frozenset({"dense"}),
+}
+"""The spaces by name, and what must be known of the rows, beside their codes, to make them."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -83,12 +91,15 @@ class Scorer:
     Attributes:
         name: what the user types.
         summary: what it does, in words.
-        needs: what it must be handed beside codes: "texts", "dense" or "lengths".
     """
 
     name: str
     summary: str
-    needs: frozenset[str] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be known of the rows beside their codes: "texts", "dense", "lengths"."""
+        return frozenset()
 
     @property
     def terms(self) -> tuple[tuple[float, Scorer], ...]:
@@ -112,6 +123,11 @@ class SpaceScorer(Scorer):
 
     space: str = "codes"
     uses_mean: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the space is made of."""
+        return SPACES[self.space]
 
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the scores of n rows, float64 [n]. Row by row: a row scores the same in any company."""
@@ -152,7 +168,7 @@ class Mean(Linear):
 
     def shares(self, pick: Pick) -> tuple[FloatArray, float]:
         """Return equal shares."""
-        return pick.counts / pick.counts.sum(), 0.0
+        return np.asarray(pick.counts / pick.counts.sum()), 0.0
 
 
 class Contrast(Mean):
@@ -186,12 +202,15 @@ class Best(SpaceScorer):
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the mean of the m largest cosines, float64 [n]."""
         if self.m == 1:
-            return np.asarray(seen.cosines[pick.columns].max(axis=0))
+            best = seen.cosines[pick.columns[0]].copy()
+            for column in pick.columns[1:].tolist():
+                np.maximum(best, seen.cosines[column], out=best)
+            return np.asarray(best)
         cosines = seen.cosines[np.repeat(pick.columns, pick.counts.astype(np.int64))]
         keep = min(self.m, len(cosines))
         cosines.partition(len(cosines) - keep, axis=0)
-        best = np.sort(cosines[len(cosines) - keep :], axis=0)
-        return np.asarray(best[::-1].cumsum(axis=0)[-1] / keep)
+        largest = np.sort(cosines[len(cosines) - keep :], axis=0)
+        return np.asarray(largest[::-1].cumsum(axis=0)[-1] / keep)
 
     def mixture(self, seen: Seen, pick: Pick) -> Mixture:
         """Return the mean of every row's m nearest targets, the first of equals."""
@@ -202,22 +221,78 @@ class Best(SpaceScorer):
         np.add.at(shares, (np.arange(len(shares)), held[order]), 1.0 / keep)
         return Mixture(shares)
 
+
+@dataclass(frozen=True)
+class Max(Best):
+    """u = the nearest t̂."""
+
+    m: int = 1
+
     def configured(self, **options: Any) -> Scorer:
-        """Return the scorer with another m; ``max`` keeps its own."""
-        return self if self.name == "max" else super().configured(**options)
+        """Return itself: its m is no option."""
+        return self
+
+
+class Column(Scorer):
+    """A scorer that looks at no target: a number a row, whatever is looked for."""
+
+    def values(self, rows: int, lengths: FloatArray | None) -> FloatArray:
+        """Return the scores of all rows, float64 [N].
+
+        Args:
+            rows: N.
+            lengths: float64 [N], where the scorer needs them.
+        """
+        raise NotImplementedError
+
+
+class Length(Column):
+    """The length of a row: longest first, a strong baseline in several studies."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The lengths."""
+        return frozenset({"lengths"})
+
+    def values(self, rows: int, lengths: FloatArray | None) -> FloatArray:
+        """Return the lengths, float64 [N]."""
+        return np.asarray(lengths)
+
+
+@dataclass(frozen=True)
+class Random(Column):
+    """A random order.
+
+    Attributes:
+        seed: of the order.
+    """
+
+    seed: int = 42
+
+    def values(self, rows: int, lengths: FloatArray | None) -> FloatArray:
+        """Return seeded uniform numbers, float64 [N]."""
+        return np.random.default_rng(self.seed).random(rows)
 
 
 TABLE: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
         Contrast("contrast", "mean of the targets minus mean of the corpus", uses_mean=True),
-        Best("max", "best cosine over targets", m=1),
+        Max("max", "best cosine over targets"),
         Mean("mean", "mean cosine over targets"),
         Best("top_m_mean", "mean of the m best cosines over targets"),
         Centroid("centroid", "cosine with the mean of the targets"),
+        Contrast("tfidf", "TF-IDF words, mean of the targets minus mean of the corpus", "words", True),
+        Max("tfidf-max", "TF-IDF words, best cosine over targets", "words"),
+        Max("dense", "mean-pooled activations, best cosine over targets", "dense"),
+        Mean("dense-centred", "mean-pooled activations minus their mean, mean cosine", "dense-centred"),
+        Length("length", "longest first"),
+        Random("random", "a random order"),
     )
 }
 """Every scorer by its name."""
 
-SCORERS = tuple(name for name, scorer in TABLE.items() if not scorer.needs)
-"""Names of the scorers that need nothing beside codes."""
+SCORERS = tuple(
+    name for name, scorer in TABLE.items() if isinstance(scorer, SpaceScorer) and not scorer.needs
+)
+"""Names of the scorers that look at codes alone."""

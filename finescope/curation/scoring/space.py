@@ -28,6 +28,7 @@ from finescope.curation.blocks import (
     panel_columns,
     product,
     reciprocal,
+    row_access,
     rows_of,
     scaled_values,
     to_csr64,
@@ -50,12 +51,24 @@ class Space:
         weights: float64 [F], or None for none.
     """
 
-    def __init__(self, corpus: Codes, *, weights: Any = None, block_rows: int = BLOCK_ROWS):
+    def __init__(
+        self,
+        corpus: Codes,
+        *,
+        weights: Any = None,
+        mean: FloatArray | None = None,
+        features: str = "latent",
+        every_row: bool = False,
+        block_rows: int = BLOCK_ROWS,
+    ):
         """Look at the corpus and find its weights.
 
         Args:
             corpus: N rows over F latents: SparseCodes, or a store with ``iter_shards()``.
             weights: None or "none", "idf", or float [F].
+            mean: μ, float64 [F], where it is known.
+            features: what a latent is called in messages.
+            every_row: whether μ is the mean of all rows, as zero vectors where they are not valid.
             block_rows: rows worked on at a time; never changes a result.
 
         Raises:
@@ -72,7 +85,8 @@ class Space:
         self.weights: FloatArray | None = resolve_weights(weights, corpus, self.num_latents)
         self._norms = np.empty(self._count)
         self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
-        self._mean: FloatArray | None = None
+        self._mean = mean
+        self._features, self._every_row = features, every_row
 
     def __len__(self) -> int:
         return self._count
@@ -98,8 +112,17 @@ class Space:
         """bool [N], rows that have a latent of positive weight and only finite values."""
         return _valid(self.norms)
 
+    def valid_at(self, rows: IntArray) -> BoolArray:
+        """Return ``valid`` of some rows, without a pass."""
+        return _valid(weighted_norms(row_access(self.corpus).take(rows), self.weights))
+
+    def state(self) -> dict[str, FloatArray]:
+        """Return what has been found of the corpus: ``mean`` and, where there are any, ``weights``."""
+        found = {"mean": self.corpus_mean()}
+        return found if self.weights is None else {**found, "weights": self.weights}
+
     def corpus_mean(self) -> FloatArray:
-        """Return μ, the mean x̂ over the valid rows, float64 [F]."""
+        """Return μ, the mean x̂ over the valid rows (or over all, see the constructor), float64 [F]."""
         if self._mean is None:
             total, count = np.zeros(self.num_latents), 0
             for start, block in iter_blocks(self.corpus, self.block_rows):
@@ -111,7 +134,7 @@ class Space:
                 count += len(block)
             if self.weights is not None:
                 total *= self.weights
-            self._mean = total / max(1, count)
+            self._mean = total / (len(self) if self._every_row else max(1, count))
         return self._mean
 
     def targets(self, codes: SparseCodes) -> Targets:
@@ -139,7 +162,9 @@ class Space:
         norms = weighted_norms(codes, self.weights)
         usable = np.flatnonzero(norms > 0)
         if usable.size == 0:
-            raise InputError("no target has a latent of positive weight, so nothing can be similar to one")
+            raise InputError(
+                f"no target has a {self._features} of positive weight, so nothing can be similar to one"
+            )
         if self.weights is not None:
             unit.data = unit.data * self.weights[unit.indices]
         unit.data = unit.data * np.repeat(reciprocal(norms), np.diff(unit.indptr))

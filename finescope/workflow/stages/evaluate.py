@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.curation.blocks import resident_codes
-from finescope.curation.compare import MethodResult, compare_methods
+from finescope.curation.compare import METHODS, MethodResult, compare_methods
 from finescope.curation.metrics import METRICS_VERSION, domain_distribution, precision_at_k, recall_at_k
 from finescope.curation.quality import curation_quality
-from finescope.curation.scoring.onepass import CorpusScorer
-from finescope.curation.scoring.presets import PRESETS
 from finescope.storage.files import write_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
 from finescope.workflow.stage import Stage
@@ -22,8 +18,7 @@ from finescope.workflow.tables import ScoredRows, read_scores, read_selection
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finescope.codes import SparseCodes
-    from finescope.corpus import Corpus
+    from finescope.curation.scoring.presets import Preset
     from finescope.curation.selection import Selection
     from finescope.workflow.context import Context
     from finescope.workflow.job import Job
@@ -31,8 +26,6 @@ if TYPE_CHECKING:
 
 NEEDS_LABELS = ("average precision", "precision@k", "recall@k", "lift over random", "label distribution")
 """What can't be measured without labels."""
-MAX_TFIDF_ROWS = 300_000
-"""Corpora with more rows are not given to the TF-IDF baseline, which holds all texts in memory."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +41,12 @@ class Evaluate(Stage):
         job, labels = context.job, context.labels
         scored = read_scores(context.folder / SCORES)
         selection = read_selection(context.folder / SELECTION)
-        prepared, targets = context.prepared
         metrics = base_metrics(scored, selection.indices)
         metrics["dropped"] = {name: count for name, count in selection.counts.items() if name != "selected"}
         metrics["quality"] = curation_quality(
-            targets,
-            prepared.corpus,
+            context.scoring.targets,
+            context.scoring.space,
             selection.indices,
-            weights=prepared.weights,
             score=scored.table.score,
             lengths=scored.tokens,
             seed=job.seed,
@@ -72,100 +63,26 @@ class Evaluate(Stage):
 def _compare(
     context: Context, labels: Labels, scored: ScoredRows, selection: Selection
 ) -> list[MethodResult]:
-    prepared, targets = context.prepared
-    few = len(scored.table) <= MAX_TFIDF_ROWS
     with context.reporter.task("comparing with baselines", None, "methods") as task:
-        lines = method_table(
-            context.job,
-            Compared(
-                resident_codes(prepared.corpus),
-                context.store(CORPUS_CODES).dense(),
-                _texts(context.corpus) if few else None,
-                scored.tokens,
-            ),
-            Compared(
-                targets,
-                context.store(TARGET_CODES).dense(),
-                _texts(context.targets) if few else None,
-            ),
+        lines = compare_methods(
             labels.relevant,
+            context.scoring.spaces,
+            context.seeds,
+            methods=methods_of(context.job),
             exclude=scored.is_target,
             at=sorted({10, max(1, len(selection))}),
             draws=context.job.draws,
+            seed=context.job.seed,
         )
         task.update(len(lines))
     return lines
 
 
-def _texts(rows: Corpus) -> list[str]:
-    return [row.content for row in rows.rows(records=False)]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Rows as the compared methods see them: corpus or targets.
-
-    Attributes:
-        codes: their codes, pooled as the job's recipe wants.
-        dense: their mean-pooled activations.
-        texts: their texts; None leaves TF-IDF out.
-        tokens: how long they are; of the corpus only.
-    """
-
-    codes: SparseCodes
-    dense: Any
-    texts: Sequence[str] | None
-    tokens: NDArray[np.int64] | None = None
-
-
-def method_table(
-    job: Job,
-    corpus: Compared,
-    targets: Compared,
-    relevant: NDArray[np.bool_],
-    *,
-    exclude: NDArray[np.bool_],
-    at: Sequence[int],
-    draws: int,
-) -> list[MethodResult]:
-    """Measure the job's recipe, the presets and all baselines on the labelled corpus.
-
-    Args:
-        job: recipe and seed.
-        corpus: N rows.
-        targets: T rows.
-        relevant: bool [N], rows of the target domain.
-        exclude: bool [N], rows that are targets.
-        at: the k of precision, recall and lift.
-        draws: bootstrap resamples of the targets.
-    """
+def methods_of(job: Job) -> tuple[str | Preset, ...]:
+    """Return what a job's recipe is compared with, and itself where it is none of them."""
     recipe = job.recipe()
-    extra = None
-    if recipe.name not in PRESETS:
-        prepared = CorpusScorer(corpus.codes, weights=recipe.weights)
-
-        def own(picked: NDArray[np.int64]) -> NDArray[np.float64]:
-            return np.asarray(prepared.score(targets.codes[picked], recipe.scorer, m=job.top_m).score)
-
-        extra = {f"codes: {recipe.name}": (recipe.summary, own)}
-    return compare_methods(
-        relevant,
-        targets=targets.codes,
-        corpus=corpus.codes,
-        pooling=recipe.pooling,
-        # The supplement ranks as the paper does; only its selection differs.
-        presets=[name for name in PRESETS if name != "supplement"],
-        texts=corpus.texts,
-        target_texts=targets.texts,
-        dense=corpus.dense,
-        target_dense=targets.dense,
-        lengths=corpus.tokens,
-        exclude=exclude,
-        extra=extra,
-        at=at,
-        draws=draws,
-        seed=job.seed,
-    )
+    # The supplement ranks as the paper does; only its selection differs.
+    return METHODS if recipe.name in (*METHODS, "supplement") else (recipe, *METHODS)
 
 
 def label_metrics(labels: Labels, scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, Any]:

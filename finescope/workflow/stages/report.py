@@ -75,9 +75,9 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     scored = read_scores(context.folder / SCORES)
     selection = read_selection(context.folder / SELECTION)
     metrics = read_json(context.folder / METRICS)
-    prepared, targets = context.prepared
+    scoring = context.scoring
     shown = selection.indices[: job.report_rows]
-    explanation = explain(prepared, targets, scored.table, shown, m=job.top_m, seed=job.seed)
+    explanation = explain(scoring, scored.table, shown, seed=job.seed)
     texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.ids))
     return RunData(
         about=_about(context, scored, selection, metrics),
@@ -91,9 +91,9 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
         target_ids=scored.target_ids,
         selected=selection.indices,
         is_target=scored.is_target,
-        corpus=prepared.corpus,
-        targets=targets,
-        weights=prepared.weights,
+        corpus=scoring.space.corpus,
+        targets=scoring.targets,
+        weights=scoring.space.weights,
         relevant=None if labels is None else labels.relevant,
         rows=_shown_rows(context.targets, scored, explanation, texts, labels),
         latents=latents,
@@ -153,10 +153,13 @@ def _shown_rows(
             nearest=seeds.get(int(table.nearest_target[row])),
             similarity=float(table.nearest_similarity[row]),
             shares=shares,
+            words=said,
             label=None if labels is None else labels.names[row],
             on_target=None if labels is None else labels.names[row] in wanted,
         )
-        for rank, (row, shares) in enumerate(zip(rows, explanation.shares, strict=True), start=1)
+        for rank, (row, shares, said) in enumerate(
+            zip(rows, explanation.shares, explanation.said, strict=True), start=1
+        )
     ]
 
 
@@ -175,7 +178,7 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
         ),
         asked=_asked(context, scored, selection),
         warnings=_warnings(selection, metrics),
-        method=f"codes: {context.job.recipe().name}",
+        method=context.job.recipe().name,
         seconds=sum(seconds) or None,
         settings=context.job.to_dict(),
     )

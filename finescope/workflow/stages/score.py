@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finescope.curation.exclusion import is_target
+from finescope.curation.scoring.fitted import Scoring
 from finescope.errors import InputError
-from finescope.workflow.layout import CORPUS_CODES, SCORES, TARGET_CODES
+from finescope.storage.files import write_tensors
+from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, prepare, write_scores
+from finescope.workflow.tables import ScoredRows, write_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finescope.codes import SparseCodes
-    from finescope.curation.scoring.onepass import CorpusScorer
-    from finescope.curation.scoring.presets import Preset
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 
@@ -30,7 +29,7 @@ class Score(Stage):
 
     name = "score"
     reads = (CORPUS_CODES, TARGET_CODES, "corpus", "targets")
-    writes = (SCORES,)
+    writes = (SCORES, SCORER)
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
         """Return the codes and the recipe."""
@@ -45,25 +44,17 @@ class Score(Stage):
         }
 
     def work(self, context: Context) -> None:
-        """Score, mark the rows that are targets, and write the table."""
+        """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
-        prepared, targets = context.prepared
         marked = is_target(
             corpus.ids(),
             wanted.ids() if _own_ids(context) else (),
             (row.content for row in context.corpus.rows(records=False)),
             [row.content for row in context.targets.rows(records=False)],
         )
-        scored = score_stores(
-            corpus,
-            wanted,
-            context.job.recipe(),
-            top_m=context.job.top_m,
-            is_target=marked,
-            prepared=prepared,
-            target_codes=targets,
-        )
-        write_scores(context.folder / SCORES, scored)
+        scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
+        write_scores(context.folder / SCORES, score_stores(corpus, wanted, scoring, is_target=marked))
+        write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
 
 
 def _own_ids(context: Context) -> bool:
@@ -72,48 +63,41 @@ def _own_ids(context: Context) -> bool:
 
 
 def score_stores(
-    corpus: CodeStore,
-    targets: CodeStore,
-    recipe: Preset,
-    *,
-    top_m: int,
-    is_target: NDArray[np.bool_] | None = None,
-    prepared: CorpusScorer | None = None,
-    target_codes: SparseCodes | None = None,
+    corpus: CodeStore, targets: CodeStore, scoring: Scoring, *, is_target: NDArray[np.bool_] | None = None
 ) -> ScoredRows:
     """Score the rows of one code store against those of another.
 
     Args:
         corpus: codes of N rows.
         targets: codes of Q targets, made by the same SAE.
-        recipe: pooling, weighting and scorer.
-        top_m: of the scorer ``top_m_mean``.
+        scoring: a recipe with what is known of both.
         is_target: bool [N]; None marks the rows whose id is that of a target, unless the targets' ids were
             made up.
-        prepared: the corpus prepared for this recipe, when there is one already.
-        target_codes: the targets pooled as the recipe wants; goes with ``prepared``.
 
     Raises:
-        InputError: the two stores come from different SAEs, or the targets have no latent.
+        InputError: the two stores come from different SAEs, the targets have no latent, or the stored pooling
+            can't be turned into the recipe's.
     """
     if corpus.num_latents != targets.num_latents:
         raise InputError(
             f"{corpus.directory} has codes over {corpus.num_latents:,} latents and {targets.directory} over "
             f"{targets.num_latents:,}; embed both with the same SAE"
         )
-    if prepared is None or target_codes is None:
-        prepared, target_codes = prepare(corpus, targets, recipe)
+    try:
+        table = scoring.score()
+    except ValueError as error:
+        raise InputError(f"{corpus.directory}: {error}") from None
     ids, target_ids = corpus.ids(), targets.ids()
-    table = prepared.score(target_codes, recipe.scorer, m=top_m)
     if is_target is None:
         # Made-up ids say nothing: two files of one name have the same ones.
         known = set(target_ids) if targets.facts.get("own_ids", True) else set()
         is_target = np.fromiter((row in known for row in ids), np.bool_, len(ids))
+    recipe = scoring.recipe
     settings = {
         "preset": recipe.name,
         "pooling": recipe.pooling,
         "weights": recipe.weights,
-        "scorer": recipe.scorer,
-        "top_m": top_m,
+        "scorer": scoring.scorer.name,
+        "top_m": recipe.m,
     }
     return ScoredRows(table, ids, target_ids, corpus.token_counts(), is_target, settings)

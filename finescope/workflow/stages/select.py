@@ -31,8 +31,8 @@ class Select(Stage):
         scored = read_scores(context.folder / SCORES)
         arguments: dict[str, Any] = {}
         if limits.strategy != "rank" or limits.near_duplicate is not None or limits.diversity is not None:
-            prepared, targets = context.prepared
-            arguments = {"scorer": prepared, "corpus": prepared.corpus, "targets": targets}
+            scoring = context.scoring
+            arguments = {"scorer": scoring.space, "targets": scoring.targets}
         selection = select(scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, **arguments)
         curated = curated_path(context)
         write_curated(curated, context.corpus, scored, selection.indices)

@@ -1,0 +1,281 @@
+"""What is known of rows, and the spaces it opens: codes, words, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import (
+    BLOCK_ROWS,
+    Codes,
+    FloatArray,
+    IntArray,
+    MappedCodes,
+    iter_blocks,
+    row_access,
+    rows_of,
+    with_values,
+)
+from finescope.curation.scoring.onepass import CorpusScorer
+from finescope.curation.scoring.presets import Preset
+from finescope.curation.scoring.scorers import Column
+from finescope.curation.scoring.space import Space, Targets
+from finescope.curation.scoring.words import Words, count_words
+from finescope.embeddings.pooler import repool
+from finescope.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of N rows. A scorer takes what it needs of it.
+
+    Attributes:
+        codes: their codes over F latents.
+        pooling: how they were pooled; "" where that is what the recipe wants.
+        texts: N texts, or their words where those have been counted; for scorers that need "texts".
+        dense: [N,D] mean-pooled activations, or a store with ``iter_dense()``; for "dense".
+        lengths: N numbers, tokens or characters; for "length". Those of the texts where there are none.
+    """
+
+    codes: Codes
+    pooling: str = ""
+    texts: Iterable[str] | Words | None = None
+    dense: Any = None
+    lengths: Any = None
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """What a scorer may need and is here: "texts", "dense", "lengths"."""
+        given = {"texts": self.texts, "dense": self.dense, "lengths": self.lengths}
+        if self.lengths is None:
+            given["lengths"] = self.texts
+        return frozenset(name for name, value in given.items() if value is not None)
+
+    def check(self, prefix: str = "") -> int:
+        """Return N.
+
+        Args:
+            prefix: of the names in a message.
+
+        Raises:
+            ValueError: texts, dense vectors or lengths of another number of rows than there are codes.
+        """
+        count = rows_of(self.codes)
+        for name in ("texts", "dense", "lengths"):
+            value = getattr(self, name)
+            if hasattr(value, "__len__") and len(value) != count:
+                raise ValueError(f"{prefix}{name} has {len(value)} entries, expected {count}")
+        return count
+
+
+class Spaces:
+    """The spaces of a corpus; each is made once, when first asked for, and serves any number of target sets.
+
+    Attributes:
+        corpus: what is known of the N rows.
+        rows: N.
+    """
+
+    def __init__(self, corpus: Evidence, state: Mapping[str, Tensor] | None = None):
+        """Keep what is known of the corpus.
+
+        Args:
+            corpus: N rows.
+            state: of spaces that were made of the same rows, from ``Scoring.state``.
+
+        Raises:
+            ValueError: texts, dense vectors or lengths of another number of rows than there are codes.
+        """
+        self.corpus, self.rows = corpus, corpus.check()
+        self._learned = {name: value.numpy() for name, value in (state or {}).items()}
+        self._made: dict[str, Space] = {}
+
+    def known(self, targets: Evidence) -> frozenset[str]:
+        """Return what scorers may need that is known of both sides; lengths are wanted of the corpus only."""
+        return self.corpus.holds & (targets.holds | {"lengths"})
+
+    def get(self, name: str, recipe: Preset) -> Space:
+        """Return a space of the corpus.
+
+        Args:
+            name: "codes", "words", "dense" or "dense-centred".
+            recipe: pooling and weights of the codes.
+
+        Raises:
+            InputError: texts without words.
+            ValueError: the codes can't be turned into the recipe's pooling.
+        """
+        key = _key(name, recipe)
+        if key not in self._made:
+            mean = self._learned.get(f"{key}.mean")
+            if name == "codes":
+                rows = pooled(self.corpus.codes, self.corpus.pooling, recipe.pooling)
+                weights = self._learned.get(f"{key}.weights", recipe.weights)
+                self._made[key] = CorpusScorer(rows, weights=weights, mean=mean)
+            elif name == "words":
+                self._made[key] = word_space(self.words, mean)
+            else:
+                vectors = self._vectors if name == "dense" else MappedCodes(self._vectors, self._centred)
+                self._made[key] = Space(vectors, mean=mean, features="dimension")
+        return self._made[key]
+
+    def targets(self, name: str, recipe: Preset, targets: Evidence) -> Targets:
+        """Bring targets into a space.
+
+        Args:
+            name, recipe: as for ``get``.
+            targets: what is known of T targets.
+
+        Raises:
+            InputError: as ``Space.targets``.
+            ValueError: the codes can't be turned into the recipe's pooling; dense vectors of another width.
+        """
+        space = self.get(name, recipe)
+        if name == "codes":
+            return space.targets(pooled_targets(targets, recipe))
+        if name == "words":
+            texts = targets.texts
+            counts = every(texts) if isinstance(texts, Words) else self.words.count(texts or ())
+            return space.targets(self.words.damp(counts))
+        vectors = every(DenseRows(targets.dense))
+        if vectors.num_latents != self._vectors.num_latents:
+            raise ValueError(
+                f"need corpus [N,D] and targets [T,D], got {[self.rows, self._vectors.num_latents]} and "
+                f"{list(vectors.shape)}"
+            )
+        return space.targets(vectors if name == "dense" else self._centred(vectors))
+
+    def column(self, scorer: Column) -> FloatArray:
+        """Return the scores of all rows by a scorer that looks at no target, float64 [N]."""
+        if "lengths" not in scorer.needs:
+            return scorer.values(self.rows, None)
+        given = self.corpus.lengths
+        lengths = self.words.lengths if given is None else given
+        return scorer.values(self.rows, np.array(lengths, dtype=np.float64))
+
+    def state(self, name: str, recipe: Preset) -> dict[str, FloatArray]:
+        """Return what has been learned of the corpus in a space, by names that no other space has."""
+        learned = self.get(name, recipe).state()
+        if name == "dense-centred":
+            learned["centre"] = self._centre
+        return {f"{_key(name, recipe)}.{what}": value for what, value in learned.items()}
+
+    @cached_property
+    def words(self) -> Words:
+        """The corpus' words, counted.
+
+        Raises:
+            InputError: the texts hold no words, or are not as many as there are codes.
+        """
+        texts = self.corpus.texts
+        found = texts if isinstance(texts, Words) else count_words(texts or ())
+        if len(found) != self.rows:
+            raise InputError(f"there are {len(found)} texts for {self.rows} codes; embed the corpus again")
+        return found
+
+    @cached_property
+    def _vectors(self) -> DenseRows:
+        return DenseRows(self.corpus.dense)
+
+    @cached_property
+    def _centre(self) -> FloatArray:
+        known = self._learned.get("dense-centred.centre")
+        return self._vectors.mean() if known is None else known
+
+    def _centred(self, block: SparseCodes) -> SparseCodes:
+        values = block.values.to(torch.float64).numpy().reshape(-1, self._centre.size) - self._centre
+        return with_values(block, torch.from_numpy(values.reshape(-1)))
+
+
+def _key(name: str, recipe: Preset) -> str:
+    """What tells a space from the others: codes make one for every pooling and weighting."""
+    return f"{name} {recipe.pooling} {recipe.weights}" if name == "codes" else name
+
+
+def word_space(words: Words, mean: FloatArray | None = None) -> Space:
+    """Return the space of words; μ, where it isn't given, is the mean of as many texts as the idf counts."""
+    return Space(words.damped, weights=words.idf, mean=mean, features="word", every_row=True)
+
+
+def pooled_targets(targets: Evidence, recipe: Preset) -> SparseCodes:
+    """Return the codes of T targets, pooled as a recipe wants.
+
+    Raises:
+        ValueError: they can't be turned into that pooling.
+    """
+    return repool(every(targets.codes), targets.pooling or recipe.pooling, recipe.pooling)
+
+
+def pooled(codes: Codes, stored: str, wanted: str) -> Codes:
+    """Return codes as if pooled another way, changed as they are read; ``stored`` "" is as wanted.
+
+    Raises:
+        ValueError: see ``repool``.
+    """
+    if stored in ("", wanted):
+        return codes
+    repool(SparseCodes.from_dense(torch.zeros(0, 1)), stored, wanted)  # refuses now what it would refuse then
+    return MappedCodes(codes, lambda block: repool(block, stored, wanted))
+
+
+class DenseRows:
+    """Dense vectors as codes that hold all D entries: what is computed for codes is computed for them."""
+
+    def __init__(self, dense: Any):
+        """Look at [N,D] vectors: a tensor, an array, or a store with ``iter_dense()``.
+
+        Raises:
+            ValueError: they are no matrix.
+        """
+        parts = [part for _, part in dense.iter_dense()] if hasattr(dense, "iter_dense") else [dense]
+        self._parts = [torch.as_tensor(part) for part in parts]
+        for part in self._parts:
+            if part.dim() != 2 or part.shape[1] != self._parts[0].shape[1]:
+                raise ValueError(f"dense vectors must be a matrix [N,D], got {list(part.shape)}")
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.num_latents = int(self._parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def iter_shards(self) -> Iterator[SparseCodes]:
+        """Yield the vectors, a block at a time."""
+        for part in self._parts:
+            for block in part.split(BLOCK_ROWS):  # type: ignore[no-untyped-call]
+                yield _full(block)
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return some rows."""
+        owner = np.searchsorted(self._ends, rows, side="right")
+        found = torch.empty((len(rows), self.num_latents), dtype=self._parts[0].dtype)
+        for number in np.unique(owner):
+            part, mine = self._parts[number], np.flatnonzero(owner == number)
+            first = int(self._ends[number]) - len(part)
+            found[torch.from_numpy(mine)] = part[torch.from_numpy(rows[mine] - first)]
+        return _full(found)
+
+    def mean(self) -> FloatArray:
+        """Return the mean vector, float64 [D]."""
+        total = np.zeros(self.num_latents)
+        for _, block in iter_blocks(self):
+            total += block.values.to(torch.float64).numpy().reshape(-1, self.num_latents).sum(axis=0)
+        return total / max(1, len(self))
+
+
+def _full(block: torch.Tensor) -> SparseCodes:
+    rows, width = block.shape
+    indptr = torch.arange(rows + 1, dtype=torch.int64) * width
+    latents = torch.arange(width, dtype=torch.int32).repeat(rows)
+    return SparseCodes(indptr, latents, block.reshape(-1), width, check=False)
+
+
+def every(codes: Codes) -> SparseCodes:
+    """Return all rows at once: of targets, which are few."""
+    return codes if isinstance(codes, SparseCodes) else row_access(codes).take(np.arange(rows_of(codes)))

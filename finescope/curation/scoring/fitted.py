@@ -1,0 +1,201 @@
+"""A recipe fitted to a corpus and its targets: it scores all rows, and takes the score of any row apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import FloatArray, IntArray
+from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
+from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
+from finescope.curation.scoring.presets import Preset, get_preset
+from finescope.curation.scoring.scorers import Column, Scorer, SpaceScorer
+from finescope.curation.scoring.space import Targets, View
+from finescope.curation.scoring.sums import Sum, added, parse_scorer
+from finescope.curation.scoring.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The scores of S rows, taken apart.
+
+    Attributes:
+        parts: by space ("codes", "words", "dense", "dense-centred") one addend per row and latent, word or
+            dimension: scipy CSR float64 [S, features of the space].
+        constant: float64 [S], what no feature accounts for: the means that standardising took off, and scores
+            that look at no space.
+    """
+
+    parts: Mapping[str, Any]
+    constant: FloatArray
+
+    @property
+    def latents(self) -> Any:
+        """The addends of the latents, scipy CSR float64 [S,F]; none where the scorer looks at no codes."""
+        return self.parts["codes"]
+
+    def total(self) -> FloatArray:
+        """Return the sum over everything, float64 [S]: the scores."""
+        sums = [np.asarray(part.sum(axis=1)).ravel() for part in self.parts.values()]
+        return np.asarray(sum(sums, self.constant))
+
+
+class Scoring:
+    """A recipe with what it has learned of a corpus and of targets.
+
+    Attributes:
+        recipe: pooling, weights and scorer.
+        scorer: the recipe's scorer.
+        spaces: of the corpus.
+    """
+
+    def __init__(
+        self,
+        corpus: Evidence | Spaces,
+        targets: Evidence,
+        recipe: Preset | str = "default",
+        *,
+        scorer: str | Scorer | None = None,
+        seed: int = 42,
+        state: Mapping[str, Tensor] | None = None,
+    ):
+        """Look at what is there; passes over the corpus are made when they are needed.
+
+        Args:
+            corpus: N rows; or their spaces, which serve several recipes and target sets.
+            targets: T rows.
+            recipe: pooling, weights, scorer and m: a preset, by name or as a value.
+            scorer: to be used in place of the recipe's, as it is written or as a value.
+            seed: for ``random``.
+            state: what ``state`` returned for the same recipe and rows, to be taken over.
+
+        Raises:
+            ValueError: an unknown preset or scorer, or one that needs what is not known of the rows.
+        """
+        self.recipe = get_preset(recipe) if isinstance(recipe, str) else recipe
+        self.scorer = parse_scorer(scorer or self.recipe.scorer, m=self.recipe.m, seed=seed)
+        self.spaces = corpus if isinstance(corpus, Spaces) else Spaces(corpus, state)
+        targets.check("target_")
+        missing = self.scorer.needs - self.spaces.known(targets)
+        if missing:
+            raise ValueError(
+                f"scorer {self.scorer.name!r} needs the {' and '.join(sorted(missing))} of the rows"
+            )
+        looked_at = {scorer.space for _, scorer in self.scorer.terms if isinstance(scorer, SpaceScorer)}
+        self._names = ["codes", *sorted(looked_at - {"codes"})]
+        self._evidence = targets
+        self._targets: dict[str, Targets] = {}
+        self._moments: Tensor | None = None if state is None else state.get("moments")
+
+    @property
+    def space(self) -> CorpusScorer:
+        """The corpus in the space of its codes, with the recipe's pooling and weights."""
+        space = self.spaces.get("codes", self.recipe)
+        assert isinstance(space, CorpusScorer)
+        return space
+
+    @property
+    def targets(self) -> SparseCodes:
+        """The codes of the T targets, pooled as the recipe wants."""
+        return pooled_targets(self._evidence, self.recipe)
+
+    def _seen_in(self, name: str) -> Targets:
+        if name not in self._targets:
+            self._targets[name] = self.spaces.targets(name, self.recipe, self._evidence)
+        return self._targets[name]
+
+    def score(self) -> ScoreTable:
+        """Score every corpus row, in one pass after those that find weights and means.
+
+        The nearest target and its similarity are those of the codes, whatever the scorer looks at. Rows
+        without a code are not valid and score 0.
+
+        Raises:
+            InputError: no target, no target with a code of positive weight, or a non-finite target.
+            ValueError: the stored pooling can't be turned into the recipe's.
+        """
+        terms = [scorer for _, scorer in self.scorer.terms]
+        views = {
+            name: View(self.spaces.get(name, self.recipe), self._seen_in(name), uses_mean(name, terms))
+            for name in self._names
+        }
+        found = Nearest(self.spaces.rows, views["codes"])
+        columns = [
+            self.spaces.column(term) if isinstance(term, Column) else np.empty(self.spaces.rows)
+            for term in terms
+        ]
+        for rows, every in one_pass(list(views.values()), self.space.block_rows):
+            seen = dict(zip(views, every, strict=True))
+            found.add(rows, seen["codes"])
+            for column, term in zip(columns, terms, strict=True):
+                if isinstance(term, SpaceScorer):
+                    column[rows] = term.score(seen[term.space], views[term.space].targets.everything)
+        valid = self.space.valid
+        if isinstance(self.scorer, Sum):
+            moments = [(float(column.mean()), float(column.std())) for column in columns]
+            self._moments = torch.tensor(moments, dtype=torch.float64)
+            score = added(columns, self.scorer.scales(moments))
+        else:
+            (score,) = columns
+        score[~valid] = 0.0
+        return ScoreTable(score, *found.of(valid), valid, self.scorer.name)
+
+    def contributions(self, rows: IntArray) -> Contributions:
+        """Take the scores of some rows apart; each term of a sum is asked for its own.
+
+        Args:
+            rows: int64 [S] row numbers.
+        """
+        from scipy.sparse import csr_matrix
+
+        rows = np.asarray(rows, dtype=np.int64)
+        valid = self.space.valid_at(rows)
+        parts: dict[str, Any] = {"codes": csr_matrix((rows.size, self.space.num_latents))}
+        constant = np.zeros(rows.size)
+        for (_, term), (factor, offset) in zip(self.scorer.terms, self._scales(), strict=True):
+            constant += offset
+            if isinstance(term, Column):
+                constant += factor * self.spaces.column(term)[rows]
+            elif isinstance(term, SpaceScorer):
+                space = self.spaces.get(term.space, self.recipe)
+                addends = space.addends(self._seen_in(term.space), rows, term)
+                addends.data *= factor * np.repeat(valid, np.diff(addends.indptr))
+                parts[term.space] = addends + parts.get(term.space, 0 * addends)
+        constant[~valid] = 0.0
+        return Contributions(parts, constant)
+
+    def _scales(self) -> list[tuple[float, float]]:
+        """What each term's score is multiplied by and what is added, before the terms are summed."""
+        if not isinstance(self.scorer, Sum):
+            return [(1.0, 0.0)]
+        if self._moments is None:
+            self.score()
+        assert self._moments is not None
+        return self.scorer.scales(self._moments.tolist())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the passes over the corpus have found, so that rows can be explained without another.
+
+        Returns:
+            what has been learned in every space that the recipe looks at, by names that no other space has;
+            for a sum ``moments``, float64 [terms, 2]: mean and standard deviation of each term's scores.
+        """
+        found = {
+            name: torch.from_numpy(value)
+            for space in self._names
+            for name, value in self.spaces.state(space, self.recipe).items()
+        }
+        if self._moments is not None:
+            found["moments"] = self._moments
+        return found
+
+
+def uses_mean(space: str, scorers: Iterable[Scorer]) -> bool:
+    """Whether any of the scorers looks at ⟨μ, x̂⟩ in a space."""
+    return any(isinstance(one, SpaceScorer) and one.space == space and one.uses_mean for one in scorers)
