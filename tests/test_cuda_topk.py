@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finescope import ops
-from support import oracle
+from support import hard, oracle
 from support.equivalence import assert_same_bytes
 from support.rows import KINDS, rows
 
@@ -54,15 +54,9 @@ def multiplied() -> dict[int, int]:
 
 
 @pytest.mark.parametrize("width", [3, 70])
-@pytest.mark.parametrize("kind", [*KINDS, "sparse", "zeros"])
+@pytest.mark.parametrize("kind", hard.ENCODED)
 def test_encode(kind: str, width: int) -> None:
-    base = "gaussian" if kind in ("sparse", "zeros") else kind
-    x, weight = rows(base, 5, width, torch.float32, 1), rows(base, 1200, width, torch.float32, 2)
-    if kind == "sparse":
-        x, weight = (side * (torch.rand(side.shape) < 0.1) for side in (x, weight))
-    if kind == "zeros":
-        x[::3], weight[::2] = 0, 0
-    bias = rows("heavy", 1, 1200, torch.float32, 3)[0] * x.abs().amax()
+    x, weight, bias = hard.encoding(kind, 5, 1200, width)
     for b, screen in ((bias, "auto"), (None, "float32"), (bias, None)):
         wanted = oracle.encode(x, weight, b, 17)
         assert_same_bytes(encode(x, weight, b, 17, screen), wanted, f"{screen}")
@@ -71,21 +65,12 @@ def test_encode(kind: str, width: int) -> None:
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_search(kind: str, metric: str) -> None:
-    queries, corpus = rows(kind, 4, 72, torch.float32, 1), rows(kind, 1300, 72, torch.float32, 2)
-    corpus[3], corpus[10, 5], corpus[11, 71], queries[2, 1] = 0, float("nan"), float("inf"), float("-inf")
-    scores = oracle.dense_scores(queries, corpus, metric)
-    plain = oracle.search(scores, 20, torch.float32)
-    options = {
-        "exclude": torch.stack([plain[1][:, 0] + 5, plain[1][:, 3] + 5, torch.full((4,), -1)], dim=1),
-        "mask": torch.rand(1300) < 0.6,
-        "id_offset": 5,
-    }
-    low = oracle.search(scores, 20, torch.float32, **options)[0][0, 9].item()
-    wanted = oracle.search(scores, 20, torch.float32, **options, min_score=low)
+    given = hard.search(kind, metric, 4, 1300)
+    sides = given.queries, given.corpus, 20
     for screen in SCREENS[:3] if metric == "cosine" else SCREENS[3:]:
-        assert_same_bytes(search(queries, corpus, 20, metric=metric, screen=screen), plain, f"{screen}")
-        found = search(queries, corpus, 20, metric=metric, screen=screen, min_score=low, **options)
-        assert_same_bytes(found, wanted, f"{screen} with options")
+        assert_same_bytes(search(*sides, metric=metric, screen=screen), given.plain, f"{screen}")
+        found = search(*sides, metric=metric, screen=screen, **given.options)
+        assert_same_bytes(found, given.restricted, f"{screen} with options")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -287,16 +272,7 @@ def test_strides() -> None:
         assert_same_bytes(encode(left, right, None, 5), oracle.encode(left, right, None, 5))
 
 
-def test_on_the_bound() -> None:
-    """Scores at the edge of the k best differ by far less than any screen can tell apart."""
-    generator = torch.Generator().manual_seed(5)
-    direction = torch.randn(256, generator=generator)
-    weight = torch.randn(3000, 256, generator=generator) * 0.01
-    crowd = torch.randperm(3000, generator=generator)[:64]
-    weight[crowd] = direction * (1 + torch.randint(-3, 4, (64, 1), generator=generator) * 2.0**-23)
-    x = torch.stack([direction, direction * 0.37, direction + 0.01 * torch.randn(256, generator=generator)])
-    x = torch.cat([x, torch.randn(20, 256, generator=generator)])
-    for screen in SCREENS:
-        assert_same_bytes(
-            encode(x, weight, None, 32, screen), oracle.encode(x, weight, None, 32), f"{screen}"
-        )
+@pytest.mark.parametrize("screen", SCREENS)
+def test_on_the_bound(screen: str | None) -> None:
+    x, weight = hard.on_the_bound()
+    assert_same_bytes(encode(x, weight, None, 32, screen), oracle.encode(x, weight, None, 32))

@@ -15,7 +15,7 @@ import torch
 
 from finescope import ops
 from finescope.ops import native
-from support import oracle
+from support import hard, oracle
 from support.equivalence import assert_same_bytes
 from support.rows import KINDS, rows
 
@@ -34,15 +34,9 @@ def _restore_isa() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("width", [3, 70, 192])
-@pytest.mark.parametrize("kind", [*KINDS, "sparse", "zeros"])
+@pytest.mark.parametrize("kind", hard.ENCODED)
 def test_encode(kind: str, width: int) -> None:
-    base = "gaussian" if kind in ("sparse", "zeros") else kind
-    x, weight = rows(base, 9, width, torch.float32, 1), rows(base, 1300, width, torch.float32, 2)
-    if kind == "sparse":
-        x, weight = (side * (torch.rand(side.shape) < 0.1) for side in (x, weight))
-    if kind == "zeros":
-        x[::3], weight[::2] = 0, 0
-    bias = rows("heavy", 1, 1300, torch.float32, 3)[0] * x.abs().amax()
+    x, weight, bias = hard.encoding(kind, 9, 1300, width)
     for b in (bias, None):
         wanted = oracle.encode(x, weight, b, 17)
         for isa in USABLE:
@@ -54,26 +48,15 @@ def test_encode(kind: str, width: int) -> None:
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_search(kind: str, metric: str) -> None:
-    queries, corpus = rows(kind, 7, 72, torch.float32, 1), rows(kind, 1500, 72, torch.float32, 2)
-    corpus[3], corpus[10, 5], corpus[11, 71], queries[2, 1] = 0, float("nan"), float("inf"), float("-inf")
-    scores = oracle.dense_scores(queries, corpus, metric)
-    plain = oracle.search(scores, 20, torch.float32)
-    options = {
-        "exclude": torch.stack([plain[1][:, 0] + 5, plain[1][:, 3] + 5, torch.full((7,), -1)], dim=1),
-        "mask": torch.rand(1500) < 0.6,
-        "id_offset": 5,
-    }
-    low = oracle.search(scores, 20, torch.float32, **options)[0][0, 9].item()
-    wanted = oracle.search(scores, 20, torch.float32, **options, min_score=low)
+    given = hard.search(kind, metric, 7, 1500)
+    sides = given.queries, given.corpus, 20
     for isa in USABLE:
         CPU.set_isa(isa)
         for screen in SCREENS:
-            found = ops.cosine_topk(queries, corpus, 20, metric=metric, screen=screen)
-            assert_same_bytes(found, plain, f"{isa} {screen}")
-            found = ops.cosine_topk(
-                queries, corpus, 20, metric=metric, screen=screen, min_score=low, **options
-            )
-            assert_same_bytes(found, wanted, f"{isa} {screen} with options")
+            found = ops.cosine_topk(*sides, metric=metric, screen=screen)
+            assert_same_bytes(found, given.plain, f"{isa} {screen}")
+            found = ops.cosine_topk(*sides, metric=metric, screen=screen, **given.options)
+            assert_same_bytes(found, given.restricted, f"{isa} {screen} with options")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -89,15 +72,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_on_the_bound() -> None:
-    """Scores at the edge of the k best differ by far less than any screen can tell apart."""
-    generator = torch.Generator().manual_seed(5)
-    direction = torch.randn(256, generator=generator)
-    weight = torch.randn(3000, 256, generator=generator) * 0.01
-    # Twice as many rows as are asked for, all within a few units in the last place of one another.
-    crowd = torch.randperm(3000, generator=generator)[:64]
-    weight[crowd] = direction * (1 + torch.randint(-3, 4, (64, 1), generator=generator) * 2.0**-23)
-    x = torch.stack([direction, direction * 0.37, direction + 0.01 * torch.randn(256, generator=generator)])
-    x = torch.cat([x, torch.randn(20, 256, generator=generator)])
+    x, weight = hard.on_the_bound()
     wanted = oracle.encode(x, weight, None, 32)
     for isa in USABLE:
         CPU.set_isa(isa)

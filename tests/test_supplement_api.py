@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finescope import CurationConfig, InputError, SparseCodes
-from finescope.curation import kmeans_labels, pipeline, run_curation_pipeline
+from finescope.curation import kmeans_labels, run_curation_pipeline
 from finescope.curation.scoring.presets import PRESETS, get_preset
 
 BASIC = """
@@ -267,9 +267,13 @@ def test_misuse_is_refused(problem):
         run_curation_pipeline(problem[0], problem[1][:0], Directions())
 
 
-def test_plain_similarity_is_not_computed_twice(problem, monkeypatch):
-    results = run(problem, preset="supplement")
-    assert results["similarities"] is results["scores"].nearest_similarity
-    monkeypatch.setattr(pipeline, "CorpusScorer", None)
-    with pytest.raises(TypeError):
-        run(problem, preset="default")
+def test_similarities_are_the_cosines_of_the_codes_as_they_are(problem):
+    """Whatever a preset weighs; ``default`` ranks by something else."""
+    supplement, default = run(problem, preset="supplement"), run(problem, preset="default")
+    np.testing.assert_array_equal(supplement["similarities"], supplement["scores"].nearest_similarity)
+    unit = [
+        torch.nn.functional.normalize(default[name].to_dense().double()).numpy()
+        for name in ("large_embeddings", "target_embeddings")
+    ]
+    np.testing.assert_allclose(default["similarities"], (unit[0] @ unit[1].T).max(axis=1), atol=1e-12)
+    assert np.abs(default["similarities"] - default["scores"].nearest_similarity).max() > 0.01
