@@ -102,7 +102,7 @@ def semantic_search(
     )
     if queries.dim() == 1:
         queries = queries[None]
-    checks.cosine_topk(queries, corpus, top_k, _SIMILARITIES[name], "auto", None, None, 0)
+    checks.cosine_topk(queries, corpus, checks.Search(top_k, _SIMILARITIES[name]))
     scores, ids = cosine_topk(queries, corpus, min(top_k, len(corpus)), metric=_SIMILARITIES[name])
     return [
         [{"corpus_id": n, "score": s} for s, n in zip(*row, strict=True) if n >= 0]

@@ -33,8 +33,9 @@ inline Metric search_metric(const std::string& name, const char* op) {
   return name == "ip" ? Metric::ip : Metric::cosine;
 }
 
-inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask, int64_t Q,
-                          int64_t N, const char* op) {
+inline void check_filters(const std::optional<Tensor>& exclude, const std::optional<Tensor>& mask,
+                          int64_t id_offset, int64_t Q, int64_t N, const char* op) {
+  check(id_offset >= 0, op, ": id_offset must be at least 0, got ", id_offset);
   if (exclude.has_value()) {
     check(exclude->dim() == 2 && exclude->size(0) == Q, op, ": exclude ", shape_text(*exclude),
           " must have shape [", Q, ", E]");

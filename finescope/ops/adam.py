@@ -29,7 +29,7 @@ def _sae_adam_step_(
     beta2: float,
     eps: float,
     unit_norm: bool,
-    scales: Tensor | None = None,
+    scales: Tensor | None,
 ) -> None:
     checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm, scales)
     # Adam's two bias corrections, folded into the step size and eps so that the blocks needn't apply them.

@@ -6,6 +6,8 @@ They look at shapes, dtypes and options only (never at data), so they also run o
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,26 @@ REDUCTIONS = ("mean", "max", "sum", "sqrt_mean", "count")
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int32, torch.int64, torch.uint16)
+
+
+Csr = tuple[Tensor, Tensor, Tensor]  # indptr [N+1], indices [nnz], values [nnz]
+
+
+class Search(NamedTuple):
+    """What a search is asked for, in the order of the schemas."""
+
+    k: int
+    metric: str = "cosine"
+    screen: str = "auto"
+    min_score: float | None = None
+    exclude: Tensor | None = None
+    mask: Tensor | None = None
+    id_offset: int = 0
+
+    @classmethod
+    def packed(cls, k: int, metric: str, *filters: Any) -> Search:
+        """A search over packed rows, which were given their screen when they were packed."""
+        return cls(k, metric, "auto", *filters)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -238,20 +260,12 @@ def pool_options(offsets: Tensor, reduce: str, keep: int) -> None:
     _count(keep, "keep")
 
 
-def _filters(
-    num_queries: int,
-    num_rows: int,
-    exclude: Tensor | None,
-    mask: Tensor | None,
-    k: int,
-    metric: str,
-    screen: str,
-    id_offset: int,
-) -> None:
-    _count(k, "k")
-    _count(id_offset, "id_offset")
-    option(metric, "metric", METRICS)
-    option(screen, "screen", SCREENS)
+def _filters(num_queries: int, num_rows: int, search: Search) -> None:
+    _count(search.k, "k")
+    _count(search.id_offset, "id_offset")
+    option(search.metric, "metric", METRICS)
+    option(search.screen, "screen", SCREENS)
+    exclude, mask = search.exclude, search.mask
     if exclude is not None:
         _int64(exclude, "exclude")
         if exclude.dim() != 2 or exclude.shape[0] != num_queries:
@@ -275,20 +289,11 @@ def _search_operands(queries: Tensor, corpus: Tensor) -> None:
         )
 
 
-def cosine_topk(
-    queries: Tensor,
-    corpus: Tensor,
-    k: int,
-    metric: str,
-    screen: str,
-    exclude: Tensor | None,
-    mask: Tensor | None,
-    id_offset: int,
-) -> None:
+def cosine_topk(queries: Tensor, corpus: Tensor, search: Search) -> None:
     """Reject what ``cosine_topk`` can't take."""
     _search_operands(queries, corpus)
-    _same_device(queries, "queries", corpus=corpus, exclude=exclude, mask=mask)
-    _filters(queries.shape[0], corpus.shape[0], exclude, mask, k, metric, screen, id_offset)
+    _same_device(queries, "queries", corpus=corpus, exclude=search.exclude, mask=search.mask)
+    _filters(queries.shape[0], corpus.shape[0], search)
 
 
 def pack_rows(matrix: Tensor, metric: str, screen: str) -> None:
@@ -297,6 +302,18 @@ def pack_rows(matrix: Tensor, metric: str, screen: str) -> None:
     _floating(matrix, "matrix")
     option(metric, "metric", ("encode", *METRICS))
     option(screen, "screen", SCREENS)
+
+
+def packed(memory: Tensor) -> None:
+    """Reject what can't be a packed matrix, or packed codes."""
+    if memory.dtype != torch.uint8 or memory.dim() != 1:
+        raise TypeError(f"packed must be uint8 with one dimension, got {memory.dtype} {_shape(memory)}")
+
+
+def pack_sparse_rows(rows: Csr, num_latents: int) -> None:
+    """Reject what ``pack_sparse_rows`` can't take."""
+    _csr(*rows, "c")
+    _count(num_latents, "num_latents")
 
 
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> None:
@@ -329,32 +346,16 @@ def _csr(indptr: Tensor, indices: Tensor, values: Tensor, name: str) -> None:
     _same_device(indptr, f"{name}_indptr", **{f"{name}_indices": indices, f"{name}_values": values})
 
 
-def sparse_cosine_topk(
-    query: tuple[Tensor, Tensor, Tensor],
-    corpus: tuple[Tensor, Tensor, Tensor],
-    num_latents: int,
-    k: int,
-    metric: str,
-    screen: str,
-    exclude: Tensor | None,
-    mask: Tensor | None,
-    id_offset: int,
-) -> None:
+def sparse_cosine_topk(query: Csr, corpus: Csr, num_latents: int, search: Search) -> None:
     """Reject what ``sparse_cosine_topk`` can't take."""
     _csr(*query, "q")
     _csr(*corpus, "c")
-    _same_device(query[0], "q_indptr", c_indptr=corpus[0], exclude=exclude, mask=mask)
+    _same_device(query[0], "q_indptr", c_indptr=corpus[0], exclude=search.exclude, mask=search.mask)
     _count(num_latents, "num_latents")
-    _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, exclude, mask, k, metric, screen, id_offset)
+    _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, search)
 
 
-def sparse_pair_scores(
-    query: tuple[Tensor, Tensor, Tensor],
-    corpus: tuple[Tensor, Tensor, Tensor],
-    num_latents: int,
-    ids: Tensor,
-    metric: str,
-) -> None:
+def sparse_pair_scores(query: Csr, corpus: Csr, num_latents: int, ids: Tensor, metric: str) -> None:
     """Reject what ``sparse_pair_scores`` can't take."""
     _csr(*query, "q")
     _csr(*corpus, "c")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finescope.ops import checks, engine
+from finescope.ops.checks import Search
 from finescope.ops.engine import NEVER, Problem, certified_topk
 from finescope.ops.fixed_order import pair_dots, sqrt, squared_norms
 from finescope.ops.registry import default
@@ -185,7 +186,7 @@ class Cosine(_Dense):
 
 @default("topk_encode")
 def _topk_encode(
-    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str
 ) -> tuple[Tensor, Tensor]:
     checks.topk_encode(x, weight, bias, k, screen)
     dtype = checks.result_dtype(x, weight, bias)
@@ -224,48 +225,39 @@ def _fill_lowest(indices: Tensor) -> Tensor:
 
 
 def finish_search(
-    scores: Tensor, columns: Tensor, dtype: torch.dtype, min_score: float | None, id_offset: int
+    scores: Tensor, columns: Tensor, dtype: torch.dtype, search: Search
 ) -> tuple[Tensor, Tensor]:
     """Round scores once, drop what lies below ``min_score`` (compared after rounding), and shift ids."""
     rounded = scores.to(dtype)
-    if min_score is not None:
-        gone = ~(rounded.double() >= min_score)  # torch would round the minimum to the scores' dtype
+    if search.min_score is not None:
+        gone = ~(rounded.double() >= search.min_score)  # torch would round the minimum to the scores' dtype
         rounded, columns = rounded.masked_fill(gone, NEVER), columns.masked_fill(gone, -1)
-    return rounded, torch.where(columns >= 0, columns + id_offset, -1)
+    return rounded, torch.where(columns >= 0, columns + search.id_offset, -1)
 
 
-def set_filters(
-    problem: Problem, bad_columns: Tensor, exclude: Tensor | None, mask: Tensor | None, id_offset: int
-) -> None:
+def set_filters(problem: Problem, bad_columns: Tensor, search: Search) -> None:
     """Tell a problem which columns may not be returned: bool [N] bad ones, a mask, and excluded ids."""
-    banned = bad_columns if mask is None else bad_columns | ~mask
+    banned = bad_columns if search.mask is None else bad_columns | ~search.mask
     positions = banned.nonzero().squeeze(1)
     problem.banned = positions if positions.numel() else None
-    problem.exclude = None if exclude is None else torch.where(exclude >= 0, exclude - id_offset, -1)
+    exclude = search.exclude
+    problem.exclude = None if exclude is None else torch.where(exclude >= 0, exclude - search.id_offset, -1)
 
 
 @default("cosine_topk")
-def _cosine_topk(
-    queries: Tensor,
-    corpus: Tensor,
-    k: int,
-    metric: str = "cosine",
-    screen: str = "auto",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
-    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask, id_offset)
-    problem = Cosine(queries, corpus) if metric == "cosine" else Encode(queries, corpus, None, NEVER)
-    set_filters(problem, ~problem.weight_norm.isfinite(), exclude, mask, id_offset)
-    scores, columns = certified_topk(problem, k)
+def _cosine_topk(queries: Tensor, corpus: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    search = Search(*options)
+    checks.cosine_topk(queries, corpus, search)
+    cosine = search.metric == "cosine"
+    problem = Cosine(queries, corpus) if cosine else Encode(queries, corpus, None, NEVER)
+    set_filters(problem, ~problem.weight_norm.isfinite(), search)
+    scores, columns = certified_topk(problem, search.k)
     scores[problem.bad_rows], columns[problem.bad_rows] = NEVER, -1
-    return finish_search(scores, columns, checks.result_dtype(queries, corpus), min_score, id_offset)
+    return finish_search(scores, columns, checks.result_dtype(queries, corpus), search)
 
 
 @default("pair_scores")
-def _pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str = "cosine") -> Tensor:
+def _pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> Tensor:
     checks.pair_scores(queries, corpus, ids, metric)
     checks.positions_in_range(ids, corpus.shape[0], "ids", lowest=-1)
     none = ids < 0

@@ -14,57 +14,16 @@ import torch
 from torch import Tensor
 
 from finescope.ops import checks, native
+from finescope.ops.checks import Search
 from finescope.ops.registry import default
-from finescope.ops.schemas import _fake, call
+from finescope.ops.schemas import call
 
 KINDS = ("encode", *checks.METRICS)
 
-torch.library.define("finescope::pack_rows", '(Tensor matrix, str metric, str screen="auto") -> Tensor')
-torch.library.define(
-    "finescope::topk_encode_packed",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor packed, int k) -> (Tensor values, Tensor indices)",
-)
-torch.library.define(
-    "finescope::cosine_topk_packed",
-    '(Tensor queries, Tensor corpus, Tensor packed, int k, str metric="cosine", float? min_score=None, '
-    "Tensor? exclude=None, Tensor? mask=None, int id_offset=0) -> (Tensor scores, Tensor ids)",
-)
-
-
-@_fake("pack_rows")
-def _fake_pack_rows(matrix: Tensor, metric: str, screen: str = "auto") -> Tensor:
-    size = torch.library.get_ctx().new_dynamic_size()
-    return matrix.new_empty((size,), dtype=torch.uint8)
-
-
-@_fake("topk_encode_packed")
-def _fake_encode(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    shape = (x.shape[0], k)
-    dtype = checks.result_dtype(x, weight, bias)
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=torch.int64)
-
-
-@_fake("cosine_topk_packed")
-def _fake_cosine(
-    queries: Tensor,
-    corpus: Tensor,
-    packed: Tensor,
-    k: int,
-    metric: str = "cosine",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
-    shape = (queries.shape[0], k)
-    dtype = checks.result_dtype(queries, corpus)
-    return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
-
 
 @default("pack_rows")
-def _pack_rows(matrix: Tensor, metric: str, screen: str = "auto") -> Tensor:
+def _pack_rows(matrix: Tensor, metric: str, screen: str) -> Tensor:
+    checks.pack_rows(matrix, metric, screen)
     return matrix.new_empty((0,), dtype=torch.uint8)
 
 
@@ -72,26 +31,14 @@ def _pack_rows(matrix: Tensor, metric: str, screen: str = "auto") -> Tensor:
 def _encode_packed(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = call("topk_encode", x, weight, bias, k, "auto")
-    return found
+    checks.packed(packed)
+    return call("topk_encode", x, weight, bias, k, "auto")  # type: ignore[no-any-return]
 
 
 @default("cosine_topk_packed")
-def _cosine_packed(
-    queries: Tensor,
-    corpus: Tensor,
-    packed: Tensor,
-    k: int,
-    metric: str = "cosine",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = call(
-        "cosine_topk", queries, corpus, k, metric, "auto", min_score, exclude, mask, id_offset
-    )
-    return found
+def _cosine_packed(queries: Tensor, corpus: Tensor, packed: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    checks.packed(packed)
+    return call("cosine_topk", queries, corpus, *Search.packed(*options))  # type: ignore[no-any-return]
 
 
 class PackedMatrix:
@@ -160,8 +107,8 @@ class PackedMatrix:
         """
         if self.metric == "encode":
             raise ValueError("the matrix was packed for 'encode', not for a search")
-        checks.cosine_topk(queries, self.matrix, k, self.metric, "auto", exclude, mask, id_offset)
         args: tuple[Any, ...] = (k, self.metric, min_score, exclude, mask, id_offset)
+        checks.cosine_topk(queries, self.matrix, Search.packed(*args))
         with torch.no_grad():
             return call("cosine_topk_packed", queries, self.matrix, self.packed, *args)  # type: ignore[no-any-return]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.ops import checks
+from finescope.ops.checks import Csr, Search
 from finescope.ops.pooling import pool_sparse
 from finescope.ops.schemas import call
 
@@ -151,21 +152,21 @@ def cosine_topk(
         ValueError: shapes or devices that do not fit, a negative k, an unknown option.
         TypeError: wrong dtypes.
     """
-    option = _screen(screen)
-    checks.cosine_topk(queries, corpus, k, metric, option, exclude, mask, id_offset)
-    return call(  # type: ignore[no-any-return]
-        "cosine_topk", queries, corpus, k, metric, option, min_score, exclude, mask, id_offset
-    )
+    search = Search(k, metric, _screen(screen), min_score, exclude, mask, id_offset)
+    checks.cosine_topk(queries, corpus, search)
+    return call("cosine_topk", queries, corpus, *search)  # type: ignore[no-any-return]
 
 
-def _tensors(codes: Any, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def csr_of(codes: Any, name: str) -> Csr:
+    """The tensors of SparseCodes; TypeError for anything else."""
     try:
-        return codes.indptr, codes.indices, codes.values
+        return codes.indptr, codes.indices, codes.values.detach()
     except AttributeError:
         raise TypeError(f"{name} must be SparseCodes, got {type(codes).__name__}") from None
 
 
-def _latents(queries: SparseCodes, corpus: SparseCodes) -> int:
+def shared_latents(queries: SparseCodes, corpus: SparseCodes) -> int:
+    """F, which both must have."""
     if queries.num_latents != corpus.num_latents:
         raise ValueError(
             f"queries have F={queries.num_latents} latents but corpus has F={corpus.num_latents}"
@@ -210,13 +211,11 @@ def sparse_cosine_topk(
         TypeError: not ``SparseCodes``, or wrong dtypes.
         IndexError: a latent outside 0 … F-1.
     """
-    option = _screen(screen)
-    query, rows = _tensors(queries, "queries"), _tensors(corpus, "corpus")
-    latents = _latents(queries, corpus)
-    checks.sparse_cosine_topk(query, rows, latents, k, metric, option, exclude, mask, id_offset)
-    return call(  # type: ignore[no-any-return]
-        "sparse_cosine_topk", *query, *rows, latents, k, metric, option, min_score, exclude, mask, id_offset
-    )
+    search = Search(k, metric, _screen(screen), min_score, exclude, mask, id_offset)
+    query, rows = csr_of(queries, "queries"), csr_of(corpus, "corpus")
+    latents = shared_latents(queries, corpus)
+    checks.sparse_cosine_topk(query, rows, latents, search)
+    return call("sparse_cosine_topk", *query, *rows, latents, *search)  # type: ignore[no-any-return]
 
 
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, *, metric: str = "cosine") -> Tensor:
@@ -261,7 +260,7 @@ def sparse_pair_scores(
         TypeError: not ``SparseCodes``, or wrong dtypes.
         IndexError: an id outside -1 … N-1, or a latent outside 0 … F-1.
     """
-    query, rows = _tensors(queries, "queries"), _tensors(corpus, "corpus")
-    latents = _latents(queries, corpus)
+    query, rows = csr_of(queries, "queries"), csr_of(corpus, "corpus")
+    latents = shared_latents(queries, corpus)
     checks.sparse_pair_scores(query, rows, latents, ids, metric)
     return call("sparse_pair_scores", *query, *rows, latents, ids, metric)  # type: ignore[no-any-return]

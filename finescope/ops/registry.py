@@ -1,4 +1,4 @@
-"""How a pure-torch body becomes the default implementation of its operation."""
+"""How fakes and pure-torch bodies are registered for the operations that ``schemas`` defines."""
 
 from __future__ import annotations
 
@@ -33,11 +33,35 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+def _completed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """All arguments in the order of the schema; torch leaves out those that have their defaults."""
+    arguments = getattr(torch.ops.finescope, name).default._schema.arguments[len(args) :]
+    return [*args, *(kwargs.get(argument.name, argument.default_value) for argument in arguments)]
+
+
+def fake(name: str) -> Callable[[Body], Body]:
+    """Register what ``finescope::<name>`` returns for tensors without data.
+
+    The function gets every argument by position.
+    """
+
+    def wrap(body: Body) -> Body:
+        @functools.wraps(body)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return body(*_completed(name, args, kwargs))
+
+        torch.library.register_fake(f"finescope::{name}")(run)
+        return body
+
+    return wrap
+
+
 def default(name: str, *, cpu_only: bool = False, in_place: bool = False) -> Callable[[Body], Body]:
     """Register a function as the default implementation of ``finescope::<name>``.
 
-    The body runs without autograd and outside autocast: inside an autocast region the matrix products that
-    the bounds of the screening speak about would silently become bfloat16.
+    The body gets every argument by position. It runs without autograd and outside autocast: inside an
+    autocast region the matrix products that the bounds of the screening speak about would silently become
+    bfloat16.
 
     Args:
         name: the operation.
@@ -49,14 +73,14 @@ def default(name: str, *, cpu_only: bool = False, in_place: bool = False) -> Cal
     def wrap(body: Body) -> Body:
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
-            device = next(value.device for value in args if isinstance(value, Tensor))
+            given = _completed(name, args, kwargs)
+            device = next(value.device for value in given if isinstance(value, Tensor))
             moves = device.type != "cpu" and not in_place
             if moves and (cpu_only or not has_float64(device.type)):
                 operation = getattr(torch.ops.finescope, name).default
-                moved = {key: _moved(value, "cpu") for key, value in kwargs.items()}
-                return _moved(operation(*(_moved(value, "cpu") for value in args), **moved), device)
+                return _moved(operation(*(_moved(value, "cpu") for value in given)), device)
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                return body(*args, **kwargs)
+                return body(*given)
 
         DEFAULTS[name] = run
         torch.library.impl(f"finescope::{name}", "default")(run)

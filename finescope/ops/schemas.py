@@ -10,20 +10,14 @@ k neighbours · M kept per document.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from finescope.ops import checks
-
-Body = TypeVar("Body", bound=Callable[..., Any])
-
-
-def _fake(name: str) -> Callable[[Body], Body]:
-    return torch.library.register_fake(f"finescope::{name}")  # type: ignore[no-any-return]
-
+from finescope.ops.checks import Csr, Search
+from finescope.ops.registry import fake
 
 torch.library.define(
     "finescope::topk_encode",
@@ -31,9 +25,9 @@ torch.library.define(
 )
 
 
-@_fake("topk_encode")
+@fake("topk_encode")
 def _fake_topk_encode(
-    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str
 ) -> tuple[Tensor, Tensor]:
     checks.topk_encode(x, weight, bias, k, screen)
     shape = (x.shape[0], k)
@@ -48,7 +42,7 @@ torch.library.define(
 )
 
 
-@_fake("sparse_decode")
+@fake("sparse_decode")
 def _fake_sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     checks.sparse_decode(values, indices, weight, bias)
     return weight.new_empty((values.shape[0], weight.shape[1]))
@@ -57,7 +51,7 @@ def _fake_sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: T
 torch.library.define("finescope::sampled_dot", "(Tensor rows, Tensor indices, Tensor weight) -> Tensor")
 
 
-@_fake("sampled_dot")
+@fake("sampled_dot")
 def _fake_sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     checks.sampled_dot(rows, indices, weight)
     return rows.new_empty(tuple(indices.shape), dtype=checks.result_dtype(rows, weight))
@@ -68,7 +62,7 @@ torch.library.define(
 )
 
 
-@_fake("scatter_rows")
+@fake("scatter_rows")
 def _fake_scatter_rows(values: Tensor, indices: Tensor, rows: Tensor, num_latents: int) -> Tensor:
     checks.scatter_rows(values, indices, rows, num_latents)
     return rows.new_empty((num_latents, rows.shape[1]), dtype=checks.result_dtype(values, rows))
@@ -81,7 +75,7 @@ torch.library.define(
 )
 
 
-@_fake("decode_grads")
+@fake("decode_grads")
 def _fake_decode_grads(
     values: Tensor, indices: Tensor, weight: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -94,7 +88,7 @@ torch.library.define(
 )
 
 
-@_fake("scatter_values")
+@fake("scatter_values")
 def _fake_scatter_values(values: Tensor, indices: Tensor, num_latents: int) -> Tensor:
     checks.scatter_values(values, indices, num_latents)
     return values.new_empty((num_latents,), dtype=checks.result_dtype(values))
@@ -108,7 +102,7 @@ torch.library.define(
 )
 
 
-@_fake("decode_residual")
+@fake("decode_residual")
 def _fake_decode_residual(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,7 +124,7 @@ torch.library.define(
 )
 
 
-@_fake("weight_grads")
+@fake("weight_grads")
 def _fake_weight_grads(
     grad_values: Tensor, values: Tensor, indices: Tensor, x: Tensor, grad: Tensor, k: int, num_latents: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +140,7 @@ torch.library.define(
 )
 
 
-@_fake("sae_adam_step_")
+@fake("sae_adam_step_")
 def _fake_sae_adam_step_(
     parameter: Tensor,
     grad: Tensor,
@@ -158,7 +152,7 @@ def _fake_sae_adam_step_(
     beta2: float,
     eps: float,
     unit_norm: bool,
-    scales: Tensor | None = None,
+    scales: Tensor | None,
 ) -> None:
     checks.sae_adam_step(parameter, grad, exp_avg, exp_avg_sq, step, unit_norm, scales)
 
@@ -170,7 +164,7 @@ torch.library.define(
 )
 
 
-@_fake("pool_codes")
+@fake("pool_codes")
 def _fake_pool_codes(
     values: Tensor, indices: Tensor, offsets: Tensor, reduce: str, keep: int
 ) -> tuple[Tensor, Tensor]:
@@ -179,29 +173,36 @@ def _fake_pool_codes(
     return values.new_empty(shape, dtype=torch.float32), values.new_empty(shape, dtype=torch.int64)
 
 
+# The options of a search are Search, in this order.
+_METRIC = 'int k, str metric="cosine"'
+_FILTERS = "float? min_score=None, Tensor? exclude=None, Tensor? mask=None, int id_offset=0"
+_SEARCH = f'{_METRIC}, str screen="auto", {_FILTERS}'
+_FOUND = "(Tensor scores, Tensor ids)"
+
+torch.library.define("finescope::cosine_topk", f"(Tensor queries, Tensor corpus, {_SEARCH}) -> {_FOUND}")
 torch.library.define(
-    "finescope::cosine_topk",
-    '(Tensor queries, Tensor corpus, int k, str metric="cosine", str screen="auto", float? min_score=None, '
-    "Tensor? exclude=None, Tensor? mask=None, int id_offset=0) -> (Tensor scores, Tensor ids)",
+    "finescope::cosine_topk_packed",
+    f"(Tensor queries, Tensor corpus, Tensor packed, {_METRIC}, {_FILTERS}) -> {_FOUND}",
 )
 
 
-@_fake("cosine_topk")
-def _fake_cosine_topk(
-    queries: Tensor,
-    corpus: Tensor,
-    k: int,
-    metric: str = "cosine",
-    screen: str = "auto",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
+def _found(like: Tensor, queries: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return like.new_empty((queries, k), dtype=dtype), like.new_empty((queries, k), dtype=torch.int64)
+
+
+@fake("cosine_topk")
+def _fake_cosine_topk(queries: Tensor, corpus: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    search = Search(*options)
+    checks.cosine_topk(queries, corpus, search)
+    return _found(queries, queries.shape[0], search.k, checks.result_dtype(queries, corpus))
+
+
+@fake("cosine_topk_packed")
+def _fake_cosine_topk_packed(
+    queries: Tensor, corpus: Tensor, packed: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    checks.cosine_topk(queries, corpus, k, metric, screen, exclude, mask, id_offset)
-    shape = (queries.shape[0], k)
-    dtype = checks.result_dtype(queries, corpus)
-    return queries.new_empty(shape, dtype=dtype), queries.new_empty(shape, dtype=torch.int64)
+    checks.packed(packed)
+    return _fake_cosine_topk(queries, corpus, *Search.packed(*options))
 
 
 # The unrounded scores of chosen pairs: what a merge of several searches has to be ordered by.
@@ -210,68 +211,83 @@ torch.library.define(
 )
 
 
-@_fake("pair_scores")
-def _fake_pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str = "cosine") -> Tensor:
+@fake("pair_scores")
+def _fake_pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, metric: str) -> Tensor:
     checks.pair_scores(queries, corpus, ids, metric)
     return queries.new_empty(tuple(ids.shape), dtype=torch.float64)
 
 
-_CSR_PAIR = (
-    "Tensor q_indptr, Tensor q_indices, Tensor q_values, "
-    "Tensor c_indptr, Tensor c_indices, Tensor c_values, int num_latents"
-)
-
+# A matrix, or sparse rows, in the form that a compiled engine screens fastest: bytes that describe
+# themselves; none where there is no such engine, or where packing is of no use.
+torch.library.define("finescope::pack_rows", '(Tensor matrix, str metric, str screen="auto") -> Tensor')
 torch.library.define(
-    "finescope::sparse_cosine_topk",
-    f'({_CSR_PAIR}, int k, str metric="cosine", str screen="auto", float? min_score=None, '
-    "Tensor? exclude=None, Tensor? mask=None, int id_offset=0) -> (Tensor scores, Tensor ids)",
+    "finescope::topk_encode_packed",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor packed, int k) -> (Tensor values, Tensor indices)",
 )
 
 
-@_fake("sparse_cosine_topk")
-def _fake_sparse_cosine_topk(
-    q_indptr: Tensor,
-    q_indices: Tensor,
-    q_values: Tensor,
-    c_indptr: Tensor,
-    c_indices: Tensor,
-    c_values: Tensor,
-    num_latents: int,
-    k: int,
-    metric: str = "cosine",
-    screen: str = "auto",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
+@fake("pack_rows")
+def _fake_pack_rows(matrix: Tensor, metric: str, screen: str) -> Tensor:
+    checks.pack_rows(matrix, metric, screen)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return matrix.new_empty((size,), dtype=torch.uint8)
+
+
+@fake("topk_encode_packed")
+def _fake_topk_encode_packed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
-    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask, id_offset)
-    shape = (q_indptr.shape[0] - 1, k)
-    dtype = checks.result_dtype(q_values, c_values)
-    return q_values.new_empty(shape, dtype=dtype), q_values.new_empty(shape, dtype=torch.int64)
+    checks.packed(packed)
+    return _fake_topk_encode(x, weight, bias, k, "auto")
 
 
+_CSR = "Tensor {0}indptr, Tensor {0}indices, Tensor {0}values"
+_CSR_PAIR = f"{_CSR.format('q_')}, {_CSR.format('c_')}, int num_latents"
+
+
+def csr_pair(*args: Any) -> tuple[Csr, Csr, int, tuple[Any, ...]]:
+    """Take the arguments of an operation on queries and a corpus apart: their rows, F, and what is left."""
+    return args[:3], args[3:6], args[6], args[7:]
+
+
+torch.library.define("finescope::sparse_cosine_topk", f"({_CSR_PAIR}, {_SEARCH}) -> {_FOUND}")
+torch.library.define(
+    "finescope::sparse_cosine_topk_packed",
+    f"({_CSR_PAIR}, Tensor packed, {_METRIC}, {_FILTERS}) -> {_FOUND}",
+)
 torch.library.define(
     "finescope::sparse_pair_scores", f'({_CSR_PAIR}, Tensor ids, str metric="cosine") -> Tensor'
 )
+torch.library.define("finescope::pack_sparse_rows", f"({_CSR.format('')}, int num_latents) -> Tensor")
 
 
-@_fake("sparse_pair_scores")
-def _fake_sparse_pair_scores(
-    q_indptr: Tensor,
-    q_indices: Tensor,
-    q_values: Tensor,
-    c_indptr: Tensor,
-    c_indices: Tensor,
-    c_values: Tensor,
-    num_latents: int,
-    ids: Tensor,
-    metric: str = "cosine",
-) -> Tensor:
-    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
+@fake("sparse_cosine_topk")
+def _fake_sparse_cosine_topk(*args: Any) -> tuple[Tensor, Tensor]:
+    query, corpus, num_latents, options = csr_pair(*args)
+    search = Search(*options)
+    checks.sparse_cosine_topk(query, corpus, num_latents, search)
+    return _found(query[2], query[0].shape[0] - 1, search.k, checks.result_dtype(query[2], corpus[2]))
+
+
+@fake("sparse_cosine_topk_packed")
+def _fake_sparse_cosine_topk_packed(*args: Any) -> tuple[Tensor, Tensor]:
+    query, corpus, num_latents, (packed, *options) = csr_pair(*args)
+    checks.packed(packed)
+    return _fake_sparse_cosine_topk(*query, *corpus, num_latents, *Search.packed(*options))
+
+
+@fake("sparse_pair_scores")
+def _fake_sparse_pair_scores(*args: Any) -> Tensor:
+    query, corpus, num_latents, (ids, metric) = csr_pair(*args)
     checks.sparse_pair_scores(query, corpus, num_latents, ids, metric)
-    return q_values.new_empty(tuple(ids.shape), dtype=torch.float64)
+    return query[2].new_empty(tuple(ids.shape), dtype=torch.float64)
+
+
+@fake("pack_sparse_rows")
+def _fake_pack_sparse_rows(indptr: Tensor, indices: Tensor, values: Tensor, num_latents: int) -> Tensor:
+    checks.pack_sparse_rows((indptr, indices, values), num_latents)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return indptr.new_empty((size,), dtype=torch.uint8)
 
 
 def call(name: str, *args: Any) -> Any:

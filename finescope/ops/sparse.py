@@ -11,15 +11,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from finescope.ops import checks, engine
+from finescope.ops.checks import Search
 from finescope.ops.dense import extreme, finish_search, gamma, set_filters
 from finescope.ops.engine import NEVER, Problem, certified_topk
 from finescope.ops.fixed_order import sqrt
 from finescope.ops.registry import default
+from finescope.ops.schemas import csr_pair
 
 # Stored entries that are looked at together.
 _ENTRIES = 1 << 20
@@ -197,47 +200,23 @@ class _Sparse(Problem):
 
 
 @default("sparse_cosine_topk", cpu_only=True)
-def _sparse_cosine_topk(
-    q_indptr: Tensor,
-    q_indices: Tensor,
-    q_values: Tensor,
-    c_indptr: Tensor,
-    c_indices: Tensor,
-    c_values: Tensor,
-    num_latents: int,
-    k: int,
-    metric: str = "cosine",
-    screen: str = "auto",
-    min_score: float | None = None,
-    exclude: Tensor | None = None,
-    mask: Tensor | None = None,
-    id_offset: int = 0,
-) -> tuple[Tensor, Tensor]:
-    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
-    checks.sparse_cosine_topk(query, corpus, num_latents, k, metric, screen, exclude, mask, id_offset)
+def _sparse_cosine_topk(*args: Any) -> tuple[Tensor, Tensor]:
+    query, corpus, num_latents, options = csr_pair(*args)
+    search = Search(*options)
+    checks.sparse_cosine_topk(query, corpus, num_latents, search)
     queries, rows = _Rows(*query, num_latents, "q"), _Rows(*corpus, num_latents, "c")
-    problem = _Sparse(queries, rows, metric == "cosine")
-    set_filters(problem, ~rows.norms.isfinite(), exclude, mask, id_offset)
-    scores, columns = certified_topk(problem, k)
-    return finish_search(scores, columns, checks.result_dtype(q_values, c_values), min_score, id_offset)
+    problem = _Sparse(queries, rows, search.metric == "cosine")
+    set_filters(problem, ~rows.norms.isfinite(), search)
+    scores, columns = certified_topk(problem, search.k)
+    return finish_search(scores, columns, checks.result_dtype(query[2], corpus[2]), search)
 
 
 @default("sparse_pair_scores", cpu_only=True)
-def _sparse_pair_scores(
-    q_indptr: Tensor,
-    q_indices: Tensor,
-    q_values: Tensor,
-    c_indptr: Tensor,
-    c_indices: Tensor,
-    c_values: Tensor,
-    num_latents: int,
-    ids: Tensor,
-    metric: str = "cosine",
-) -> Tensor:
-    query, corpus = (q_indptr, q_indices, q_values), (c_indptr, c_indices, c_values)
+def _sparse_pair_scores(*args: Any) -> Tensor:
+    query, corpus, num_latents, (ids, metric) = csr_pair(*args)
     checks.sparse_pair_scores(query, corpus, num_latents, ids, metric)
-    checks.positions_in_range(ids, c_indptr.shape[0] - 1, "ids", lowest=-1)
     queries, rows = _Rows(*query, num_latents, "q"), _Rows(*corpus, num_latents, "c")
+    checks.positions_in_range(ids, rows.count, "ids", lowest=-1)
     if not rows.count or not ids.numel():
         return torch.full(ids.shape, NEVER, dtype=torch.float64)
     columns = ids.clamp(min=0)

@@ -72,7 +72,7 @@ class NearestRows:
             fewer than k results. A row with a NaN or an infinity is never returned, and a query with one has
             no results.
         """
-        checks.cosine_topk(queries, self._rows, k, "ip", "auto", exclude, None, 0)
+        checks.cosine_topk(queries, self._rows, checks.Search(k, "ip", exclude=exclude))
         found = torch.full((len(queries), k), -1, dtype=torch.int64)
         squares = torch.full((len(queries), k), math.inf, dtype=torch.float64)
         left, count = torch.arange(len(queries)), min(len(self), k + _SPARE)

@@ -304,8 +304,8 @@ class Index:
             allowed = None if mask is None else mask[start : start + len(block)]
             floor: float | None = None if best is None else _floor(best, queries, block)
             if isinstance(packed, Tensor) and isinstance(block, Tensor):
-                checks.cosine_topk(queries, block, k, self.metric, "auto", exclude, allowed, start)
                 args = (k, self.metric, floor, exclude, allowed, start)
+                checks.cosine_topk(queries, block, checks.Search.packed(*args))
                 scores, ids = call("cosine_topk_packed", queries, block, packed, *args)
             elif isinstance(packed, PackedCodes):
                 scores, ids = packed.search(

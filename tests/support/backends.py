@@ -16,6 +16,11 @@ from finescope.ops import native
 from finescope.ops.registry import DEFAULTS
 
 
+def has_kernel(name: str) -> bool:
+    """Whether a kernel of the CPU hides the default body of an operation."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CPU")
+
+
 def has_cuda(name: str) -> bool:
     """Whether there is a GPU, and a kernel of an operation for it."""
     kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CUDA")
@@ -65,7 +70,7 @@ def implementations(name: str) -> list[Any]:
     """pytest parameters: the dispatched operation, and its default body where a kernel hides it."""
     dispatched: Callable[..., Any] = getattr(torch.ops.finescope, name).default
     parameters = [pytest.param(dispatched, id="dispatched")]
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"finescope::{name}", "CPU"):
+    if has_kernel(name):
         parameters.append(pytest.param(DEFAULTS[name], id="default"))
     if has_cuda(name):
         on_device = functools.partial(run_on, "cuda", dispatched)

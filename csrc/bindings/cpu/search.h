@@ -20,7 +20,7 @@ struct SearchOptions {
 class Filters {
  public:
   Filters(const SearchOptions& o, int64_t Q, int64_t N, const char* op) {
-    check_filters(o.exclude, o.mask, Q, N, op);
+    check_filters(o.exclude, o.mask, o.id_offset, Q, N, op);
     if (o.exclude.has_value()) {
       const Tensor given = packed(*o.exclude);
       E_ = given.size(1);

@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> search(const Tensor& q_indptr, const Tensor& q_indice
   const CsrOperand corpus(c_indptr, c_indices, c_values, num_latents, op, "c");
   check_device(q_indptr, c_indptr, op, "corpus");
   const int64_t Q = queries.csr.rows, N = corpus.csr.rows;
-  check_filters(exclude, mask, Q, N, op);
+  check_filters(exclude, mask, id_offset, Q, N, op);
   SparseJob job = job_of(queries, corpus, cosine);
   job.min_score = min_score.value_or(job.min_score);
   job.floor = floor_of(min_score);

@@ -305,7 +305,7 @@ std::tuple<Tensor, Tensor> cosine_topk(const Tensor& queries, const Tensor& corp
   const Rows q(queries, op, "queries"), c(corpus, op, "corpus");
   check_rows(queries, corpus, k, op, "corpus");
   const Metric scored = search_metric(metric, op);
-  check_filters(exclude, mask, queries.size(0), corpus.size(0), op);
+  check_filters(exclude, mask, id_offset, queries.size(0), corpus.size(0), op);
   if (exclude.has_value()) check_device(queries, *exclude, op, "exclude");
   if (mask.has_value()) check_device(queries, *mask, op, "mask");
   const Problem problem{q,
