@@ -41,9 +41,10 @@ def scatter(corpus: SparseCodes, targets: SparseCodes, selected: Any, weights: A
 def test_scatter_shows_all_three_kinds(tmp_path: Path) -> None:
     path, again = tmp_path / "pca.png", tmp_path / "again.png"
     for name in (path, again):
-        write_png(scatter(codes(200, 1), codes(5, 2), range(20), np.ones(40)), name)
+        write_png(scatter(codes(2000, 1), codes(5, 2), range(20), np.ones(40)), name)
     assert pixels_of(path, TARGET) > 50
     assert pixels_of(path, SELECTED, 0.2) > 50
+    assert pixels_of(path, CORPUS, 0.1) > 5000
     assert path.read_bytes() == again.read_bytes()
 
 
@@ -146,7 +147,7 @@ def test_training_curve(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_when_drawing_fails(tmp_path: Path) -> None:
-    drawing, ax = canvas()
+    drawing, ax = canvas("Half")
     ax.add_artist(Broken())
     with pytest.raises(RuntimeError, match="half way"):
         write_png(drawing, tmp_path / "x.png")

@@ -206,6 +206,6 @@ _FIGURES: dict[str, Callable[[RunData], Drawn | None]] = {
     "scores": _scores,
     "labels": _labels,
     "pca": _map,
-    "similarity": _similarity,
     "training": _training,
+    "similarity": _similarity,
 }

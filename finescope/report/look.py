@@ -24,7 +24,7 @@ SELECTED = "#0f766e"
 TARGET = "#c2410c"
 OTHERS = ("#486581", "#829ab1", "#9fb3c8", "#627d98", "#bcccdc")
 
-HALF, WHOLE = 5.2, 8.6
+HALF, WHOLE = 5.2, 10.4
 """Widths of figures in inches: two of the first stand side by side in the page, one of the second alone."""
 
 _SETTINGS = {
@@ -40,10 +40,8 @@ _SETTINGS = {
     "axes.axisbelow": True,
     "axes.labelcolor": INK,
     "axes.labelsize": 9.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
+    "figure.titlesize": 11.5,
+    "figure.titleweight": "bold",
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -78,14 +76,15 @@ def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
     return inside
 
 
-def canvas(width: float = HALF, height: float = 3.6) -> tuple[Any, Any]:
-    """Return an empty matplotlib figure of so many inches, and its axes."""
+def canvas(title: str, height: float = 3.6, width: float = HALF) -> tuple[Any, Any]:
+    """Return an empty matplotlib figure of so many inches with a title, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.1 / width, ha="left")
     return figure, figure.add_subplot()
 
 

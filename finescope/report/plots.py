@@ -12,8 +12,7 @@ from finescope.report.look import CORPUS, INK, OTHERS, PAGE, SELECTED, TARGET, W
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MOST_SHAPES = 600
-"""Points drawn one by one; more become one picture, in an SVG too."""
+_LAYERS = 8
 
 
 @styled
@@ -25,21 +24,14 @@ def scatter(corpus: NDArray[np.float64], selected: NDArray[np.float64], targets:
         selected: [r,2] points of selected rows.
         targets: [q,2] points of targets.
     """
-    figure, ax = canvas(height=4.2)
-    ax.scatter(
-        *corpus.T, s=7, color=CORPUS, alpha=0.75, linewidths=0, label="corpus",
-        rasterized=len(corpus) > _MOST_SHAPES,
-    )  # fmt: skip
-    ax.scatter(
-        *selected.T, s=16, color=SELECTED, alpha=0.85, linewidths=0, label="selected",
-        rasterized=len(selected) > _MOST_SHAPES,
-    )  # fmt: skip
+    figure, ax = canvas("Documents by their codes", 4.2)
+    _dots(ax, corpus, 2.6, CORPUS, "corpus")
+    _dots(ax, selected, 4.0, SELECTED, "selected")
     ax.scatter(
         *targets.T, s=42, color=TARGET, marker="X", edgecolors=PAGE, linewidths=0.7, label="targets",
-        rasterized=len(targets) > _MOST_SHAPES,
+        rasterized=len(targets) > 600, zorder=3,
     )  # fmt: skip
     ax.set(
-        title="Documents by their codes",
         xlabel="first principal component",
         ylabel="second principal component",
         xticks=[],
@@ -61,17 +53,14 @@ def similarity_heatmap(
         row_names: S names, shown when there are at most 40.
     """
     rows, columns = similarity.shape
-    figure, ax = canvas(WHOLE, float(np.clip(1.6 + 0.16 * rows, 3.2, 6.5)))
+    height = float(np.clip(1.6 + 0.16 * rows, 3.2, 6.5))
+    figure, ax = canvas("Similarity of targets and selected rows", height, WHOLE)
     low = min(0.0, float(np.nanmin(similarity, initial=0.0)))
     high = max(float(np.nanmax(similarity, initial=0.0)), low + 1e-6)
     image = ax.imshow(
         similarity, aspect="auto", cmap=_sequential(), vmin=low, vmax=high, interpolation="nearest"
     )
-    ax.set(
-        title="Similarity of targets and selected rows",
-        xlabel=f"selected rows, best first ({columns})",
-        ylabel=f"targets ({rows})",
-    )
+    ax.set(xlabel=f"selected rows, best first ({columns})", ylabel=f"targets ({rows})")
     _name_ticks(ax.yaxis, target_names, 26, 0)
     _name_ticks(ax.xaxis, row_names, 18, 90)
     ax.spines[:].set_visible(False)
@@ -99,7 +88,7 @@ def score_histogram(
     """
     finite = np.isfinite(scores)
     values = scores[finite]
-    figure, ax = canvas()
+    figure, ax = canvas("Scores")
     edges = np.histogram_bin_edges(values, bins=60) if len(values) else np.linspace(0, 1, 61)
     if positive is None:
         ax.stairs(np.histogram(values, edges)[0], edges, fill=True, color=CORPUS, label="all rows")
@@ -113,12 +102,12 @@ def score_histogram(
     if len(values):
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.8)
-    ax.set(title="Scores", xlabel="score", ylabel="rows (log scale)")
+    ax.set(xlabel="score", ylabel="rows (log scale)")
     if cut is not None and np.isfinite(cut):
         above = int((values >= cut).sum())
         ax.axvline(cut, color=TARGET, linewidth=1.3, label=f"cut at {cut:.3g}: {above:,} rows at or above")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
-    figure.legend(loc="outside lower center", ncols=3, columnspacing=1.0, handlelength=1.5)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -146,13 +135,13 @@ def domain_bars(
         base.append(sum(corpus[name] for name in rest) / total_corpus)
         colours.append(OTHERS[1])
     place = np.arange(len(names))
-    figure, ax = canvas(height=1.6 + 0.34 * len(names))
+    figure, ax = canvas("Labels in the selection and in the corpus", 1.6 + 0.34 * len(names))
     ax.barh(place - 0.17, share, height=0.42, color=colours, label="selection")
     ax.barh(place + 0.24, base, height=0.2, color=CORPUS, label="corpus")
     for at, value in zip(place, share, strict=True):
         if value:
             ax.text(value + 0.008, at - 0.17, f"{value:.1%}", va="center", fontsize=8, color=INK)
-    ax.set(title="Labels in the selection and in the corpus", xlabel="share of rows")
+    ax.set(xlabel="share of rows")
     ax.set_yticks(place, [shorten(name, 24) for name in names])
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
@@ -184,7 +173,7 @@ def method_dots(
         metric: name of the number, for the axis.
     """
     order = sorted(range(len(methods)), key=lambda i: (-values[i], i))
-    figure, ax = canvas(height=1.2 + 0.3 * len(methods))
+    figure, ax = canvas(f"{metric[:1].upper()}{metric[1:]} by method", 1.2 + 0.3 * len(methods))
     for at, i in enumerate(order):
         colour = SELECTED if methods[i] == highlight else OTHERS[0]
         interval = intervals[i]
@@ -205,7 +194,7 @@ def method_dots(
     top = max([*values, *(interval[1] for interval in intervals if interval is not None), 0.05])
     ax.set_xlim(0, min(1.2, top * 1.2))
     ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
-    ax.set(title=f"{metric[:1].upper()}{metric[1:]} by method", xlabel=metric)
+    ax.set(xlabel=metric)
     ax.xaxis.grid(True)
     return figure
 
@@ -218,7 +207,7 @@ def training_curve(steps: Sequence[float], series: Mapping[str, Sequence[float]]
         steps: step numbers.
         series: values by name, each as long as ``steps``.
     """
-    figure, ax = canvas(height=3.2)
+    figure, ax = canvas("Training of the autoencoder", 3.2)
     for (name, values), colour in zip(series.items(), (SELECTED, TARGET, *OTHERS), strict=False):
         ax.plot(steps, values, color=colour, linewidth=1.6, label=name)
         if len(values) and np.isfinite(values[-1]):
@@ -226,11 +215,34 @@ def training_curve(steps: Sequence[float], series: Mapping[str, Sequence[float]]
                 f"{name} {values[-1]:.3f}", (steps[-1], values[-1]), xytext=(5, 0),
                 textcoords="offset points", va="center", fontsize=8.5, color=colour, annotation_clip=False,
             )  # fmt: skip
-    ax.set(title="Training of the autoencoder", xlabel="step", ylabel="")
+    ax.set(xlabel="step")
     finite = [value for values in series.values() for value in values if np.isfinite(value)]
     ax.set_ylim(0, float(np.clip(max(finite, default=1.0) * 1.08, 0.05, 1.5)))
     ax.yaxis.grid(True)
     return figure
+
+
+def _dots(ax: Any, points: NDArray[np.float64], size: float, colour: str, label: str) -> None:
+    """Plot points as lines of next to no length, whose round ends are the dots.
+
+    So an SVG has a few paths for them, however many they are, and they keep to the page's colours. There is
+    more than one, so that it gets darker where points lie over each other.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    length = 1e-6 * (float(np.ptp(points[:, 0])) or 1.0) if len(points) else 0.0
+    for layer in range(min(_LAYERS, len(points))):
+        ends = np.repeat(points[layer::_LAYERS], 2, axis=0)
+        ends[1::2, 0] += length
+        path = Path(ends, np.resize([Path.MOVETO, Path.LINETO], len(ends)))
+        path.should_simplify = False  # it would drop such lines, as would snapping to pixels
+        look = {"edgecolor": colour, "linewidth": size, "capstyle": "round", "alpha": 0.7}
+        ax.add_patch(PathPatch(path, fill=False, snap=False, zorder=2, **look))
+    ax.update_datalim(points)
+    ax.add_line(Line2D([], [], linestyle="none", marker="o", markersize=size, color=colour, label=label))
+    ax.autoscale_view()
 
 
 def _sequential() -> Any:

@@ -23,6 +23,7 @@ _COLOURS = {
 """Colours of the figures and the names under which the style sheet has them, for light pages and for dark."""
 _HEX = re.compile("#[0-9a-f]{6}")
 _FAMILY = re.compile("font-family: [^;]*;? ?")
+_LONG_NUMBER = re.compile(r"(\d\.\d\d)\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -31,7 +32,7 @@ def inline(document: str, name: str, description: str) -> str:
 
     Everything that would leak into the page goes: the document's own style sheet, metadata and fonts, and
     ids that nothing refers to; the other ids are preceded by ``name``. Colours become the page's variables,
-    so that the figure follows the reader's scheme.
+    so that the figure follows the reader's scheme. Coordinates keep two decimals: hundredths of a point.
 
     Args:
         document: SVG as matplotlib writes it.
@@ -68,6 +69,8 @@ def _adapt(node: ElementTree.Element, name: str, used: set[str]) -> None:
     if "style" in node.attrib:
         style = _FAMILY.sub("", node.attrib["style"])
         node.set("style", _HEX.sub(_variable, style))
+    if "d" in node.attrib:
+        node.set("d", _LONG_NUMBER.sub(r"\1", " ".join(node.attrib["d"].split())))
     node.tail = None if not (node.tail or "").strip() else node.tail
     node.text = None if not (node.text or "").strip() else node.text
 
