@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from finescope.fields import (
     Allowed,
@@ -52,6 +52,28 @@ class SaeConfig(Configuration):
     def latents(self, d_in: int) -> int:
         """Return F for activations of width ``d_in``."""
         return self.num_latents or d_in * self.expansion_factor
+
+
+@dataclass
+class SaeFacts(Configuration):
+    """What the files of some autoencoders leave out; a reader asks for what it needs."""
+
+    k: Size | None = None
+    """Latents per token."""
+    norm_scaling_factor: Rate | None = None
+    """What activations were multiplied by before training: √D over their mean norm."""
+    threshold: float | None = None
+    """Pre-activation from which a latent of a BatchTopK fires."""
+    center_writing_weights: bool | None = None
+    """Whether the SAE saw a model whose residual stream has no mean over D."""
+    normalize_activations: Text | None = None
+    """How SAELens normalises activations, over what the configuration says."""
+    embedding: bool | None = None
+    """Whether an SAE of Gemma Scope is of token embeddings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts that are given."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass

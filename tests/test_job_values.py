@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from finescope.config import CurationConfig, SaeConfig, TrainingConfig
+from finescope.config import CurationConfig, SaeConfig, SaeFacts, TrainingConfig
 from finescope.curation.selection import SelectionConfig
 from finescope.workflow.job import Job
 
@@ -78,6 +78,7 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "target_labels": texts,
     "limit": either(whole(1), NONE),
     "sae_path": either(text, NONE),
+    "sae_facts": among({}, {"k": 3}),
     "device": DEVICE,
     "dtype": among(),
     "activation_dtype": among(),
@@ -126,6 +127,14 @@ TRAINING = {
     "autocast": among("none"),
     "seed": SEED,
 }
+FACTS = {
+    "k": either(whole(1), NONE),
+    "norm_scaling_factor": either(real(0, above=True), NONE),
+    "threshold": either(real(-np.inf), NONE),
+    "center_writing_weights": either(TRUTH, NONE),
+    "normalize_activations": either(text, NONE),
+    "embedding": either(TRUTH, NONE),
+}
 SELECTION = {
     "k": either(whole(0), NONE),
     "fraction": either(real(0, 1, above=True), NONE),
@@ -152,11 +161,12 @@ CURATION = {
 KINDS: dict[type, dict[str, Callable[[Any], bool]]] = {
     Job: JOB,
     SaeConfig: SAE,
+    SaeFacts: FACTS,
     TrainingConfig: TRAINING,
     SelectionConfig: SELECTION,
     CurationConfig: CURATION,
 }
-SECTIONS = {"sae": SaeConfig, "training": TrainingConfig, "selection": SelectionConfig}
+SECTIONS = {"sae": SaeConfig, "sae_facts": SaeFacts, "training": TrainingConfig, "selection": SelectionConfig}
 FIELDS = [
     pytest.param(kind, field.name, id=f"{kind.__name__}.{field.name}")
     for kind in KINDS

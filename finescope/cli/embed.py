@@ -38,16 +38,17 @@ def command(
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
     """
     from finescope.progress import Reporter
-    from finescope.workflow.context import load_sae, open_job_corpus, open_tap
+    from finescope.workflow.context import find_sae, load_sae, open_job_corpus, open_tap
     from finescope.workflow.stages.embed import embed
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
+    find_sae(str(job.sae_path), job.layer or None)  # before the model: the name may be wrong
     corpus = open_job_corpus(job)
     corpus.scan()
     tap = open_tap(job)
     store = embed(
-        load_sae(str(job.sae_path), tap.layer, job.device, tap.width),
+        load_sae(str(job.sae_path), job.device, tap.width, layer=tap.layer, facts=job.sae_facts),
         tap,
         corpus,
         job.folder,

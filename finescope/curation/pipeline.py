@@ -17,7 +17,7 @@ from finescope.curation.selection import Selection, SelectionConfig, select
 from finescope.errors import InputError
 
 if TYPE_CHECKING:
-    from finescope.sae import SparseAutoencoder
+    from finescope.sae import Autoencoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 def run_curation_pipeline(
     target_activations: Any,
     large_dataset_activations: Any,
-    sae: SparseAutoencoder,
+    sae: Autoencoder,
     cfg: CurationConfig | None = None,
     *,
     exclude: Any = None,

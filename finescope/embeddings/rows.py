@@ -251,6 +251,8 @@ def _wrong_width(sae: Encoder, document: Tensor, name: str) -> str:
 
 
 def _sae_fingerprint(sae: Encoder) -> dict[str, Any]:
+    if hasattr(sae, "identity"):
+        return dict(sae.identity())
     found: dict[str, Any] = {"d_in": sae.d_in, "num_latents": sae.num_latents}
     if hasattr(sae, "state_dict"):
         found["weights"] = sha256_tensors(sae.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.curation.scoring.words import Words
     from finescope.embeddings.store import CodeStore
-    from finescope.sae import SparseAutoencoder
+    from finescope.sae import Autoencoder
 
 
 class Context:
@@ -75,16 +76,16 @@ class Context:
         return open_tap(self.job)
 
     @cached_property
-    def sae(self) -> SparseAutoencoder:
+    def sae(self) -> Autoencoder:
         """The job's SAE: the one given, else the one that was trained.
 
         Raises:
             InputError: there is none, or it is of another width than the layer.
         """
-        given = self.job.sae_path
-        if given is None:
-            return load_sae(self.folder / SAE, None, self.job.device, self.tap.width)
-        return load_sae(given, self.tap.layer, self.job.device, self.tap.width)
+        job = self.job
+        if job.sae_path is None:
+            return load_sae(self.folder / SAE, job.device, self.tap.width)
+        return load_sae(job.sae_path, job.device, self.tap.width, layer=self.tap.layer, facts=job.sae_facts)
 
     @cached_property
     def labels(self) -> Labels | None:
@@ -185,27 +186,47 @@ def open_tap(job: Job) -> ActivationTap:
     )
 
 
-def load_sae(path: str | Path, layer: str | None, device: str, width: int | None) -> SparseAutoencoder:
-    """Load an SAE and check that it reads activations of the width there is.
+def find_sae(path: str | Path, layer: str | None) -> Path | None:
+    """Return the folder or file of an SAE, fetched from the hub if that is where it is; no model is loaded.
 
     Args:
-        path: its folder.
-        layer: where in the folder to look, if the SAE isn't in the folder itself.
-        device: where to put it.
-        width: D of the layer; None doesn't check.
+        path: folder, file or hub name, with or without a hookpoint behind ``#``.
+        layer: tells which of several is meant. None: None is returned where there are several.
 
     Raises:
-        InputError: no SAE there, or one of another width.
+        InputError: no SAE there, none of that layer, or the hub can't be reached.
     """
-    from finescope.sae import SparseAutoencoder
+    from finescope.sae.formats.known import SeveralError, locate
 
-    chosen = usable_device(device)
     try:
-        sae = SparseAutoencoder.load(path, device=chosen)
-    except InputError:
-        if layer is None:
-            raise
-        sae = SparseAutoencoder.load(path, hookpoint=layer, device=chosen)
+        return locate(path)
+    except SeveralError:
+        return locate(path, layer) if layer else None
+
+
+def load_sae(
+    path: str | Path,
+    device: str,
+    width: int | None,
+    *,
+    layer: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Autoencoder:
+    """Load an SAE in any known format and check that it reads activations of the width there is.
+
+    Args:
+        path: as :func:`find_sae` takes it.
+        device: where to put it.
+        width: D of the layer; None doesn't check.
+        layer: likewise.
+        facts: what its files leave out.
+
+    Raises:
+        InputError: no SAE there, one that can't be read right, or one of another width.
+    """
+    from finescope import sae as package
+
+    sae = package.load_sae(find_sae(path, layer) or path, device=usable_device(device), **(facts or {}))
     if width is not None and sae.d_in != width:
         raise InputError(
             f"the SAE in {path} reads activations of width {sae.d_in}, but the layer gives width {width}; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from finescope.config import SaeConfig, TrainingConfig
+from finescope.config import SaeConfig, SaeFacts, TrainingConfig
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import TABLE
 from finescope.curation.scoring.sums import is_scorer, parse_scorer
@@ -70,8 +70,11 @@ class Job(Configuration):
     """Label of the target domain. Empty: the labels of the targets."""
     limit: Size | None = None
     """Read only the first rows of the corpus."""
-    sae_path: Folder | None = None
-    """Trained SAE (cfg.json, sae.safetensors). None: train one."""
+    sae_path: Annotated[Text, Metavar("PATH[#HOOKPOINT]")] | None = None
+    """Trained SAE, of FineScope or another library: its folder or file, or a Hugging Face name; which of
+    several, the hookpoint says. None: train one."""
+    sae_facts: Annotated[dict[str, Any], Section(SaeFacts)] = field(default_factory=dict)
+    """Fields of SaeFacts: what the files of the SAE leave out."""
     device: Device = "auto"
     """Where model and SAE run: cpu, cuda, cuda:1; auto is CUDA if there is one, else the CPU."""
     dtype: Annotated[str, one_of(("float32", "bfloat16", "float16"))] = "float32"

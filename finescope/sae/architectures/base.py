@@ -20,6 +20,7 @@ from finescope.sae.formats import known
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.frame import Frame, Undo
 from finescope.sae.ragged import decode_codes
+from finescope.storage.identity import sha256_tensors
 
 _Sae = TypeVar("_Sae", bound="Autoencoder")
 
@@ -268,6 +269,17 @@ class Autoencoder(nn.Module, ABC):
         tensors = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
         return Checkpoint(self.architecture, tensors, options, self.frame, self.origin)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the codes, in plain values: equal for autoencoders that encode alike."""
+        return {
+            "architecture": self.architecture,
+            "d_in": self.d_in,
+            "num_latents": self.num_latents,
+            "k": self.cfg.k,
+            "frame": self.frame.to_dict(),
+            "weights": sha256_tensors(self.state_dict()),
+        }
+
     def save(self, directory: str | Path) -> None:
         """Write the autoencoder into ``directory``: in sparsify's layout, or as FineScope where that can't
         hold it.
@@ -298,7 +310,7 @@ class Autoencoder(nn.Module, ABC):
             InputError: there is no SAE, the hookpoint isn't there, or it is of another architecture.
             StoreError: a file is damaged, or its tensors don't have the shapes that the configuration says.
         """
-        sae = build(known.read(Path(directory), hookpoint=hookpoint), device=device, dtype=dtype)
+        sae = build(known.read(directory, hookpoint=hookpoint), device=device, dtype=dtype)
         if not isinstance(sae, cls):
             raise InputError(
                 f"{directory} holds an autoencoder of architecture {sae.architecture}, read as"
@@ -368,16 +380,18 @@ def load_sae(
     """Read a sparse autoencoder of any architecture in any known format.
 
     Args:
-        path: a folder or file, or a folder with several autoencoders.
-        hookpoint: which of several: the path of its folder or file below ``path``.
+        path: a folder or file, or a folder with several autoencoders; or the name of a repository on the
+            Hugging Face hub, of which only the files needed are fetched.
+        hookpoint: which of several: the path of its folder or file below ``path``; or ``path#hookpoint``.
         format: name of the format; ``auto`` recognises it.
         device: of the parameters; the CPU if left out.
         dtype: of the parameters; as stored if left out.
         facts: what the files leave out, such as ``k``; asked for by name where it is needed.
 
     Raises:
-        InputError: there is no SAE, it is of no known format, or it can't be read right.
+        InputError: there is no SAE, the hub can't be reached, it is of no known format, or it can't be read
+            right.
         StoreError: a file is damaged.
     """
-    checkpoint = known.read(Path(path), hookpoint=hookpoint, format=format, facts=facts)
+    checkpoint = known.read(path, hookpoint=hookpoint, format=format, facts=facts)
     return build(checkpoint, device=device, dtype=dtype)

@@ -75,5 +75,5 @@ FORMAT = Format(
     read,
     _recognises,
     single=True,
-    beside=(f"../{CONFIG_NAME}",),
+    beside=(CONFIG_NAME,),
 )

@@ -38,6 +38,10 @@ class Facts:
             raise InputError(f"{name} must be {kind.__name__}, got {value!r}")
         return value
 
+    def given(self, name: str, kind: type[_Value]) -> _Value | None:
+        """Return a fact that the caller himself gave, if he did."""
+        return self.get(name, kind) if name in self._given else None
+
     def need(self, name: str, kind: type[_Value], place: Path, meaning: str) -> _Value:
         """Return a fact without which the SAE can't be read.
 
@@ -78,7 +82,7 @@ class Format:
     """Tells a place from those of other formats with the same mark."""
     single: bool = False
     beside: tuple[str, ...] = ()
-    """Further files that it reads, relative to the folder: patterns of what has to be downloaded."""
+    """Further files that it reads, relative to the folder that it or its one file is in."""
     write: Callable[[Checkpoint, Path], None] | None = None
 
     def place_of(self, file: str) -> str | None:

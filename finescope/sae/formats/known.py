@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,11 +22,13 @@ from finescope.sae.formats import (
     native,
     openai,
     qwen_scope,
+    remote,
     saelens,
     sparsify,
 )
 from finescope.sae.formats.checkpoint import Checkpoint
 from finescope.sae.formats.format import Facts, Format
+from finescope.sae.formats.public import facts_of_path
 
 _ALL: tuple[Format, ...] = (
     native.FORMAT,
@@ -47,26 +50,29 @@ _ALL: tuple[Format, ...] = (
 """In the order in which they are tried; one name may stand for several marks."""
 FORMATS = tuple(dict.fromkeys(format.name for format in _ALL))
 
+
+class SeveralError(InputError):
+    """There are several autoencoders, and nobody says which is meant."""
+
+
 _DEPTH = 5  # folders below the one given that are looked into: layer_5/width_16k/average_l0_71/…
 _SHOWN = 8
 
 
 def read(
-    path: Path,
+    path: str | Path,
     *,
     hookpoint: str | None = None,
     format: str = "auto",
     facts: Mapping[str, Any] | None = None,
-    public: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Read the autoencoder at ``path``, or the one of several below it that ``hookpoint`` names.
 
     Args:
-        path: a folder or a file.
-        hookpoint: the name of the folder or file below ``path``.
+        path: a folder or a file; or the name of a repository on the Hugging Face hub.
+        hookpoint: the name of the folder or file below ``path``; it may stand behind the path, after ``#``.
         format: a name of :data:`FORMATS`, or ``auto``.
         facts: what the files leave out, given by the caller.
-        public: the same, known of a public autoencoder.
 
     Raises:
         InputError: no autoencoder there, several, one of a format that isn't known, or one that leaves out
@@ -75,9 +81,9 @@ def read(
     """
     if format != "auto" and format not in FORMATS:
         raise InputError(f"there is no format {format!r} of autoencoders; known are {', '.join(FORMATS)}")
-    place = find(path, hookpoint)
+    place = locate(path, hookpoint)
     chosen = _recognise(place, format)
-    known = Facts(facts or {}, public)
+    known = Facts(facts or {}, facts_of_path(place))
     checkpoint = chosen.read(place, known)
     known.refuse_unused(chosen.name)
     return checkpoint
@@ -91,6 +97,41 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         StoreError: the files can't be written.
     """
     (sparsify if sparsify.holds(checkpoint) else native).write(checkpoint, folder)
+
+
+def locate(path: str | Path, hookpoint: str | None = None) -> Path:
+    """Return the folder or file of one autoencoder here, fetched from the hub if that is where it is.
+
+    Args:
+        path: as :func:`read` takes it.
+        hookpoint: likewise.
+
+    Raises:
+        InputError: it is neither here nor on the hub, or it isn't clear which is meant.
+    """
+    text = str(path)
+    here = Path(path).expanduser()
+    if not here.exists() and "#" in text:
+        text, _, behind = text.rpartition("#")
+        here, hookpoint = Path(text).expanduser(), behind or hookpoint
+    if here.exists() or not remote.is_name(text):
+        return find(here, hookpoint)
+    owner, repository, *inside = text.split("/")
+    below = "/".join(inside + ([hookpoint] if hookpoint else [])) or None
+    return find(remote.fetch(f"{owner}/{repository}", below, _files_of), below)
+
+
+def _files_of(files: list[str], hookpoint: str | None, where: str) -> list[str]:
+    """Return which of the files below a root belong to the autoencoder that a hookpoint names."""
+    name = choose(places(files), hookpoint, "", where)
+    wanted = set()
+    for format in _ALL:
+        folder = posixpath.dirname(name) if format.single else name
+        for file in files:
+            if format.place_of(file) == name:
+                beside = (posixpath.normpath(posixpath.join(folder, other)) for other in format.beside)
+                wanted |= {file, *beside}
+    return sorted(wanted & set(files))
 
 
 def find(path: Path, hookpoint: str | None = None) -> Path:
@@ -151,7 +192,7 @@ def choose(found: list[str], hookpoint: str | None, root: str, where: str) -> st
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise InputError(f"{where} has several autoencoders; name a hookpoint: {_some(chosen)}")
+        raise SeveralError(f"{where} has several autoencoders; name a hookpoint: {_some(chosen)}")
     marks = dict.fromkeys(format.mark for format in _ALL)
     raise InputError(
         f"no autoencoder in {where}: none of {', '.join(marks)} is there or up to {_DEPTH} folders below"

@@ -195,12 +195,15 @@ def _frame(
 ) -> Frame:
     """Return the way in and out; a whitening is put into ``tensors``."""
     path = folder / CONFIG_NAME
-    reshape, way = config.get("reshape_activations", "none"), config.get("normalize_activations", "none")
+    reshape = config.get("reshape_activations", "none")
+    way = facts.get("normalize_activations", str, config.get("normalize_activations", "none"))
     if reshape not in ("none", "hook_z"):
         raise InputError(f"{path} says reshape_activations={reshape!r}; that isn't supported")
     if way not in _WAYS:
         raise InputError(f"{path} says normalize_activations={way!r}; supported are {', '.join(_WAYS)}")
-    scale = facts.get("norm_scaling_factor", float)
+    # What is known of public SAEs acts where the configuration leaves a place for it.
+    read = facts.get if way == "expected_average_only_in" else facts.given
+    scale = read("norm_scaling_factor", float)
     scaler = folder / SCALER_NAME
     if scaler.is_file():  # a training checkpoint: scale and whitening aren't in the weights yet
         said = read_json(scaler)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finescope.progress import counted, duration
+from finescope.workflow.context import find_sae
 from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
 from finescope.workflow.stage import Stage
 
@@ -36,6 +37,8 @@ class Check(Stage):
             InputError: anything wrong with the rows, named with file and line.
         """
         say = context.reporter.say
+        if context.job.sae_path is not None:  # a name that is wrong, or a hub out of reach, is found now
+            find_sae(context.job.sae_path, context.job.layer or None)
         with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
             found = context.corpus.scan()
             task.update(found.rows)

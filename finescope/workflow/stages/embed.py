@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finescope.corpus import Corpus
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
-    from finescope.sae import SparseAutoencoder
+    from finescope.sae import Autoencoder
     from finescope.workflow.context import Context
 
 
@@ -76,7 +76,7 @@ class Embed(Stage):
 
 
 def embed(
-    sae: SparseAutoencoder,
+    sae: Autoencoder,
     tap: ActivationTap,
     rows: Corpus,
     folder: Path,
