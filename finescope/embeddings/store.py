@@ -283,11 +283,8 @@ class CodeStore:
         """Blocks of freshly mapped shards, read and checked."""
         for start, entry in shards.iterate_with_start(self._entries):
             # A mapping of its own: nobody else loses pages, and all of them go with it.
-            codes, _ = self._read(entry, check=False)
+            codes, bounds = self._mapped(entry)
             each = codes.indices.element_size() + codes.values.element_size()
-            bounds = codes.indptr.numpy()
-            if codes.nnz != bounds[-1] or bounds[0] != 0 or (np.diff(bounds) < 0).any():
-                raise StoreError(f"{self.directory}/{entry['file']} is corrupt: indptr doesn't rise to nnz")
             first = 0
             while first < len(codes):
                 limit = bounds[first] + block_bytes // each
@@ -305,6 +302,44 @@ class CodeStore:
                     )
                 yield start + first, block
                 first += len(block)
+
+    def take(self, rows: Any) -> SparseCodes:
+        """Return some rows, in the order asked for (repeats allowed), copied; no other row is read.
+
+        Args:
+            rows: integers [R], row numbers.
+
+        Raises:
+            IndexError: a number is outside 0..N-1.
+            StoreError: a shard that is missing, truncated or corrupt (named).
+        """
+        rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows run from {rows.min()} to {rows.max()}, outside 0..{len(self) - 1}")
+        order = np.argsort(rows, kind="stable")
+        wanted, at = rows[order], 0
+        parts: list[SparseCodes] = []
+        for start, entry in shards.iterate_with_start(self._entries):
+            end = int(np.searchsorted(wanted, start + int(entry["rows"])))
+            if end > at or not (parts or rows.size):  # of no rows at least the dtypes
+                part = self._mapped(entry)[0][wanted[at:end] - start]
+                try:
+                    part.validate()
+                except ValueError as error:
+                    raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
+                parts.append(part)
+            at = end
+        place = np.empty_like(order)
+        place[order] = np.arange(order.size)
+        return SparseCodes.cat(parts)[place]
+
+    def _mapped(self, entry: dict[str, Any]) -> tuple[SparseCodes, NDArray[np.int64]]:
+        """A mapping of a shard's own, whose pages go with it, and its indptr, which is checked."""
+        codes, _ = self._read(entry, check=False)
+        bounds = codes.indptr.numpy()
+        if codes.nnz != bounds[-1] or bounds[0] != 0 or (np.diff(bounds) < 0).any():
+            raise StoreError(f"{self.directory}/{entry['file']} is corrupt: indptr doesn't rise to nnz")
+        return codes, bounds
 
     def codes(self) -> SparseCodes:
         """Return the codes of all N documents: mapped if there is one shard, else copied into memory."""
