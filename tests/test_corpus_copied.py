@@ -421,6 +421,16 @@ def test_a_row_costs_no_more_than_itself(tmp_path: Path) -> None:
     assert held[0][1] < 2_000_000
 
 
+def test_dictionaries_inside_structs_across_row_groups(tmp_path: Path) -> None:
+    """pyarrow itself reads such a file whole only through its datasets."""
+    inner = pa.StructArray.from_arrays([pa.array(["a", "b", "a"]).dictionary_encode()], ["k"])
+    pq.write_table(pa.table({"text": TEXTS, "c": inner}), tmp_path / "c.parquet", row_group_size=1)
+    corpus = open_corpus(tmp_path / "c.parquet")
+    assert [row.record["c"] for row in corpus] == [{"k": "a"}, {"k": "b"}, {"k": "a"}]
+    copy_rows(tmp_path / "out.parquet", corpus, [2, 1])
+    assert plain(pq.read_table(tmp_path / "out.parquet")["c"]) == [{"k": "a"}, {"k": "b"}]
+
+
 def test_schema_like_takes_all_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     _table(tmp_path / "in" / "0.parquet", pa.nulls(1))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import datetime
 import string
-from pathlib import Path
 from typing import Any
 
+from finescope.corpus.chat import REFUSED
 from finescope.corpus.row import Message, Row, transcript
 from finescope.errors import InputError
-from finescope.storage.files import PathLike
 from finescope.storage.identity import sha256_json
 
 PLAIN = "plain"
 """In the place of a template: conversations are read as ``role: content`` lines."""
-REFUSED = (PLAIN, "stop")
-"""What becomes of a conversation that the template refuses."""
 
 TODAY = datetime.datetime(2024, 7, 26)
 """The date that all templates are given, always: the one that Llama's fall back on without a clock."""
@@ -86,23 +83,30 @@ class Renderer:
         try:
             return self._render(row.messages, row.tools)
         except Exception as error:  # Jinja's errors, and whatever a template raises itself
-            if self._fall_back:
-                return transcript(row.messages, row.tools)
-            raise InputError(
-                f"{row.place or row.id}: the chat template refuses the conversation: {error}. "
-                "--chat-template names "
-                "another; --refused-chats plain reads such rows without one"
-            ) from error
+            self._refuse(row, error)
+            return transcript(row.messages, row.tools)
 
     def refusal(self, row: Row) -> str | None:
-        """Return why the template refuses a row, or None if it doesn't."""
+        """Return why the template refuses a row, or None if it doesn't.
+
+        Raises:
+            InputError: as ``text``.
+        """
         if row.messages is None or row.empty or self.kind == PLAIN:
             return None
         try:
             self._render(row.messages, row.tools)
         except Exception as error:  # see above
+            self._refuse(row, error)
             return str(error) or type(error).__name__
         return None
+
+    def _refuse(self, row: Row, error: Exception) -> None:
+        if not self._fall_back:
+            raise InputError(
+                f"{row.place or row.id}: the chat template refuses the conversation: {error}. "
+                "--chat-template names another; --refused-chats plain reads such rows without one"
+            ) from error
 
     def fingerprint(self) -> str:
         """Return what tells this rendering from others: a hash of what it makes of some conversations."""
@@ -146,23 +150,3 @@ def pinned(template: str) -> str:
 def _part(code: str) -> str:
     found = TODAY.strftime(code)
     return found if found != code else ""
-
-
-def read_template(value: str) -> str:
-    """Return a chat template: the text of a file, or "auto" or "plain" as they are.
-
-    Raises:
-        InputError: no such file, or one that isn't text.
-    """
-    return value if value in ("auto", PLAIN) else _file_text(value)
-
-
-def _file_text(path: PathLike) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
-        raise InputError(
-            f"the chat template {path} can't be read: {reason}; give a file with Jinja in it, 'plain' or "
-            "'auto'"
-        ) from error

@@ -18,6 +18,7 @@ OUT = "activations"
 @options.option("corpus", help="Rows to read")
 @options.option("out", help="Folder of the activation store", default=OUT)
 @options.column_options
+@options.chat_options
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Stop at so many tokens, from a random sample of rows."
 )

@@ -13,8 +13,9 @@ from finescope.cli.common import config_options
 
 @click.command("curate", short_help="The whole job: model, SAE, codes, scores, selection, report.")
 @options.model_options
-@options.group("targets", "corpus", "out")
+@options.group("targets", "corpus", "out", "format")
 @options.column_options
+@options.chat_options
 @options.group("sae_path", "train_tokens")
 @options.recipe_options
 @options.group("pooling", "top_k_activations")
@@ -52,8 +53,9 @@ def command(
       finescope curate ... --label-column topic                evaluated against labels
       finescope curate --config job.yaml --set training.num_epochs=2
 
-    A row needs a `text` column (or `messages`); `id` is made up where it is missing. Targets that occur in
-    the corpus, by id or by text, are never selected.
+    A row needs a `text` column, `messages`, or a pair such as `prompt` and `completion`; --text-column and
+    --text-template read others. `id` is made up where it is missing. Rows with the text of a target are never
+    selected.
     """
     from finescope.progress import Reporter, duration
     from finescope.workflow.run import Run

@@ -19,6 +19,7 @@ OUT = "codes"
 @options.option("corpus", help="Rows to embed")
 @options.option("out", help="Folder of the codes", default=OUT)
 @options.column_options
+@options.chat_options
 @options.group("pooling", "top_k_activations")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")

@@ -97,7 +97,8 @@ def group(*options: str | _Option) -> Callable[[_Command], _Command]:
 
 
 model_options = group("model", "layer", "device", "dtype", "batch_tokens", "max_length", "stride")
-column_options = group("text_column", "id_column", "limit")
+column_options = group("text_column", "text_template", "id_column", "limit")
+chat_options = group("chat_template", "refused_chats")
 recipe_options = group("preset", "weights", "scorer", "top_m")
 label_options = group("label_column", "target_labels")
 selection_options = group(

@@ -11,8 +11,18 @@ import click
 from finescope.cli import options
 from finescope.cli.common import merge_options
 
-OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "id_column", "limit")
-OF_RUNS = ("preset", "weights", "scorer", "top_m", "label_column", "target_labels", "report_rows", "draws")
+OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "text_template", "id_column", "limit")
+OF_RUNS = (
+    "format",
+    "preset",
+    "weights",
+    "scorer",
+    "top_m",
+    "label_column",
+    "target_labels",
+    "report_rows",
+    "draws",
+)
 
 
 @click.command("select", short_help="Choose rows from saved scores, again and again, in seconds.")
@@ -22,6 +32,7 @@ OF_RUNS = ("preset", "weights", "scorer", "top_m", "label_column", "target_label
 @options.label_options
 @options.option("report_rows", default="as in the run")
 @options.option("draws", default="as in the run")
+@options.option("format", default="as in the run")
 @options.option("corpus", help="With a table of scores: the corpus scored")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="With a table: file to write.")
 @click.option("--codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: corpus codes.")

@@ -23,6 +23,8 @@ _ROLES = {
     "observation": "tool",
     "function": "tool",
 }
+REFUSED = ("plain", "stop")
+"""What becomes of a conversation that a chat template refuses: it is read as plain lines, or stops all."""
 _CALLERS = ("function_call", "tool_call")
 """Roles of messages whose content is a call."""
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")

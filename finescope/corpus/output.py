@@ -16,8 +16,10 @@ from finescope.corpus.source import BLOCK_ROWS, Record, Source, Visit, records_a
 from finescope.corpus.tables import fitted, taken
 from finescope.errors import InputError
 
-OUTPUTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-"""Endings that selected rows can be written under."""
+FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
+"""What selected rows can be written as."""
+OUTPUTS = tuple(f".{name}" for name in FORMATS)
+"""Endings of their files."""
 
 
 class Check(Protocol):

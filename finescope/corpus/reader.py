@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,28 +134,24 @@ class Corpus:
             self._outputs[suffix] = Output(self._sources, suffix, self._limit)
         return self._outputs[suffix]
 
-    def scan(self, *, output: str | None = None, each: Callable[[Row], None] | None = None) -> CorpusStats:
+    def scan(self, *, output: str | None = None) -> CorpusStats:
         """Read everything once and return the counts: all checks that reading makes, before a long run.
 
         Args:
-            output: ending of the format that selected rows will be written in. Whatever could fail then is
-                tried now.
-            each: called with every row.
+            output: as ``rows``.
 
         Raises:
-            InputError: as ``rows``; or rows that can't be written in that format.
+            InputError: as ``rows``.
         """
-        written = None if output is None else self.output(output)
-        for row in self._checked(columns=(), output=written):
-            if each is not None:
-                each(row)
-        if written is not None:
-            written.settle()
+        for _ in self.rows(records=False, output=output):
+            pass
         if self.stats is None:
             raise RuntimeError("a full pass ended without counts")
         return self.stats
 
-    def rows(self, *, records: bool = True, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(
+        self, *, records: bool = True, columns: Sequence[str] | None = None, output: str | None = None
+    ) -> Iterator[Row]:
         """Yield every row in order; rows without text come with ``text == ""`` (policy "skip").
 
         Args:
@@ -163,14 +159,20 @@ class Corpus:
                 tables.
             columns: fill ``Row.record`` with these columns (where a row has them) instead; dotted names reach
                 into objects.
+            output: ending of the format that selected rows will be written in: whatever could fail then is
+                tried in this pass.
 
         Raises:
             InputError: naming file and line or row: broken JSON, a missing column, text that is no string, an
-                id that occurs twice, an empty row under policy "error"; or no rows, or no row with text.
+                id that occurs twice, an empty row under policy "error"; or no rows, or no row with text; or
+                rows that can't be written in that format.
         """
-        return self._checked(columns=columns if columns is not None else None if records else ())
+        written = None if output is None else self.output(output)
+        yield from self._checked(columns if columns is not None else None if records else (), written)
+        if written is not None:
+            written.settle()
 
-    def _checked(self, columns: Sequence[str] | None, output: Output | None = None) -> Iterator[Row]:
+    def _checked(self, columns: Sequence[str] | None, output: Output | None) -> Iterator[Row]:
         unique = UniqueIds(self._ids_again)
         count = empty = characters = own_ids = conversations = 0
         first_empty: str | None = None

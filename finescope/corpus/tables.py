@@ -42,14 +42,7 @@ class TableSource:
 
     def some(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
         """Yield (row numbers, their rows) for rows given in ascending order."""
-        start, at = 0, 0
-        for block in self.blocks(None):
-            end = bisect.bisect_left(numbers, start + block.num_rows, at)
-            if end > at:
-                yield numbers[at:end], taken(block, [number - start for number in numbers[at:end]])
-            start, at = start + block.num_rows, end
-            if at == len(numbers):
-                return
+        return _picked(self.blocks(None), numbers, 0)
 
     def records(
         self, columns: Sequence[str] | None, also: Sequence[str] = (), visit: Visit | None = None
@@ -111,6 +104,18 @@ class TableSource:
             if name not in schema.names:
                 schema = schema.append(pa.field(name, pa.int64() if isinstance(value, int) else pa.string()))
         return schema
+
+
+def _picked(blocks: Iterator[Any], numbers: Sequence[int], start: int) -> Iterator[tuple[Sequence[int], Any]]:
+    """Yield (row numbers, their rows) out of tables that follow each other from row ``start`` on."""
+    at = 0
+    for block in blocks:
+        end = bisect.bisect_left(numbers, start + block.num_rows, at)
+        if end > at:
+            yield numbers[at:end], taken(block, [number - start for number in numbers[at:end]])
+        start, at = start + block.num_rows, end
+        if at == len(numbers):
+            return
 
 
 def _not_utf8(scalar: Any) -> bool:
@@ -191,7 +196,10 @@ class ParquetSource(TableSource):
 
     def blocks(self, columns: Sequence[str] | None) -> Iterator[Any]:
         with self._open() as file:
-            yield from self._read(file, None, columns, 0)
+            first = 0
+            for group in range(file.metadata.num_row_groups):
+                yield from self._group(file, group, columns, first)
+                first += file.metadata.row_group(group).num_rows
 
     def some(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
         with self._open() as file:
@@ -199,22 +207,19 @@ class ParquetSource(TableSource):
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 low, high = (bisect.bisect_left(numbers, end) for end in (first, first + rows))
-                start = first
-                for block in self._read(file, [group], None, first) if high > low else ():
-                    end = bisect.bisect_left(numbers, start + block.num_rows, low)
-                    if end > low:
-                        yield numbers[low:end], taken(block, [number - start for number in numbers[low:end]])
-                    start, low = start + block.num_rows, end
+                if high > low:
+                    yield from _picked(self._group(file, group, None, first), numbers[low:high], first)
                 first += rows
 
-    def _read(
-        self, file: Any, groups: list[int] | None, columns: Sequence[str] | None, first: int
-    ) -> Iterator[Any]:
+    def _group(self, file: Any, group: int, columns: Sequence[str] | None, first: int) -> Iterator[Any]:
+        """Yield a row group in tables; ``first`` is the number of its first row.
+
+        Each for itself: pyarrow has no batches across row groups of dictionaries inside structs and lists.
+        """
         import pyarrow as pa
 
-        batches = file.iter_batches(
-            batch_size=BLOCK_ROWS, row_groups=groups, columns=None if columns is None else list(columns)
-        )
+        wanted = None if columns is None else list(columns)
+        batches = file.iter_batches(batch_size=BLOCK_ROWS, row_groups=[group], columns=wanted)
         while True:
             try:
                 with self._file.reading():

@@ -20,7 +20,7 @@ from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_sc
 from finescope.curation.bootstrap import Interval, bootstrap_interval, percentile_interval
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
-from finescope.curation.exclusion import is_target, text_hash
+from finescope.curation.exclusion import TargetRows, find_targets, is_target, text_hash
 from finescope.curation.metrics import (
     METRICS_VERSION,
     average_precision,
@@ -73,6 +73,7 @@ __all__ = [
     "Selection",
     "SelectionConfig",
     "Spaces",
+    "TargetRows",
     "TfidfBaseline",
     "average_precision",
     "average_results",
@@ -83,6 +84,7 @@ __all__ = [
     "curation_quality",
     "document_frequency",
     "domain_distribution",
+    "find_targets",
     "get_preset",
     "greedy_filter",
     "idf_weights",

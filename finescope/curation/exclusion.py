@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,78 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True)
+class TargetRows:
+    """Which corpus rows are targets, and why.
+
+    Attributes:
+        marked: bool [N].
+        same_text: rows that have the text of a target.
+        same_id: rows that have the id of a target, where one of the two has no text to tell them apart.
+        other_text: rows that are none, although a target has their id: the text is another.
+    """
+
+    marked: BoolArray
+    same_text: int
+    same_id: int
+    other_text: int
+
+    def counts(self) -> dict[str, int]:
+        """Return the three counts by name."""
+        return {name: getattr(self, name) for name in ("same_text", "same_id", "other_text")}
+
+
+def find_targets(
+    ids: Sequence[str] | None = None,
+    target_ids: Iterable[str] | None = None,
+    texts: Iterable[str | None] | None = None,
+    target_texts: Iterable[str | None] | None = None,
+    *,
+    hashes: Sequence[str | None] | None = None,
+) -> TargetRows:
+    """Find the corpus rows that are targets: the normalised text decides, and the id where a text is missing.
+
+    Ids are often those of a file and not of a text, ``0`` to ``n``: that two rows have one says nothing as
+    long as their texts differ.
+
+    Args:
+        ids: ids of the N corpus rows.
+        target_ids: ids of the Q targets.
+        texts: texts of the N corpus rows; a stream is fine. Empty and missing texts never match.
+        target_texts: texts of the targets, in the order of ``target_ids`` if there are as many.
+        hashes: ``text_hash`` of the N corpus rows, instead of ``texts``.
+
+    Raises:
+        ValueError: neither ids nor texts of the corpus were given, or their lengths differ.
+    """
+    if texts is not None and hashes is None:
+        hashes = [text_hash(text) if text and text.strip() else None for text in texts]
+    if ids is None and hashes is None:
+        raise ValueError("is_target needs the ids, the texts or the hashes of the corpus rows")
+    if ids is not None and hashes is not None and len(ids) != len(hashes):
+        raise ValueError(f"ids and texts differ in length: {[len(ids), len(hashes)]}")
+    names, said = list(target_ids or ()), list(target_texts or ())
+    known = {text_hash(text) for text in said if text and text.strip()}
+    aligned = zip(names, said, strict=True) if len(names) == len(said) else ()
+    mute = {name for name, text in aligned if not (text and text.strip())}  # known by their ids alone
+    wanted = set(names)
+    count = len(ids) if ids is not None else len(hashes or ())
+    marked = np.zeros(count, np.bool_)
+    same_text = same_id = other_text = 0
+    for row in range(count):
+        digest = hashes[row] if hashes is not None else None
+        name = ids[row] if ids is not None else None
+        if digest is not None and digest in known:
+            same_text += 1
+        elif name in wanted and (digest is None or not known or name in mute):
+            same_id += 1
+        else:
+            other_text += name in wanted
+            continue
+        marked[row] = True
+    return TargetRows(marked, same_text, same_id, other_text)
+
+
 def is_target(
     ids: Sequence[str] | None = None,
     target_ids: Iterable[str] | None = None,
@@ -29,32 +102,9 @@ def is_target(
     *,
     hashes: Sequence[str | None] | None = None,
 ) -> BoolArray:
-    """Mark the corpus rows that are targets, by id or by normalised text.
-
-    Args:
-        ids: ids of the N corpus rows.
-        target_ids: ids of the targets.
-        texts: texts of the N corpus rows; a stream is fine. Empty and missing texts never match.
-        target_texts: texts of the targets.
-        hashes: ``text_hash`` of the N corpus rows, instead of ``texts``.
-
-    Returns:
-        bool [N].
+    """Return bool [N], whether each corpus row is a target; see ``find_targets`` for arguments and rule.
 
     Raises:
-        ValueError: neither ids nor texts of the corpus were given, or their lengths differ.
+        ValueError: as ``find_targets``.
     """
-    marks: list[BoolArray] = []
-    if ids is not None:
-        wanted = set(target_ids or ())
-        marks.append(np.fromiter((row in wanted for row in ids), dtype=np.bool_, count=len(ids)))
-    if texts is not None and hashes is None:
-        hashes = [text_hash(text) if text and text.strip() else None for text in texts]
-    if hashes is not None:
-        known = {text_hash(text) for text in target_texts or () if text and text.strip()}
-        marks.append(np.fromiter((digest in known for digest in hashes), dtype=np.bool_, count=len(hashes)))
-    if not marks:
-        raise ValueError("is_target needs the ids, the texts or the hashes of the corpus rows")
-    if len({mark.size for mark in marks}) > 1:
-        raise ValueError(f"ids and texts differ in length: {[mark.size for mark in marks]}")
-    return np.asarray(np.logical_or.reduce(marks), dtype=np.bool_)
+    return find_targets(ids, target_ids, texts, target_texts, hashes=hashes).marked

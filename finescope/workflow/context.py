@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finescope.corpus import Corpus, open_corpus
 from finescope.device import usable_device
 from finescope.errors import InputError
-from finescope.progress import Reporter
+from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
 from finescope.workflow.job import Job
 from finescope.workflow.labels import Labels, read_labels
@@ -19,11 +20,45 @@ from finescope.workflow.ledger import Ledger
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
+    from finescope.activations.rendering import Renderer
+    from finescope.corpus.row import Row
     from finescope.curation.scoring.evidence import Evidence
     from finescope.curation.scoring.fitted import Scoring
     from finescope.curation.scoring.words import Words
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+
+
+@dataclass
+class Refused:
+    """Conversations that the chat template refuses."""
+
+    rows: int = 0
+    first: str = ""
+    """Place of the first."""
+    reason: str = ""
+    """Why it was refused."""
+
+    def see(self, row: Row, renderer: Renderer) -> None:
+        """Try one row.
+
+        Raises:
+            InputError: it is refused, and the job says that this stops the run.
+        """
+        reason = renderer.refusal(row)
+        if reason is not None:
+            self.first, self.reason = self.first or row.place, self.reason or reason
+            self.rows += 1
+
+    @property
+    def words(self) -> str:
+        """What is to be said of them, or an empty string."""
+        if not self.rows:
+            return ""
+        return (
+            "read as plain lines, because the chat template refuses them: "
+            f"{counted(self.rows, 'conversation')}, the first at {self.first} ({self.reason})"
+        )
 
 
 class Context:
@@ -38,6 +73,7 @@ class Context:
         folder: where everything is written.
         ledger: notes about finished stages.
         corpus, targets: the rows.
+        refused: by "corpus" and "targets", the conversations that the first pass found refused.
     """
 
     def __init__(self, job: Job, reporter: Reporter, *, restart: bool = False):
@@ -52,6 +88,7 @@ class Context:
         self.job, self.reporter, self.restart = job, reporter, restart
         self.folder = job.folder
         self.ledger = Ledger(self.folder)
+        self.refused: dict[str, Refused] = {}
         self.corpus = open_job_corpus(job)
         self.targets = open_job_targets(job)
 
@@ -63,6 +100,35 @@ class Context:
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Name, size and hash of the files of "corpus" and "targets"."""
         return {name: self.rows(name).fingerprint() for name in ("corpus", "targets")}
+
+    def first_pass(self, name: str) -> Iterator[Row]:
+        """Yield the rows of "corpus" or of "targets", trying whatever could fail with them later.
+
+        Conversations that the chat template refuses are counted in ``refused``.
+
+        Raises:
+            InputError: anything wrong with the rows, named with file and line.
+        """
+        output = self.output_ending if name == "corpus" else None
+        refused = self.refused[name] = Refused()
+        for row in self.rows(name).rows(records=False, output=output):
+            if row.messages is not None and self.job.model:
+                refused.see(row, self.renderer)
+            yield row
+
+    @property
+    def output_ending(self) -> str:
+        """The ending of the curated rows' file."""
+        return self.corpus.suffix if self.job.format is None else f".{self.job.format}"
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What conversations are turned into text by."""
+        from finescope.activations.models import load_tokenizer
+        from finescope.activations.rendering import Renderer
+
+        tokenizer = load_tokenizer(self.job.model)
+        return Renderer(tokenizer, chat_template(self.job), self.job.refused_chats)
 
     @cached_property
     def tap(self) -> ActivationTap:
@@ -147,7 +213,7 @@ class Context:
 def open_job_corpus(job: Job) -> Corpus:
     """Open the corpus of a job."""
     source: Any = job.corpus[0] if len(job.corpus) == 1 else list(job.corpus)
-    return open_corpus(source, text_column=job.text_column, id_column=job.id_column, limit=job.limit)
+    return _opened(job, source, limit=job.limit)
 
 
 def open_job_targets(job: Job) -> Corpus:
@@ -155,9 +221,41 @@ def open_job_targets(job: Job) -> Corpus:
 
     The targets may lack the corpus' columns of text and id: the usual ones are read then.
     """
+    return _opened(job, job.targets, empty="error", lenient=True)
+
+
+def _opened(job: Job, source: Any, **options: Any) -> Corpus:
+    template = job.text_template
+    if template is not None and "{{" not in template and "{%" not in template:
+        template = read_words(template, "text template")
     return open_corpus(
-        job.targets, text_column=job.text_column, id_column=job.id_column, empty="error", lenient=True
+        source, text_column=job.text_column, text_template=template, id_column=job.id_column, **options
     )
+
+
+def read_words(path: str, what: str) -> str:
+    """Return the text of a file that an option names.
+
+    Raises:
+        InputError: no such file, or one that isn't text.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
+        raise InputError(
+            f"the {what} {path} can't be read: {reason}; give a file with Jinja in it"
+        ) from error
+
+
+def chat_template(job: Job) -> str:
+    """Return the text of a job's chat template, or "auto" or "plain".
+
+    Raises:
+        InputError: no such file, or one that isn't text.
+    """
+    given = job.chat_template
+    return given if given in ("auto", "plain") else read_words(given, "chat template")
 
 
 def open_tap(job: Job) -> ActivationTap:
@@ -180,6 +278,8 @@ def open_tap(job: Job) -> ActivationTap:
         tokenizer=job.model,
         max_length=job.max_length,
         stride=job.stride,
+        chat_template=chat_template(job),
+        refused_chats=job.refused_chats,
         batch_tokens=job.batch_tokens,
         device=job.device,
         dtype=job.dtype if isinstance(model, str) else None,

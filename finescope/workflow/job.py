@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from finescope.config import SaeConfig, SaeFacts, TrainingConfig
+from finescope.corpus.chat import REFUSED
+from finescope.corpus.output import FORMATS
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import TABLE
 from finescope.curation.scoring.sums import is_scorer, parse_scorer
@@ -61,13 +63,21 @@ class Job(Configuration):
     out: Folder = "curated"
     """Folder for all results."""
     text_column: Column = "text"
-    """Column of the text."""
+    """Column of the text, or several with commas between; a.b reaches into objects."""
+    text_template: Annotated[Text, Metavar("JINJA|FILE")] | None = None
+    """Jinja template that makes the text from a row's columns. None: the text column."""
     id_column: Column = "id"
-    """Column of the ids; made up where missing."""
+    """Column of the ids; made up where missing; none numbers the rows."""
+    chat_template: Annotated[Text, Metavar("FILE|plain|auto")] = "auto"
+    """Chat template of conversations: the model's own, a file with Jinja in it, or plain lines."""
+    refused_chats: Annotated[str, one_of(REFUSED)] = "plain"
+    """Conversations that the template refuses: read as plain lines, or stop the run."""
     label_column: Column | None = None
     """Column of known labels: evaluates, never scores."""
     target_labels: list[Annotated[Text, Metavar("LABEL")]] = field(default_factory=list)
     """Label of the target domain. Empty: the labels of the targets."""
+    format: Annotated[str, one_of(FORMATS)] | None = None
+    """Format of the curated rows. None: that of the corpus."""
     limit: Size | None = None
     """Read only the first rows of the corpus."""
     sae_path: Annotated[Text, Metavar("PATH[#HOOKPOINT]")] | None = None

@@ -46,19 +46,20 @@ def read_labels(corpus: Corpus, targets: Corpus, column: str, target_labels: Seq
             carries a target label.
     """
     names: list[str] = []
-    columns: set[str] = set()
-    for row in corpus.rows():
-        columns.update(row.record)
+    there = False
+    for row in corpus.rows(columns=[column]):
+        there = there or column in row.record
         value = row.record.get(column)
         names.append("" if value is None else str(value))
-    if column not in columns:
+    if not there:
+        columns = next(corpus.rows()).record
         raise InputError(
-            f"{corpus.name} has no column {column!r} to take labels from; there are "
+            f"{corpus.name} has no column {column!r} to take labels from; its first row has "
             f"{', '.join(sorted(columns))}"
         )
     wanted = [str(label) for label in target_labels]
     if not wanted:
-        found = (row.record.get(column) for row in targets.rows())
+        found = (row.record.get(column) for row in targets.rows(columns=[column]))
         wanted = sorted({str(label) for label in found if label is not None})
         if not wanted:
             raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from finescope.curation.scoring.evidence import Evidence
 from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import StoreError
+from finescope.progress import counted
 from finescope.storage.files import atomic_path
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class ScoredRows:
     tokens: NDArray[np.int64]
     is_target: NDArray[np.bool_]
     settings: dict[str, Any]
+
+    @property
+    def targets_in_corpus(self) -> dict[str, int]:
+        """How many rows are targets themselves, by reason: see ``TargetRows``."""
+        return dict(self.settings.get("targets") or {"same_id": int(self.is_target.sum())})
 
     def nearest_id(self, row: int) -> str | None:
         """Return the id of a row's nearest target, or None for rows without a code."""
@@ -191,6 +197,25 @@ def write_curated(path: Path, corpus: Corpus, scored: ScoredRows, selected: NDAr
     )
     columns = dict(zip(SCORE_COLUMNS, values, strict=True))
     return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
+
+
+def about_targets(found: Mapping[str, int]) -> list[str]:
+    """Return in words which rows were left out as targets, and which weren't although they have their ids.
+
+    Args:
+        found: the counts of ``TargetRows``.
+    """
+    reasons = [
+        f"{counted(found[name], 'row')} with {words}"
+        for name, words in (("same_text", "the text of a target"), ("same_id", "the id of a target"))
+        if found.get(name)
+    ]
+    said = [f"left out as targets themselves: {' and '.join(reasons)}"] if reasons else []
+    if found.get("other_text"):
+        said.append(
+            f"not left out: {counted(found['other_text'], 'row')} with the id of a target but another text"
+        )
+    return said
 
 
 def evidence_of(store: CodeStore, texts: Any = None) -> Evidence:

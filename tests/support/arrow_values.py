@@ -32,13 +32,16 @@ def plain(array: pa.Array | pa.ChunkedArray) -> list[Any]:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):  # as bytes: they need not be UTF-8
         values = array.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in values]
-    return [_number(value) for value in array.to_pylist()]
+    return [canonical(value) for value in array.to_pylist()]
 
 
-def _number(value: Any) -> Any:
+def canonical(value: Any) -> Any:
+    """The value with NaN and -0.0 by name: the one equals itself then, the other isn't 0.0."""
     if isinstance(value, float) and (math.isnan(value) or (value == 0 and math.copysign(1, value) < 0)):
-        return "NaN" if math.isnan(value) else "-0.0"  # the one equals itself here, the other isn't 0.0
-    return value
+        return "NaN" if math.isnan(value) else "-0.0"
+    if isinstance(value, dict):
+        return {key: canonical(item) for key, item in value.items()}
+    return [canonical(item) for item in value] if isinstance(value, list) else value
 
 
 def without_nulls(value: Any) -> Any:

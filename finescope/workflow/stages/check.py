@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PROBE_ROWS, PROBE_COPIES = 24, 3
 """Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
+_SHOWN_EVERY = 1024
 COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
 """Rows whose tokens are counted, at most, to tell tokens from characters."""
 
@@ -40,14 +41,24 @@ class Check(Stage):
         if context.job.sae_path is not None:  # a name that is wrong, or a hub out of reach, is found now
             find_sae(context.job.sae_path, context.job.layer or None)
         with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
-            found = context.corpus.scan()
-            task.update(found.rows)
-        wanted = context.targets.scan()
+            for count, _ in enumerate(context.first_pass("corpus"), start=1):
+                if count % _SHOWN_EVERY == 0:
+                    task.update(count)
+        for _ in context.first_pass("targets"):
+            pass
+        found, wanted = context.corpus.stats, context.targets.stats
+        if found is None or wanted is None:
+            raise RuntimeError("a full pass ended without counts")
+        if context.corpus.left_out:
+            say(f"left out of {context.corpus.name}: {_few(context.corpus.left_out)}")
         if found.empty:
             say(
                 f"without text, so not scored: {counted(found.empty, 'row')}, "
                 f"the first at {found.first_empty}"
             )
+        for refused in context.refused.values():
+            if refused.rows:
+                say(refused.words)
         _ = context.labels  # a column of labels that isn't there is found now
         say(
             f"{found.rows:,} rows of {context.corpus.name} against {wanted.rows} targets of "
@@ -55,6 +66,10 @@ class Check(Stage):
         )
         if not context.ledger.facts("embed-corpus") and not context.reporter.quiet:
             say(preview(context))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def preview(context: Context) -> str:

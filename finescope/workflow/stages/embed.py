@@ -72,7 +72,12 @@ class Embed(Stage):
             pooling=job.recipe().pooling,
             reporter=context.reporter,
         )
-        return {"rows": len(store), "pooling": job.recipe().pooling}
+        refused = context.refused.get(self.rows)
+        return {
+            "rows": len(store),
+            "pooling": job.recipe().pooling,
+            "refused_chats": refused.words if refused is not None else "",
+        }
 
 
 def embed(

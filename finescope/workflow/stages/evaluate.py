@@ -112,6 +112,7 @@ def base_metrics(scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, A
         "rows_without_code": int((~table.valid).sum()),
         "targets": len(scored.target_ids),
         "targets_in_corpus": int(scored.is_target.sum()),
+        "targets_found": scored.targets_in_corpus,
         "selected": len(selected),
         "lowest_selected_score": _number(float(table.score[selected].min())) if len(selected) else None,
         "score_quantiles": {

@@ -24,7 +24,7 @@ from finescope.workflow.layout import (
     TARGET_CODES,
 )
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import read_scores, read_selection
+from finescope.workflow.tables import about_targets, read_scores, read_selection
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
@@ -177,7 +177,7 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
             f"{counted(len(scored.target_ids), 'target')}"
         ),
         asked=_asked(context, scored, selection),
-        warnings=_warnings(selection, metrics),
+        warnings=_warnings(context, selection, metrics),
         method=context.job.recipe().name,
         seconds=sum(seconds) or None,
         settings=context.job.to_dict(),
@@ -213,7 +213,7 @@ def _name_of_layer(context: Context) -> str:
     return f", {source['layer']}" if source.get("layer") else ""
 
 
-def _warnings(selection: Selection, metrics: dict[str, Any]) -> list[str]:
+def _warnings(context: Context, selection: Selection, metrics: dict[str, Any]) -> list[str]:
     found: list[str] = []
     wanted = selection.config.get("k")
     if wanted is not None and len(selection) < wanted:
@@ -228,9 +228,7 @@ def _warnings(selection: Selection, metrics: dict[str, Any]) -> list[str]:
         found.append(
             f"Not scored, for want of text or latents: {counted(metrics['rows_without_code'], 'row')}."
         )
-    if metrics["targets_in_corpus"]:
-        found.append(
-            "Never selected, because they are targets (same id or same text): "
-            f"{counted(metrics['targets_in_corpus'], 'row')} of the corpus."
-        )
+    said = [*about_targets(metrics["targets_found"])]
+    said += filter(None, [context.ledger.facts("embed-corpus").get("refused_chats")])
+    found += (f"{words[:1].upper()}{words[1:]}." for words in said)
     return found

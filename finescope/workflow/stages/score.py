@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.curation.exclusion import is_target
+from finescope.curation.exclusion import find_targets
 from finescope.curation.scoring.fitted import Scoring
 from finescope.errors import InputError
 from finescope.storage.files import write_tensors
@@ -46,20 +46,18 @@ class Score(Stage):
     def work(self, context: Context) -> None:
         """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
-        marked = is_target(
+        # Made-up ids say nothing: two files of one name have the same ones.
+        found = find_targets(
             corpus.ids(),
-            wanted.ids() if _own_ids(context) else (),
+            wanted.ids() if wanted.facts.get("own_ids", True) else (),
             (row.content for row in context.corpus.rows(records=False)),
             [row.content for row in context.targets.rows(records=False)],
         )
         scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
-        write_scores(context.folder / SCORES, score_stores(corpus, wanted, scoring, is_target=marked))
+        scored = score_stores(corpus, wanted, scoring, is_target=found.marked)
+        scored.settings["targets"] = found.counts()
+        write_scores(context.folder / SCORES, scored)
         write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
-
-
-def _own_ids(context: Context) -> bool:
-    """Whether the targets' ids were given: generated ones must not make rows look like targets."""
-    return any(context.job.id_column in row.record for row in context.targets.rows())
 
 
 def score_stores(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import OUTPUTS
 from finescope.curation.selection import Selection, select
-from finescope.progress import Reporter, counted
+from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, read_scores, write_curated, write_selection
+from finescope.workflow.tables import ScoredRows, about_targets, read_scores, write_curated, write_selection
 
 if TYPE_CHECKING:
     from finescope.workflow.context import Context
@@ -37,15 +37,15 @@ class Select(Stage):
         curated = curated_path(context)
         write_curated(curated, context.corpus, scored, selection.indices)
         for ending in OUTPUTS:
-            if ending != context.corpus.suffix:  # of an earlier corpus in another format
+            if ending != context.output_ending:  # of an earlier corpus in another format
                 (context.folder / f"curated{ending}").unlink(missing_ok=True)
         write_selection(context.folder / SELECTION, scored, selection)
         _say(context.reporter, scored, selection, limits.k)
 
 
 def curated_path(context: Context) -> Path:
-    """Return the file of the curated rows: in the format of the corpus."""
-    return context.folder / f"curated{context.corpus.suffix}"
+    """Return the file of the curated rows."""
+    return context.folder / f"curated{context.output_ending}"
 
 
 def _say(reporter: Reporter, scored: ScoredRows, selection: Selection, wanted: int | None) -> None:
@@ -59,5 +59,5 @@ def _say(reporter: Reporter, scored: ScoredRows, selection: Selection, wanted: i
         reporter.say(
             f"fewer than the {wanted:,} asked for; the others: {reasons or 'there are no more rows'}"
         )
-    if scored.is_target.any():
-        reporter.say(f"left out as targets themselves: {counted(int(scored.is_target.sum()), 'row')}")
+    for words in about_targets(scored.targets_in_corpus):
+        reporter.say(words)
