@@ -227,14 +227,6 @@ def row_access(codes: Codes) -> RowAccess:
     return cast(RowAccess, codes) if hasattr(codes, "take") else CodeRows(codes)
 
 
-def resident_codes(codes: Codes) -> SparseCodes:
-    """Return all rows as one SparseCodes; several shards are copied into memory."""
-    parts = list(iter_shard_codes(codes))
-    if not parts:
-        raise InputError("there are no codes; embed a corpus first")
-    return parts[0] if len(parts) == 1 else SparseCodes.cat(parts)
-
-
 def with_values(codes: SparseCodes, values: torch.Tensor) -> SparseCodes:
     """Return codes with the same latents and other values [nnz]."""
     return SparseCodes(codes.indptr, codes.indices, values, codes.num_latents, check=False)

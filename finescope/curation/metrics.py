@@ -118,13 +118,17 @@ def domain_distribution(labels: Sequence[Any], indices: IntArray) -> dict[str, d
 
 def spearman(first: FloatArray, second: FloatArray) -> float | None:
     """Return Spearman's rank correlation, ties by average ranks; None when a side is constant or short."""
-    from scipy.stats import rankdata
-
     if len(first) != len(second):
         raise ValueError(f"need two sequences of one length, got {len(first)} and {len(second)}")
     if len(first) < 2:
         return None
-    left, right = rankdata(first), rankdata(second)
+    left, right = _average_ranks(first), _average_ranks(second)
     left, right = left - left.mean(), right - right.mean()
     scale = math.sqrt(float(left @ left) * float(right @ right))
     return float(left @ right) / scale if scale > 0 else None
+
+
+def _average_ranks(values: FloatArray) -> FloatArray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[group])

@@ -120,8 +120,12 @@ def vendi_score(
     return float(np.exp(-np.sum(positive * np.log(positive))))
 
 
-def latent_coverage(targets: SparseCodes, selected: Codes, corpus: Codes) -> dict[str, float]:
+def latent_coverage(targets: SparseCodes, selected: Codes, corpus: Codes | IntArray) -> dict[str, float]:
     """Return which shares of the latents in use occur in the selection.
+
+    Args:
+        targets: T rows; selected: R rows, over the same F latents.
+        corpus: N rows; or int64 [F], how many of them hold each latent.
 
     Returns:
         ``latents``: distinct latents of the selection; ``of_corpus``: as a share of those of the corpus;
@@ -135,8 +139,8 @@ def latent_coverage(targets: SparseCodes, selected: Codes, corpus: Codes) -> dic
     }
 
 
-def _active(codes: Codes) -> BoolArray:
-    return document_frequency(codes)[0] > 0
+def _active(codes: Codes | IntArray) -> BoolArray:
+    return (codes if isinstance(codes, np.ndarray) else document_frequency(codes)[0]) > 0
 
 
 def length_bias(score: FloatArray, lengths: Any, indices: IntArray) -> dict[str, float | None]:
@@ -189,8 +193,11 @@ def curation_quality(
         target_coverage, latent_coverage, and length_bias when lengths and scores are given. Undefined values
         are None, so that the dictionary is valid JSON.
     """
+    frequency: Codes | IntArray
     if isinstance(corpus, Space):
-        weights, corpus = corpus.weights, corpus.corpus
+        weights, frequency, corpus = corpus.weights, corpus.frequency, corpus.corpus
+    else:
+        frequency = corpus
     selected = PickedRows(corpus, indices)
     mean, low, high, best = target_similarity(targets, selected, weights=weights)
     found: dict[str, Any] = {
@@ -202,7 +209,7 @@ def curation_quality(
         "vendi_score": vendi_score(selected, weights=weights, seed=seed),
         "target_coverage": float((best >= coverage_threshold).mean()) if best.size else math.nan,
         "target_coverage_threshold": coverage_threshold,
-        "latent_coverage": latent_coverage(targets, selected, corpus),
+        "latent_coverage": latent_coverage(targets, selected, frequency),
     }
     if score is not None and lengths is not None:
         found["length_bias"] = length_bias(score, lengths, np.asarray(indices, dtype=np.int64))

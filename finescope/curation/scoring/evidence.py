@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
@@ -114,16 +115,19 @@ class Spaces:
         """
         key = _key(name, recipe)
         if key not in self._made:
-            mean = self._learned.get(f"{key}.mean")
+            learned = {
+                name.removeprefix(f"{key}."): value
+                for name, value in self._learned.items()
+                if name.startswith(f"{key}.")
+            }
             if name == "codes":
                 rows = pooled(self.corpus.codes, self.corpus.pooling, recipe.pooling)
-                weights = self._learned.get(f"{key}.weights", recipe.weights)
-                self._made[key] = CorpusScorer(rows, weights=weights, mean=mean)
+                self._made[key] = CorpusScorer(rows, weights=recipe.weights, learned=learned)
             elif name == "words":
-                self._made[key] = word_space(self.words, mean)
+                self._made[key] = word_space(self.words, learned)
             else:
                 vectors = self._vectors if name == "dense" else MappedCodes(self._vectors, self._centred)
-                self._made[key] = Space(vectors, mean=mean, features="dimension")
+                self._made[key] = Space(vectors, learned=learned, features="dimension")
         return self._made[key]
 
     def targets(self, name: str, recipe: Preset, targets: Evidence) -> Targets:
@@ -160,7 +164,7 @@ class Spaces:
         lengths = self.words.lengths if given is None else given
         return scorer.values(self.rows, np.array(lengths, dtype=np.float64))
 
-    def state(self, name: str, recipe: Preset) -> dict[str, FloatArray]:
+    def state(self, name: str, recipe: Preset) -> dict[str, NDArray[Any]]:
         """Return what has been learned of the corpus in a space, by names that no other space has."""
         learned = self.get(name, recipe).state()
         if name == "dense-centred":
@@ -199,9 +203,9 @@ def _key(name: str, recipe: Preset) -> str:
     return f"{name} {recipe.pooling} {recipe.weights}" if name == "codes" else name
 
 
-def word_space(words: Words, mean: FloatArray | None = None) -> Space:
+def word_space(words: Words, learned: Mapping[str, NDArray[Any]] | None = None) -> Space:
     """Return the space of words; μ, where it isn't given, is the mean of as many texts as the idf counts."""
-    return Space(words.damped, weights=words.idf, mean=mean, features="word", every_row=True)
+    return Space(words.damped, weights=words.idf, learned=learned, features="word", every_row=True)
 
 
 def pooled_targets(targets: Evidence, recipe: Preset) -> SparseCodes:

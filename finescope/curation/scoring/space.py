@@ -6,12 +6,13 @@ is never rewritten, and everything is found in passes over its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
@@ -35,7 +36,7 @@ from finescope.curation.blocks import (
     weighted_norms,
 )
 from finescope.curation.scoring.scorers import Pick, Seen, SpaceScorer
-from finescope.curation.scoring.weighting import resolve_weights
+from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
 
 
@@ -56,7 +57,7 @@ class Space:
         corpus: Codes,
         *,
         weights: Any = None,
-        mean: FloatArray | None = None,
+        learned: Mapping[str, NDArray[Any]] | None = None,
         features: str = "latent",
         every_row: bool = False,
         block_rows: int = BLOCK_ROWS,
@@ -66,7 +67,7 @@ class Space:
         Args:
             corpus: N rows over F latents: SparseCodes, or a store with ``iter_shards()``.
             weights: None or "none", "idf", or float [F].
-            mean: μ, float64 [F], where it is known.
+            learned: what ``state`` returned for the same rows and weights, to be taken over.
             features: what a latent is called in messages.
             every_row: whether μ is the mean of all rows, as zero vectors where they are not valid.
             block_rows: rows worked on at a time; never changes a result.
@@ -82,14 +83,26 @@ class Space:
         if self._count == 0:
             raise InputError("the corpus holds no rows; embed a corpus first")
         self.num_latents = latents_of(corpus)
+        learned = {} if learned is None else learned
+        self._mean, self._frequency = learned.get("mean"), learned.get("frequency")
+        if isinstance(weights, str) and weights == "idf":
+            weights = learned["weights"] if "weights" in learned else idf_of(*self._counted())
         self.weights: FloatArray | None = resolve_weights(weights, corpus, self.num_latents)
         self._norms = np.empty(self._count)
         self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
-        self._mean = mean
         self._features, self._every_row = features, every_row
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def frequency(self) -> IntArray:
+        """Rows that hold each latent, int64 [F]."""
+        return self._counted()[0] if self._frequency is None else self._frequency
+
+    def _counted(self) -> tuple[IntArray, int]:
+        self._frequency, rows = document_frequency(self.corpus)
+        return self._frequency, rows
 
     @property
     def norms(self) -> FloatArray:
@@ -116,10 +129,10 @@ class Space:
         """Return ``valid`` of some rows, without a pass."""
         return _valid(weighted_norms(row_access(self.corpus).take(rows), self.weights))
 
-    def state(self) -> dict[str, FloatArray]:
-        """Return what has been found of the corpus: ``mean`` and, where there are any, ``weights``."""
-        found = {"mean": self.corpus_mean()}
-        return found if self.weights is None else {**found, "weights": self.weights}
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what has been found of the corpus: ``mean``, ``weights``, and ``frequency`` where known."""
+        found = {"mean": self.corpus_mean(), "weights": self.weights, "frequency": self._frequency}
+        return {name: value for name, value in found.items() if value is not None}
 
     def corpus_mean(self) -> FloatArray:
         """Return μ, the mean x̂ over the valid rows (or over all, see the constructor), float64 [F]."""

@@ -43,7 +43,11 @@ def idf_weights(codes: Codes) -> FloatArray:
     can't contribute). The form is Spärck Jones's (1972) with one added to both counts; scikit-learn's variant
     adds 1 to the logarithm, which keeps the always-on latents of language models alive.
     """
-    counts, rows = document_frequency(codes)
+    return idf_of(*document_frequency(codes))
+
+
+def idf_of(counts: IntArray, rows: int) -> FloatArray:
+    """Return ``idf_weights`` of what ``document_frequency`` has counted."""
     return np.asarray(np.log((rows + 1.0) / (counts + 1.0)), dtype=np.float64)
 
 
