@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from finescope.activations.store import ActivationStore, ActivationStoreWriter
 from finescope.activations.tap import ActivationTap
+from finescope.corpus.plan import RowHash
 from finescope.corpus.reader import Corpus
 from finescope.corpus.row import Row
 from finescope.errors import InputError, StoreError
@@ -63,7 +65,7 @@ def store_activations(
     with ActivationStoreWriter(directory, tap.width, **options) as writer:  # type: ignore[arg-type]
         if writer.complete:
             if not isinstance(rows, Corpus):
-                RowChain().expect(rows, writer.facts)
+                _Chain(known=False).expect(rows, writer.facts)
         else:
             keep = None if max_tokens is None else _choose(tap, rows, max_tokens, seed)
             _fill(tap, rows, writer, keep, seed, progress)
@@ -78,7 +80,7 @@ def _fill(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    chain = RowChain()
+    chain = _Chain(known=isinstance(rows, Corpus))
     source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
     last = writer.last_entry
     done = 0
@@ -100,10 +102,7 @@ def _fill(
     for document in tap.run(wanted()):
         position = positions[document.index]
         tokens += document.activations.shape[0]
-        placed = type(document)(
-            position, document.id, document.token_ids, document.activations, document.place
-        )
-        writer.add(placed, next_row=position + 1, chain=marks[position])
+        writer.add(replace(document, index=position), next_row=position + 1, chain=marks[position])
         while marks and (oldest := next(iter(marks))) <= position:
             del marks[oldest]
         if progress is not None:
@@ -113,17 +112,23 @@ def _fill(
     writer.finish(next_row=done, chain=chain.value)
 
 
-class RowChain:
-    """A running hash over rows: tells at any row whether the rows before it are those of an earlier run."""
+class _Chain:
+    """A running hash over rows: tells at any row whether the rows before it are those of an earlier run.
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.value = self._hash.hexdigest()
+    Nothing is hashed where the rows are known to be the same already, by the hashes of their files.
+    """
+
+    def __init__(self, *, known: bool) -> None:
+        self._hash = None if known else RowHash()
+
+    @property
+    def value(self) -> str:
+        return "" if self._hash is None else self._hash.value
 
     def add(self, row: Row) -> str:
         """Take the next row; return the hash of all so far."""
-        self._hash.update(f"{row.id}\0{row.content}\0".encode("utf-8", "surrogatepass"))
-        self.value = self._hash.hexdigest()
+        if self._hash is not None:
+            self._hash.add(row)
         return self.value
 
     def skip(self, rows: Iterator[Row], count: int, expected: str) -> int:
@@ -159,20 +164,31 @@ class RowChain:
 
 
 def _choose(tap: ActivationTap, rows: Iterable[Row], max_tokens: int, seed: int) -> int:
-    """Return the largest rank up to which documents hold at most ``max_tokens`` tokens together."""
-    ranks: list[int] = []
-    counts: list[int] = []
+    """Return the largest rank up to which documents hold at most ``max_tokens`` tokens together; -1 for none.
+
+    Documents are kept in a heap until those of lower rank fill the budget: only the few that may still get in
+    are tokenised, and memory grows with the budget and not with the corpus.
+    """
+    kept: list[tuple[int, int]] = []  # (-rank, tokens), the highest rank first
+    total = 0
     source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
     while chunk := list(itertools.islice(source, 1024)):
-        ranks.extend(_rank(seed, row.id) for row in chunk)
-        counts.extend(tap.windower.count(chunk))
-    rank, count = np.array(ranks, dtype=np.int64), np.array(counts, dtype=np.int64)
-    order = np.argsort(rank, kind="stable")
-    order = order[count[order] > 0]
-    if order.size == 0:
+        ranked = [(_rank(seed, row.id), row) for row in chunk]
+        if total > max_tokens:
+            ranked = [pair for pair in ranked if pair[0] < -kept[0][0]]
+        counts = tap.windower.count([row for _, row in ranked])
+        for (rank, _), count in zip(ranked, counts, strict=True):
+            if count:
+                heapq.heappush(kept, (-rank, count))
+                total += count
+        while kept and total - kept[0][1] > max_tokens:
+            total -= heapq.heappop(kept)[1]
+    ranks = sorted((-rank, count) for rank, count in kept)
+    if not ranks:
         return -1
-    fitting = int(np.searchsorted(np.cumsum(count[order]), max_tokens, side="right"))
-    return int(rank[order[max(fitting, 1) - 1]])  # one document at least
+    ends = itertools.accumulate(count for _, count in ranks)
+    fitting = sum(end <= max_tokens for end in ends)
+    return ranks[max(fitting, 1) - 1][0]  # one document at least
 
 
 def _rank(seed: int, row_id: str) -> int:

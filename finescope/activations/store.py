@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from finescope.activations.tap import DocumentActivations
+from finescope.activations.batches import DTYPES, ActivationBatch, DocumentActivations
+from finescope.activations.windows import Document
 from finescope.errors import StoreError
 from finescope.storage import shards
 from finescope.storage.files import PathLike
+from finescope.storage.mapping import advise
 from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-activations"
 _TENSORS = ("activations", "offsets", "token_ids")
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_TABLE = ("id", "index", "place", "windows")
 _SHARD_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 28
 _BLOCK_TOKENS = 256
@@ -57,7 +61,7 @@ class ActivationStoreWriter:
             StoreError: as ``ShardWriter``.
             ValueError: a dtype that isn't stored.
         """
-        if dtype not in _DTYPES.values():
+        if dtype not in DTYPES.values():
             raise ValueError(f"activations are stored as float16, bfloat16 or float32, not {dtype}")
         self.width, self._dtype = width, dtype
         self._limit = shard_tokens or max(1, _SHARD_BYTES // (width * dtype.itemsize))
@@ -66,6 +70,8 @@ class ActivationStoreWriter:
         self._shards.describe(**facts)
         self._documents: list[DocumentActivations] = []
         self._tokens = 0
+        # Pages that nothing is written to take no memory.
+        self._room = torch.empty(self._limit, width, dtype=dtype)
 
     @property
     def complete(self) -> bool:
@@ -109,11 +115,10 @@ class ActivationStoreWriter:
                 f"activations of document {document.id!r} don't fit {self._dtype}; "
                 "store them as bfloat16 or float32"
             )
-        # A copy: a view would keep the whole batch it was computed in.
-        kept = DocumentActivations(
-            document.index, document.id, document.token_ids.cpu(), stored.clone(), document.place
-        )
-        self._documents.append(kept)
+        self._room = _grown(self._room, self._tokens, self._tokens + stored.shape[0])
+        self._room[self._tokens : self._tokens + stored.shape[0]] = stored
+        # The activations lie in the buffer: a view of them would keep the whole batch they were computed in.
+        self._documents.append(replace(document, token_ids=document.token_ids.cpu(), activations=stored[:0]))
         self._tokens += stored.shape[0]
         if self._tokens >= self._limit:
             self.flush(**entry)
@@ -128,9 +133,9 @@ class ActivationStoreWriter:
             return
         import pyarrow as pa
 
-        lengths = [document.activations.shape[0] for document in self._documents]
+        lengths = [document.token_ids.shape[0] for document in self._documents]
         tensors = {
-            "activations": torch.cat([document.activations for document in self._documents]),
+            "activations": self._room[: self._tokens],
             "offsets": torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int64),
             "token_ids": torch.cat([document.token_ids for document in self._documents]).to(torch.int32),
         }
@@ -140,6 +145,9 @@ class ActivationStoreWriter:
                 "index": pa.array([document.index for document in self._documents], pa.int64()),
                 "n_tokens": pa.array(lengths, pa.int64()),
                 "place": [printable(document.place) for document in self._documents],
+                "windows": pa.array(
+                    [document.windows or None for document in self._documents], pa.list_(pa.int64())
+                ),
             }
         )
         facts = {"rows": len(lengths), "tokens": self._tokens, "last_index": self._documents[-1].index}
@@ -173,7 +181,7 @@ class ActivationStoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._documents = []
+        self._documents, self._room = [], self._room[:0].clone()
         self._shards.close()
 
 
@@ -200,10 +208,10 @@ class ActivationStore:
         for entry in self._entries:
             shards.check_sizes(directory, entry)
         facts = self._manifest["facts"]
-        if not isinstance(facts.get("width"), int) or facts.get("dtype") not in _DTYPES:
+        if not isinstance(facts.get("width"), int) or facts.get("dtype") not in DTYPES:
             raise StoreError(f"{directory} is damaged: its manifest lacks a valid width or dtype")
         self.width: int = facts["width"]
-        self.dtype: torch.dtype = _DTYPES[facts["dtype"]]
+        self.dtype: torch.dtype = DTYPES[facts["dtype"]]
         self.num_tokens = sum(int(entry["tokens"]) for entry in self._entries)
         self.num_documents = sum(int(entry["rows"]) for entry in self._entries)
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
@@ -240,12 +248,72 @@ class ActivationStore:
             tensors = self._map(number)
             table = shards.read_tables(self.directory, [entry], None).to_pydict()
             offsets = tensors["offsets"].tolist()
-            for row, (row_id, index, place) in enumerate(
-                zip(table["id"], table["index"], table["place"], strict=True)
+            for row, (row_id, index, place, windows) in enumerate(
+                zip(table["id"], table["index"], table["place"], table["windows"], strict=True)
             ):
                 low, high = offsets[row], offsets[row + 1]
                 tokens = tensors["token_ids"][low:high].to(torch.int64)
-                yield DocumentActivations(index, row_id, tokens, tensors["activations"][low:high], place)
+                activations = tensors["activations"][low:high]
+                yield DocumentActivations(index, row_id, tokens, activations, place, tuple(windows or ()))
+
+    @functools.cached_property
+    def indices(self) -> NDArray[np.int64]:
+        """int64 [N]: position of each document's row among the rows that were read, ascending."""
+        found = shards.read_tables(self.directory, self._entries, ["index"])["index"].to_numpy()
+        return np.asarray(found, dtype=np.int64)
+
+    def indices_between(self, first: int, last: int) -> NDArray[np.int64]:
+        """Return those of ``indices`` that are from ``first`` to before ``last``."""
+        low, high = np.searchsorted(self.indices, [first, last])
+        return self.indices[low:high]
+
+    def between(self, first: int, last: int, *, batch_tokens: int = 8192) -> Iterator[ActivationBatch]:
+        """Yield the documents whose rows stand from ``first`` to before ``last``, as the tap yields them.
+
+        A document that was read in several windows comes in these again, all in one batch.
+
+        Args:
+            first: position of a row.
+            last: position of a row.
+            batch_tokens: tokens of a batch, about; a document isn't split.
+        """
+        low, high = np.searchsorted(self.indices, [first, last]).tolist()
+        start = 0
+        for number, entry in enumerate(self._entries):
+            rows = int(entry["rows"])
+            mine = range(max(low, start), min(high, start + rows))
+            if mine:
+                yield from self._batches_of(number, mine.start - start, mine.stop - start, batch_tokens)
+            start += rows
+
+    def _batches_of(self, number: int, low: int, high: int, batch_tokens: int) -> Iterator[ActivationBatch]:
+        """Batches of documents ``low`` to before ``high`` of one shard."""
+        tensors = self._map(number)
+        wanted = shards.read_tables(self.directory, [self._entries[number]], None).slice(low, high - low)
+        offsets = tensors["offsets"][low : high + 1].tolist()
+        documents: list[Document] = []
+        parts: list[int] = []
+        ends: list[int] = [offsets[0]]
+        for row, (found, index, place, windows) in enumerate(
+            zip(*(wanted.column(name).to_pylist() for name in _TABLE), strict=True)
+        ):
+            tokens = offsets[row + 1] - offsets[row]
+            lengths = windows or [tokens]
+            document = Document(index, found, place, len(lengths), tokens)
+            documents += [document] * len(lengths)
+            parts += range(len(lengths))
+            ends += (ends[-1] + np.cumsum(lengths)).tolist()
+            if ends[-1] - ends[0] >= batch_tokens or row == high - low - 1:
+                span = slice(ends[0], ends[-1])
+                yield ActivationBatch(
+                    documents,
+                    parts,
+                    [end - ends[0] for end in ends],
+                    tensors["token_ids"][span].to(torch.int64),
+                    tensors["activations"][span],
+                )
+                advise(tensors["activations"][span], "MADV_DONTNEED", inward=True)
+                documents, parts, ends = [], [], [ends[-1]]
 
     def batches(
         self, batch_size: int, *, seed: int, epoch: int = 0, max_tokens: int | None = None
@@ -266,18 +334,17 @@ class ActivationStore:
         random = np.random.default_rng([seed, epoch])
         left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
         rest = torch.zeros(0, self.width, dtype=self.dtype)
-        for buffer in self._buffers(
-            random, max(_BUFFER_BYTES // (self.width * self.dtype.itemsize), batch_size)
-        ):
-            tokens = torch.cat([rest, buffer])
-            tokens = tokens[torch.from_numpy(random.permutation(tokens.shape[0]))]
-            whole = tokens.shape[0] // batch_size * batch_size
-            for batch in tokens[:whole].split(batch_size):  # type: ignore[no-untyped-call]
-                yield batch[:left]
-                left -= batch.shape[0]
+        size = max(_BUFFER_BYTES // (self.width * self.dtype.itemsize), batch_size)
+        for buffer in self._buffers(random, size):
+            held = rest.shape[0] + buffer.shape[0]
+            order = torch.from_numpy(random.permutation(held))
+            whole = held // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                yield _taken(rest, buffer, order[start : start + batch_size])[:left]
+                left -= batch_size
                 if left <= 0:
                     return
-            rest = tokens[whole:]
+            rest = _taken(rest, buffer, order[whole:])
         if rest.shape[0]:
             yield rest[:left]
 
@@ -297,21 +364,27 @@ class ActivationStore:
         return torch.cat(parts)
 
     def _buffers(self, random: np.random.Generator, size: int) -> Iterator[Tensor]:
+        """Yield the tokens in blocks drawn at random, about ``size`` of them at a time.
+
+        What is yielded is overwritten by what comes next: there is one buffer.
+        """
         counts = [-(-int(entry["tokens"]) // _BLOCK_TOKENS) for entry in self._entries]
         ends = np.cumsum(counts)
-        parts: list[Tensor] = []
+        buffer = torch.empty(min(size + _BLOCK_TOKENS, self.num_tokens), self.width, dtype=self.dtype)
         held = 0
         for block in random.permutation(int(ends[-1]) if len(ends) else 0):
             number = int(np.searchsorted(ends, block, side="right"))
             start = (int(block) - int(ends[number] - counts[number])) * _BLOCK_TOKENS
             part = self._map(number)["activations"][start : start + _BLOCK_TOKENS]
-            parts.append(part)
+            buffer[held : held + part.shape[0]] = part
+            # The buffer holds it now; the system keeps it as long as nobody else needs the memory.
+            advise(part, "MADV_DONTNEED", inward=True)
             held += part.shape[0]
             if held >= size:
-                yield torch.cat(parts)
-                parts, held = [], 0
-        if parts:
-            yield torch.cat(parts)
+                yield buffer[:held]
+                held = 0
+        if held:
+            yield buffer[:held]
 
     def _open(self, number: int) -> dict[str, Tensor]:
         entry = self._entries[number]
@@ -330,3 +403,23 @@ class ActivationStore:
                 f"{self.directory}/{entry['file']} is corrupt: its tensors contradict the manifest"
             )
         return tensors
+
+
+def _taken(rest: Tensor, buffer: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of ``rest`` and ``buffer``, one after the other, without putting the two together."""
+    if not rest.shape[0]:
+        return buffer[rows]
+    taken = buffer.new_empty(rows.shape[0], buffer.shape[1])
+    early = rows < rest.shape[0]
+    taken[early] = rest[rows[early]]
+    taken[~early] = buffer[rows[~early] - rest.shape[0]]
+    return taken
+
+
+def _grown(room: Tensor, used: int, wanted: int) -> Tensor:
+    """Return a buffer for at least ``wanted`` rows that holds the first ``used`` rows of ``room``."""
+    if wanted <= room.shape[0]:
+        return room
+    larger = room.new_empty(max(wanted, room.shape[0] * 5 // 4), room.shape[1])
+    larger[:used] = room[:used]
+    return larger

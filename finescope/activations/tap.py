@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finescope.activations import models
+from finescope.activations.batches import (
+    DTYPES,
+    ActivationBatch,
+    DocumentActivations,
+    joined,
+    rounded,
+)
 from finescope.activations.hookpoints import resolve_hookpoint, stop_after
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
+from finescope.corpus.plan import cut
 from finescope.corpus.row import Row
 from finescope.device import usable_device
 from finescope.errors import InputError
@@ -20,40 +28,9 @@ from finescope.storage.files import PathLike
 from finescope.storage.identity import sha256_json, sha256_tensors
 
 _ORDERED_ROWS = 512
-_CHUNK_CHARACTERS = 1 << 25
 _SAMPLED_ELEMENTS = 256
 # Parts of a configuration that change no activation: saving and loading a model sets them.
 _NO_MATTER = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-
-
-@dataclass(frozen=True)
-class DocumentActivations:
-    """The activations of one document."""
-
-    index: int
-    """Position of its row among the rows given."""
-    id: str
-    token_ids: Tensor
-    """int64 [T]: the tokens kept, special ones left out."""
-    activations: Tensor
-    """[T,D] in the tap's dtype, on its device."""
-    place: str = ""
-
-
-@dataclass(frozen=True)
-class ActivationBatch:
-    """The activations of a batch of windows, one after the other."""
-
-    documents: list[Document]
-    """Document of each window."""
-    parts: list[int]
-    """Number of each window in its document."""
-    offsets: list[int]
-    """Where each window's tokens start; one more at the end."""
-    token_ids: Tensor
-    """int64 [B]."""
-    activations: Tensor
-    """[B,D]."""
 
 
 class ActivationTap:
@@ -74,6 +51,7 @@ class ActivationTap:
         tokenizer: its tokenizer.
         layer: full name of the module that is read.
         width: D.
+        activation_dtype: name of the dtype that activations are rounded to; None if they aren't.
         max_length: longest window in tokens, special ones included.
         padding_waste: share of the positions computed so far that were padding or filling.
     """
@@ -94,6 +72,7 @@ class ActivationTap:
         chat_template: str | None = None,
         refused_chats: str = "stop",
         exact_lengths: bool | None = None,
+        activation_dtype: str | None = None,
         **model_options: Any,
     ) -> None:
         """Load a model, find the layer and try it on one token.
@@ -116,6 +95,9 @@ class ActivationTap:
                 "plain" reads it as plain lines.
             exact_lengths: batch only windows of equal length (no padding); by default on CPUs. False pads by
                 up to 1/16, which fills larger batches.
+            activation_dtype: float16, bfloat16 or float32: what activations are rounded to, so that those
+                that come from a store and those that come from the model are the same; by default the dtype
+                of the model.
             model_options: passed to ``AutoModel.from_pretrained``.
 
         Raises:
@@ -134,6 +116,9 @@ class ActivationTap:
             raise InputError(f"max_length {max_length} is more than the {limit} tokens the model takes")
         self.max_length = max_length or limit
         self.batch_tokens = batch_tokens
+        self.activation_dtype: str | None = None
+        if activation_dtype is not None:
+            self.activation_dtype = self.rounding_to(activation_dtype).activation_dtype
         self._exact = self.device.type == "cpu" if exact_lengths is None else exact_lengths
         self._long, self._stride, self._exclude_special = long, stride or 0, exclude_special
         self.windower = Windower(
@@ -155,6 +140,18 @@ class ActivationTap:
         """Share of the positions computed so far that were padding or filling."""
         return 1.0 - self._useful / self._computed if self._computed else 0.0
 
+    def rounding_to(self, dtype: str) -> ActivationTap:
+        """Return a tap on the same model and layer whose activations are rounded to ``dtype``, by name.
+
+        Raises:
+            ValueError: a name that isn't known.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"activation_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        other = copy.copy(self)
+        other.activation_dtype = dtype
+        return other
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the activations: model (a sample of its weights), layer, tokenizer, windows."""
         config = getattr(self.model, "config", None)
@@ -164,6 +161,7 @@ class ActivationTap:
             "config": sha256_json(_stable_config(config)),
             "weights": sha256_tensors(self.model.state_dict(), sample=_SAMPLED_ELEMENTS),
             "dtype": str(next(self.model.parameters()).dtype),
+            "activation_dtype": self.activation_dtype,
             "layer": self.layer,
             "tokenizer": sha256_json(
                 [sorted(vocabulary.items()), self.windower.prefix, self.windower.suffix]
@@ -184,6 +182,7 @@ class ActivationTap:
             "max_length": self.max_length,
             "stride": self._stride,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "activation_dtype": self.activation_dtype,
             "device": str(self.device),
             "chat_template": self.windower.template_kind,
         }
@@ -199,6 +198,7 @@ class ActivationTap:
         Raises:
             InputError: the layer gives NaN or infinite activations for a document (named), or a chat template
                 refuses a conversation.
+            TooLargeError: activations of a document (named) that ``activation_dtype`` can't hold.
         """
         waiting: dict[int, DocumentActivations] = {}
         following = 0
@@ -214,7 +214,7 @@ class ActivationTap:
                 )
                 if len(held) < document.parts:
                     continue
-                done = _join(document, pieces.pop(document.index))
+                done = joined(document, pieces.pop(document.index))
                 if not ordered:
                     yield done
                     continue
@@ -236,7 +236,7 @@ class ActivationTap:
             InputError: as ``run``.
         """
         start = 0
-        for chunk in _chunks(rows, chunk_rows):
+        for _, chunk in cut(rows, chunk_rows):
             windows = self.windower.cut(chunk, start)
             start += len(chunk)
             blank = [window for window in windows if not window.kept]
@@ -273,9 +273,10 @@ class ActivationTap:
             ids.reshape(-1)[flat],
             activations,
         )
-        if not bool(torch.isfinite(activations).all()):
-            self._refuse(batch)
-        return batch
+        broken = batch.first_broken()
+        if broken is not None:
+            self._refuse(batch.documents[broken])
+        return batch if self.activation_dtype is None else rounded(batch, DTYPES[self.activation_dtype])
 
     @torch.no_grad()
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -319,6 +320,8 @@ class ActivationTap:
 
     def _blank(self, windows: list[Window]) -> ActivationBatch:
         dtype = next(self.model.parameters()).dtype
+        if self.activation_dtype is not None:
+            dtype = DTYPES[self.activation_dtype]
         return ActivationBatch(
             [window.document for window in windows],
             [window.part for window in windows],
@@ -335,35 +338,12 @@ class ActivationTap:
             f"model knows {self._vocabulary} tokens; use the tokenizer that the model was trained with"
         )
 
-    def _refuse(self, batch: ActivationBatch) -> None:
-        broken = ~torch.isfinite(batch.activations).all(dim=1).cpu()
-        token = int(broken.nonzero()[0])
-        number = next(n for n in range(len(batch.documents)) if batch.offsets[n + 1] > token)
-        document = batch.documents[number]
+    def _refuse(self, document: Document) -> None:
         where = f" ({document.place})" if document.place else ""
         raise InputError(
             f"layer {self.layer!r} gives NaN or infinite activations for document {document.id!r}{where}; "
             "the model's weights may be broken, or its dtype too narrow: try dtype float32"
         )
-
-
-def _join(document: Document, parts: dict[int, tuple[Tensor, Tensor]]) -> DocumentActivations:
-    ordered = [parts[number] for number in range(document.parts)]
-    tokens, activations = ordered[0] if len(ordered) == 1 else map(torch.cat, zip(*ordered, strict=True))
-    return DocumentActivations(document.index, document.id, tokens, activations, document.place)
-
-
-def _chunks(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    characters = 0
-    for row in rows:
-        chunk.append(row)
-        characters += len(row.content)
-        if len(chunk) >= limit or characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:

@@ -57,6 +57,7 @@ def command(
         open_tap(job),
         corpus,
         job.folder,
+        dtype=job.activation_dtype,
         max_tokens=max_tokens,
         seed=job.seed,
         reporter=reporter,

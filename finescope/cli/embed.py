@@ -40,7 +40,7 @@ def command(
     """
     from finescope.progress import Reporter
     from finescope.workflow.context import find_sae, load_sae, open_job_corpus, open_tap
-    from finescope.workflow.stages.embed import embed
+    from finescope.workflow.stages.embed import Embedding, embed
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
@@ -53,9 +53,8 @@ def command(
         tap,
         corpus,
         job.folder,
+        Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),
         name="embedding",
-        top_k=job.top_k_activations,
-        pooling=job.recipe().pooling,
         reporter=Reporter(quiet=quiet),
         overwrite=restart,
     )

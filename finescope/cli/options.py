@@ -96,7 +96,9 @@ def group(*options: str | _Option) -> Callable[[_Command], _Command]:
     return add
 
 
-model_options = group("model", "layer", "device", "dtype", "batch_tokens", "max_length", "stride")
+model_options = group(
+    "model", "layer", "device", "dtype", "activation_dtype", "batch_tokens", "max_length", "stride"
+)
 column_options = group("text_column", "text_template", "id_column", "limit")
 chat_options = group("chat_template", "refused_chats")
 recipe_options = group("preset", "weights", "scorer", "top_m")

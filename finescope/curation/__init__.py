@@ -20,7 +20,7 @@ from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_sc
 from finescope.curation.bootstrap import Interval, bootstrap_interval, percentile_interval
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
-from finescope.curation.exclusion import TargetRows, find_targets, is_target, text_hash
+from finescope.curation.exclusion import TargetRows, find_targets, is_target
 from finescope.curation.metrics import (
     METRICS_VERSION,
     average_precision,
@@ -52,6 +52,7 @@ from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
 from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
 from finescope.embeddings.pooler import repool
+from finescope.storage.identity import text_hash
 
 __all__ = [
     "METHODS",

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from finescope.curation.blocks import BoolArray
-
-
-def text_hash(text: str) -> str:
-    """Return 32 hexadecimal digits (BLAKE2b, 128 bits) of a text after normalisation.
-
-    Unicode is composed (NFKC), case folded, and every run of white space becomes one space, so copies that
-    differ in wrapping, width or capitals count as the same text.
-    """
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+from finescope.storage.identity import text_hash
 
 
 @dataclass(frozen=True)

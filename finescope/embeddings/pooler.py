@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ from finescope.errors import InputError
 from finescope.ops.checks import REDUCTIONS
 
 if TYPE_CHECKING:
-    from finescope.activations.tap import ActivationBatch
+    from finescope.activations.batches import ActivationBatch
 
 POOLINGS = REDUCTIONS
 """How token codes become one document code: mean over all tokens, maximum, sum, root of the mean, number of
@@ -150,28 +151,34 @@ class ShardBuilder:
         self.num_done = self.num_tokens = 0
         self.dense = None if dense_width is None else torch.zeros(rows, dense_width)
 
-    def add(self, batch: ActivationBatch) -> int:
-        """Take a batch; return how many documents it finished."""
+    def add(self, batch: ActivationBatch, places: Sequence[int] | None = None) -> int:
+        """Take a batch; return how many documents it finished.
+
+        Args:
+            batch: windows of documents.
+            places: places in the shard of the documents, by their ``index``; by default that is the place.
+        """
         codes = self._pooler.encode_checked(batch.activations)
         before = self.num_done
         whole: list[int] = []
         spans: list[tuple[int, int]] = []
         for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
             low, high = batch.offsets[number], batch.offsets[number + 1]
-            self._add_dense(document.index, document.parts, part, batch.activations[low:high])
-            self.token_counts[document.index] += high - low
+            place = document.index if places is None else places[document.index]
+            self._add_dense(place, document.parts, part, batch.activations[low:high])
+            self.token_counts[place] += high - low
             self.num_tokens += high - low
             if document.parts == 1:
-                whole.append(document.index)
+                whole.append(place)
                 spans.append((low, high))
                 continue
-            pieces = self._pieces.setdefault(document.index, {})
+            pieces = self._pieces.setdefault(place, {})
             # A long document must not fill the device until its last window has come.
             pieces[part] = None if codes is None else codes.rows(low, high).kept()
             if len(pieces) == document.parts:
                 ordered = [pieces[position] for position in range(document.parts)]
-                del self._pieces[document.index]
-                self._pool([document.index], [part for part in ordered if part is not None])
+                del self._pieces[place]
+                self._pool([place], [part for part in ordered if part is not None])
         if whole:
             parts = [] if codes is None else [codes.rows(low, high) for low, high in spans]
             self._pool(whole, parts, ragged=True)

@@ -16,11 +16,13 @@ from finescope.codes import SparseCodes
 from finescope.errors import StoreError
 from finescope.storage import shards
 from finescope.storage.files import PathLike
+from finescope.storage.identity import text_hash
 from finescope.storage.mapping import advise, ahead
 from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
+_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash")
 _OPEN_SHARDS = 64
 
 
@@ -80,9 +82,9 @@ class CodeStoreWriter:
         return sum(int(entry["tokens"]) for entry in self._shards.shards)
 
     @property
-    def last_entry(self) -> dict[str, Any] | None:
-        """Manifest entry of the last finished shard: where to go on."""
-        return self._shards.shards[-1] if self._shards.shards else None
+    def entries(self) -> list[dict[str, Any]]:
+        """Manifest entries of the finished shards: where to go on."""
+        return self._shards.shards
 
     def write(
         self,
@@ -91,6 +93,7 @@ class CodeStoreWriter:
         *,
         n_tokens: Sequence[int] | None = None,
         places: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
         dense: Tensor | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         **entry: Any,
@@ -104,6 +107,7 @@ class CodeStoreWriter:
             ids: n ids.
             n_tokens: tokens of each document; 0 means that there was no text.
             places: where each row came from.
+            texts: n texts, of which the number of characters and a hash are kept.
             dense: floating [n,D], as announced by ``dense_width``.
             columns: n values each, kept in the table (labels, for example).
             entry: plain values for the manifest.
@@ -115,13 +119,14 @@ class CodeStoreWriter:
         import pyarrow as pa
 
         n = len(codes)
-        self._check(codes, ids, n_tokens, places, dense, columns)
+        given = {"ids": ids, "n_tokens": n_tokens, "places": places, "texts": texts}
+        self._check(codes, dense, given, columns)
         stored = _narrow(codes, self._dtype)
         tensors = {"indptr": stored.indptr, "indices": stored.indices, "values": stored.values}
         if dense is not None:
-            tensors["dense"] = dense.detach().cpu().to(torch.float16)
-            if not bool(torch.isfinite(tensors["dense"]).all()):
-                raise StoreError("dense vectors don't fit float16; leave them out")
+            half = dense.detach().cpu().to(torch.float16)
+            # One dtype for each shard: whoever reads them turns them into wider ones anyway.
+            tensors["dense"] = half if bool(torch.isfinite(half).all()) else dense.detach().cpu().float()
         first = self.num_rows
         table = {
             "id": id_column(ids),
@@ -129,6 +134,8 @@ class CodeStoreWriter:
             "n_tokens": pa.array(n_tokens if n_tokens is not None else [None] * n, pa.int64()),
             "place": [printable(place) for place in places] if places is not None else [""] * n,
             "nnz": pa.array(np.diff(stored.indptr.numpy()), pa.int64()),
+            "characters": pa.array(map(len, texts) if texts is not None else [None] * n, pa.int64()),
+            "text_hash": pa.array(map(_text_hash, texts) if texts is not None else [None] * n, pa.binary(16)),
         }
         for name, values in (columns or {}).items():
             try:
@@ -141,10 +148,8 @@ class CodeStoreWriter:
     def _check(
         self,
         codes: SparseCodes,
-        ids: Sequence[str],
-        n_tokens: Sequence[int] | None,
-        places: Sequence[str] | None,
         dense: Tensor | None,
+        given: Mapping[str, Sequence[Any] | None],
         columns: Mapping[str, Sequence[Any]] | None,
     ) -> None:
         n = len(codes)
@@ -152,11 +157,10 @@ class CodeStoreWriter:
             raise ValueError(
                 f"the store holds codes over {self.num_latents} latents, not {codes.num_latents}"
             )
-        given = {"ids": ids, "n_tokens": n_tokens, "places": places, **(columns or {})}
-        for name, values in given.items():
+        for name, values in {**given, **(columns or {})}.items():
             if values is not None and len(values) != n:
                 raise ValueError(f"{name} has {len(values)} values for {n} codes")
-        reserved = {"id", "index", "n_tokens", "place", "nnz"} & set(columns or {})
+        reserved = set(_OWN) & set(columns or {})
         if reserved:
             raise ValueError(f"column {sorted(reserved)[0]!r} is the store's own; rename it")
         wanted = None if self._dense_width is None else (n, self._dense_width)
@@ -379,7 +383,10 @@ class CodeStore:
         return np.asarray(counts, dtype=np.int64)
 
     def table(self, columns: list[str] | None = None) -> Any:
-        """Return the metadata of all rows as a pyarrow table: id, index, n_tokens, place, nnz, kept columns.
+        """Return the metadata of all rows as a pyarrow table, by the names of its columns.
+
+        These are id, index, n_tokens, place, nnz, characters, text_hash (of ``text_hash``, 16 bytes; null
+        where there is no text), and the columns that were kept.
 
         Raises:
             StoreError: a table is missing or damaged.
@@ -403,6 +410,10 @@ class CodeStore:
         except ValueError as error:
             raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
         return codes, dense
+
+
+def _text_hash(text: str) -> bytes | None:
+    return bytes.fromhex(text_hash(text)) if text.strip() else None
 
 
 def _narrow(codes: SparseCodes, dtype: torch.dtype) -> SparseCodes:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,6 +15,8 @@ from torch import Tensor
 from finescope.storage.files import PathLike
 
 _SHOWN = 40
+_WHOLE = 1 << 22
+_PIECES, _PIECE = 256, 4096
 
 
 def sha256_file(path: PathLike) -> str:
@@ -20,6 +25,39 @@ def sha256_file(path: PathLike) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def sampled_files(path: Path, endings: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """Return hashes of a file, or of the files below a folder, by relative name.
+
+    They are over the size and all bytes of files up to 4 MiB, and of larger ones over bytes from 256 places:
+    enough to tell one checkpoint from another.
+
+    Args:
+        path: a file or a folder; one that doesn't exist holds no files.
+        endings: of the files below the folder that are looked at.
+    """
+    if path.is_file():
+        return {path.name: _sampled(path)}
+    found = sorted(Path(place, name) for place, _, names in os.walk(path) for name in names)
+    return {
+        file.relative_to(path).as_posix(): _sampled(file)
+        for file in found
+        if file.name.lower().endswith(endings) and file.is_file()
+    }
+
+
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}|".encode())
+    with open(path, "rb") as file:
+        if size <= _WHOLE:
+            digest.update(file.read())
+        else:
+            for place in range(_PIECES):
+                file.seek(place * (size - _PIECE) // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
     return digest.hexdigest()
 
 
@@ -49,6 +87,16 @@ def sha256_tensors(tensors: Mapping[str, Tensor], *, sample: int | None = None) 
         if flat.numel():
             digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """Return 32 hexadecimal digits (BLAKE2b, 128 bits) of a text after normalisation.
+
+    Unicode is composed (NFKC), case folded, and every run of white space becomes one space, so copies that
+    differ in wrapping, width or capitals count as the same text.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class Difference(NamedTuple):

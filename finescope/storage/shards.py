@@ -245,6 +245,15 @@ def read_manifest(directory: PathLike, kind: str) -> dict[str, Any]:
     return found
 
 
+def begun_with(directory: PathLike) -> dict[str, Any] | None:
+    """Return the fingerprint of the work that was begun in a folder; None if none can be read."""
+    try:
+        found = read_json(Path(directory) / MANIFEST)["fingerprint"]
+    except (StoreError, KeyError, TypeError):
+        return None
+    return dict(found) if isinstance(found, dict) else None
+
+
 def require_complete(directory: PathLike, manifest: Mapping[str, Any]) -> None:
     """Refuse a store whose writing was cut off.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finescope.corpus import Corpus, open_corpus
+from finescope.corpus import Corpus, CorpusStats, open_corpus
+from finescope.corpus.plan import Planner, Shard
 from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
+from finescope.storage.identity import sampled_files
 from finescope.workflow.job import Job
 from finescope.workflow.labels import Labels, read_labels
 from finescope.workflow.layout import CORPUS_CODES, SAE, SCORER, TARGET_CODES
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.words import Words
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+
+_SEEN_ROWS = 1024
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Context:
         self.folder = job.folder
         self.ledger = Ledger(self.folder)
         self.refused: dict[str, Refused] = {}
+        self._plans: dict[str, list[Shard]] = {}
         self.corpus = open_job_corpus(job)
         self.targets = open_job_targets(job)
 
@@ -129,6 +134,60 @@ class Context:
 
         tokenizer = load_tokenizer(self.job.model)
         return Renderer(tokenizer, chat_template(self.job), self.job.refused_chats)
+
+    def plan(self, name: str, seen: Callable[[int], None] | None = None) -> list[Shard]:
+        """Return the shards of "corpus" or of "targets", planned by the first pass over it.
+
+        Args:
+            name: of the rows.
+            seen: called now and then with the number of rows read, if they have to be.
+
+        Raises:
+            InputError: as ``first_pass``.
+        """
+        if name not in self._plans:
+            planner = Planner()
+            for count, row in enumerate(self.first_pass(name), start=1):
+                planner.add(row)
+                if seen is not None and count % _SEEN_ROWS == 0:
+                    seen(count)
+            planner.close()
+            self._plans[name] = planner.shards
+        return self._plans[name]
+
+    def stats(self, name: str) -> CorpusStats:
+        """Return what the first pass over "corpus" or "targets" counted."""
+        self.plan(name)
+        found = self.rows(name).stats
+        if found is None:
+            raise RuntimeError("a full pass ended without counts")
+        return found
+
+    @cached_property
+    def tap_identity(self) -> dict[str, Any]:
+        """What decides the activations: the model's files, which aren't loaded, and the job's options."""
+        from finescope.activations.identity import model_files
+
+        options = {name: getattr(self.job, name) for name in TAP_OPTIONS}
+        files = model_files(self.job.model) if self.job.model else None
+        if files is None:
+            _ = self.tap  # brings a model from the hub here, or says what is wrong
+            files = model_files(self.job.model)
+        return {
+            "files": files or self.tap.fingerprint(),
+            "chat_template": chat_template(self.job),
+            **options,
+        }
+
+    @cached_property
+    def sae_identity(self) -> dict[str, Any]:
+        """What tells the job's SAE from another: its weights, or the files of one that was given."""
+        job = self.job
+        if job.sae_path is None:
+            return dict(self.ledger.facts("train")["identity"])
+        found = find_sae(job.sae_path, job.layer or None) or find_sae(job.sae_path, self.tap.layer)
+        files = {} if found is None else sampled_files(found)
+        return {"files": files, "hookpoint": job.sae_path.partition("#")[2], "facts": job.sae_facts}
 
     @cached_property
     def tap(self) -> ActivationTap:
@@ -231,6 +290,10 @@ def _opened(job: Job, source: Any, **options: Any) -> Corpus:
     return open_corpus(
         source, text_column=job.text_column, text_template=template, id_column=job.id_column, **options
     )
+
+
+TAP_OPTIONS = ("layer", "dtype", "max_length", "stride", "refused_chats")
+"""Fields of a job that change what ``open_tap`` gives, beside the model and the chat template."""
 
 
 def read_words(path: str, what: str) -> str:

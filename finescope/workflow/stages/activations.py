@@ -31,7 +31,8 @@ class CollectActivations(Stage):
         job = context.job
         return {
             "corpus": context.fingerprints["corpus"],
-            "tap": context.tap.fingerprint(),
+            "tap": context.tap_identity,
+            "activation_dtype": job.activation_dtype,
             "train_tokens": job.train_tokens,
             "seed": job.seed,
         }
@@ -42,17 +43,19 @@ class CollectActivations(Stage):
             context.tap,
             context.corpus,
             context.folder / ACTIVATIONS,
+            dtype=context.job.activation_dtype,
             max_tokens=_limit(context),
             seed=context.job.seed,
             reporter=context.reporter,
         )
-        return {"tokens": store.num_tokens, "rows": len(store)}
+        dtype = str(store.dtype).removeprefix("torch.")
+        return {"tokens": store.num_tokens, "rows": len(store), "activation_dtype": dtype}
 
 
 def _limit(context: Context) -> int | None:
     """The limit on tokens, or None where the corpus can't reach it, which saves a pass."""
-    found = context.corpus.stats or context.corpus.scan()
-    return None if found.characters < context.job.train_tokens else context.job.train_tokens
+    limit = context.job.train_tokens
+    return None if context.stats("corpus").characters < limit else limit
 
 
 def collect_activations(
@@ -60,21 +63,40 @@ def collect_activations(
     corpus: Corpus,
     folder: Path,
     *,
+    dtype: str,
     max_tokens: int | None,
     seed: int,
     reporter: Reporter,
     overwrite: bool = False,
 ) -> ActivationStore:
-    """Read the activations of (a random sample of) the corpus into a store; finished shards are kept."""
+    """Read the activations of (a random sample of) the corpus into a store; finished shards are kept.
+
+    Args:
+        tap: model and layer.
+        corpus: the rows.
+        folder: the store.
+        dtype: of the store; bfloat16 takes the place of float16 where that can't hold a value.
+        max_tokens: of the sample; None takes all rows.
+        seed: of the sample.
+        reporter: for progress.
+        overwrite: begin anew.
+    """
     from finescope.activations import store_activations
+    from finescope.activations.batches import DTYPES
+    from finescope.workflow.precision import rounded_work
 
     with reporter.task("activations", corpus.len_hint, "rows") as task:
-        return store_activations(
-            tap,
-            corpus,
-            folder,
-            max_tokens=max_tokens,
-            seed=seed,
-            mode="overwrite" if overwrite else "resume",
-            progress=lambda rows, tokens: task.update(rows, f"{tokens:,} tokens"),
-        )
+
+        def work(tap: ActivationTap, mode: str) -> ActivationStore:
+            return store_activations(
+                tap,
+                corpus,
+                folder,
+                max_tokens=max_tokens,
+                seed=seed,
+                dtype=DTYPES[tap.activation_dtype or dtype],
+                mode=mode,
+                progress=lambda rows, tokens: task.update(rows, f"{tokens:,} tokens"),
+            )
+
+        return rounded_work(work, tap, dtype, folder, reporter=reporter, overwrite=overwrite)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 PROBE_ROWS, PROBE_COPIES = 24, 3
 """Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
-_SHOWN_EVERY = 1024
 COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
 """Rows whose tokens are counted, at most, to tell tokens from characters."""
 
@@ -41,14 +40,10 @@ class Check(Stage):
         if context.job.sae_path is not None:  # a name that is wrong, or a hub out of reach, is found now
             find_sae(context.job.sae_path, context.job.layer or None)
         with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
-            for count, _ in enumerate(context.first_pass("corpus"), start=1):
-                if count % _SHOWN_EVERY == 0:
-                    task.update(count)
-        for _ in context.first_pass("targets"):
-            pass
-        found, wanted = context.corpus.stats, context.targets.stats
-        if found is None or wanted is None:
-            raise RuntimeError("a full pass ended without counts")
+            shards = context.plan("corpus", task.update)
+            task.update(sum(shard.rows for shard in shards))
+        context.plan("targets")
+        found, wanted = context.stats("corpus"), context.stats("targets")
         if context.corpus.left_out:
             say(f"left out of {context.corpus.name}: {_few(context.corpus.left_out)}")
         if found.empty:
@@ -78,7 +73,7 @@ def preview(context: Context) -> str:
     The model is timed on the first rows; the SAE is estimated from a matrix product.
     """
     job, corpus, tap = context.job, context.corpus, context.tap
-    stats = corpus.scan() if corpus.stats is None else corpus.stats
+    stats = context.stats("corpus")
     rows: list[Row] = []
     characters = tokens = 0
     for row in itertools.islice(corpus.rows(records=False), COUNTED_ROWS):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finescope.workflow.layout import CODES
+from finescope.workflow.layout import ACTIVATIONS, CODES
 from finescope.workflow.stage import Stage
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
     from finescope.corpus import Corpus
+    from finescope.corpus.plan import Shard
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
     from finescope.sae import Autoencoder
@@ -48,12 +49,11 @@ class Embed(Stage):
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
         """Return the rows, the model, the SAE and how tokens are pooled."""
-        from finescope.storage.identity import sha256_tensors
-
         job = context.job
         return {
-            "tap": context.tap.fingerprint(),
-            "sae": sha256_tensors(context.sae.state_dict(), sample=4096),
+            "tap": context.tap_identity,
+            "activation_dtype": self._dtype(context),
+            "sae": context.sae_identity,
             "pooling": job.recipe().pooling,
             "top_k_activations": job.top_k_activations,
             "rows": context.fingerprints[self.rows],
@@ -67,17 +67,33 @@ class Embed(Stage):
             context.tap,
             context.rows(self.rows),
             context.folder / CODES[self.rows],
+            Embedding(job.top_k_activations, job.recipe().pooling, self._dtype(context)),
             name=f"embedding {self.rows}",
-            top_k=job.top_k_activations,
-            pooling=job.recipe().pooling,
+            shards=context.plan(self.rows),
+            stored=context.folder / ACTIVATIONS if self.rows == "corpus" and job.sae_path is None else None,
             reporter=context.reporter,
         )
         refused = context.refused.get(self.rows)
         return {
             "rows": len(store),
             "pooling": job.recipe().pooling,
+            "activation_dtype": store.facts["source"]["activation_dtype"],
             "refused_chats": refused.words if refused is not None else "",
         }
+
+    def _dtype(self, context: Context) -> str:
+        """What activations are rounded to, at first: as the SAE's were, and the targets' as the corpus'."""
+        before = "activations" if self.rows == "corpus" else "embed-corpus"
+        return str(context.ledger.facts(before).get("activation_dtype", context.job.activation_dtype))
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How documents become codes: M, the pooling of tokens, and what activations are rounded to before."""
+
+    top_k: int
+    pooling: str
+    dtype: str
 
 
 def embed(
@@ -85,24 +101,49 @@ def embed(
     tap: ActivationTap,
     rows: Corpus,
     folder: Path,
+    how: Embedding,
     *,
     name: str,
-    top_k: int,
-    pooling: str,
     reporter: Reporter,
+    shards: Sequence[Shard] | None = None,
+    stored: Path | None = None,
     overwrite: bool = False,
 ) -> CodeStore:
-    """Embed all rows into a store of document codes; finished shards are kept."""
-    from finescope.embeddings.rows import embed_rows
+    """Embed all rows into a store of document codes; finished shards are kept.
 
+    Args:
+        sae: reads the tap's activations.
+        tap: model and layer.
+        rows: what is embedded.
+        folder: the store of codes.
+        how: pooling and rounding; bfloat16 takes the place of float16 where that can't hold a value.
+        name: for progress.
+        reporter: for progress.
+        shards: the plan, if there is one already.
+        stored: a store of activations of these rows, which the model then isn't run on again.
+        overwrite: begin anew.
+    """
+    from finescope.activations import ActivationStore
+    from finescope.activations.batches import DTYPES
+    from finescope.embeddings.rows import embed_rows
+    from finescope.workflow.precision import rounded_work
+
+    known = ActivationStore(stored) if stored is not None and stored.exists() else None
     with reporter.task(name, rows.len_hint, "rows") as task:
-        return embed_rows(
-            sae,
-            tap,
-            rows,
-            folder,
-            top_k=top_k,
-            pooling=pooling,
-            mode="overwrite" if overwrite else "resume",
-            progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
-        )
+
+        def work(tap: ActivationTap, mode: str) -> CodeStore:
+            fits = known is not None and known.dtype == DTYPES[tap.activation_dtype or how.dtype]
+            return embed_rows(
+                sae,
+                tap,
+                rows,
+                folder,
+                top_k=how.top_k,
+                pooling=how.pooling,
+                shards=shards,
+                stored=known if fits else None,
+                mode=mode,
+                progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
+            )
+
+        return rounded_work(work, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)

@@ -41,6 +41,7 @@ class Train(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Train; return sizes and the last metrics."""
         from finescope.activations import ActivationStore
+        from finescope.embeddings.rows import sae_fingerprint
         from finescope.sae.metrics import training_log
 
         store = ActivationStore(context.folder / ACTIVATIONS)
@@ -54,6 +55,7 @@ class Train(Stage):
             "k": sae.cfg.k,
             "steps": plan.steps,
             "training": plan.training.to_dict(),
+            "identity": sae_fingerprint(sae),
             **{name: last.get(name) for name in ("fvu", "l0", "dead_fraction")},
         }
 

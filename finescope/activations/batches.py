@@ -1,0 +1,97 @@
+"""Activations on their way: of whole documents, and of batches of windows as they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finescope.activations.windows import Document
+from finescope.errors import InputError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""What activations are rounded to and stored as."""
+
+
+class TooLargeError(InputError):
+    """Activations that the dtype they are rounded to can't hold.
+
+    Attributes:
+        what: which they are, without a remedy.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; round them to bfloat16 or float32 instead (activation_dtype)")
+        self.what = what
+
+
+@dataclass(frozen=True)
+class DocumentActivations:
+    """The activations of one document."""
+
+    index: int
+    """Position of its row among the rows given."""
+    id: str
+    token_ids: Tensor
+    """int64 [T]: the tokens kept, special ones left out."""
+    activations: Tensor
+    """[T,D] in the tap's dtype, on its device."""
+    place: str = ""
+    windows: tuple[int, ...] = ()
+    """Tokens of each window that it was read in; () if there was one."""
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """The activations of a batch of windows, one after the other."""
+
+    documents: list[Document]
+    """Document of each window."""
+    parts: list[int]
+    """Number of each window in its document."""
+    offsets: list[int]
+    """Where each window's tokens start; one more at the end."""
+    token_ids: Tensor
+    """int64 [B]."""
+    activations: Tensor
+    """[B,D]."""
+
+    def first_broken(self) -> int | None:
+        """Return the number of the first window with NaN or infinite activations; None if there is none."""
+        broken = ~torch.isfinite(self.activations).all(dim=1).cpu()
+        if not bool(broken.any()):
+            return None
+        token = int(broken.nonzero()[0])
+        return next(number for number in range(len(self.documents)) if self.offsets[number + 1] > token)
+
+
+def rounded(batch: ActivationBatch, dtype: torch.dtype) -> ActivationBatch:
+    """Return a batch of finite activations, rounded to another dtype.
+
+    Raises:
+        TooLargeError: they don't fit; the document is named.
+    """
+    found = ActivationBatch(
+        batch.documents, batch.parts, batch.offsets, batch.token_ids, batch.activations.to(dtype)
+    )
+    number = found.first_broken()
+    if number is not None:
+        low, high = batch.offsets[number], batch.offsets[number + 1]
+        document = batch.documents[number]
+        where = f" ({document.place})" if document.place else ""
+        name = str(dtype).removeprefix("torch.")
+        raise TooLargeError(
+            f"activations of document {document.id!r}{where} reach "
+            f"{float(batch.activations[low:high].abs().max()):.3g}, more than {name} holds"
+        )
+    return found
+
+
+def joined(document: Document, parts: Mapping[int, tuple[Tensor, Tensor]]) -> DocumentActivations:
+    """Return a document put together from its windows' tokens [T] and activations [T,D], by number."""
+    ordered = [parts[number] for number in range(document.parts)]
+    tokens, activations = ordered[0] if len(ordered) == 1 else map(torch.cat, zip(*ordered, strict=True))
+    windows = () if len(ordered) == 1 else tuple(len(part[0]) for part in ordered)
+    return DocumentActivations(document.index, document.id, tokens, activations, document.place, windows)

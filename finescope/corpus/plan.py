@@ -1,0 +1,188 @@
+"""How rows are cut into shards that can be worked on one by one, and how finished ones are known again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finescope.corpus.row import Row
+from finescope.errors import InputError, StoreError
+
+SHARD_ROWS = 4096
+"""Rows of a shard."""
+SHARD_CHARACTERS = 1 << 25
+"""Characters at which a shard is closed though more rows would fit, so that its token ids fit in memory."""
+
+
+class RowHash:
+    """A hash of ids and texts of rows, in order; known after each row."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, row: Row) -> None:
+        """Take the next row."""
+        self._hash.update(f"{row.id}\0{row.content}\0".encode("utf-8", "surrogatepass"))
+
+    @property
+    def value(self) -> str:
+        """Hexadecimal hash of the rows so far."""
+        return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that stand one after the other and are worked on together.
+
+    Attributes:
+        first: number of the first row.
+        rows: how many there are.
+        digest: ``RowHash`` of them.
+    """
+
+    first: int
+    rows: int
+    digest: str
+
+
+class Planner:
+    """Cuts rows into shards as they come by. Where is decided by the rows alone, from each shard's first on.
+
+    Attributes:
+        shards: the shards that are closed.
+    """
+
+    def __init__(self, limit: int = SHARD_ROWS) -> None:
+        """Plan shards of at most ``limit`` rows, and of about ``SHARD_CHARACTERS``.
+
+        Raises:
+            ValueError: a limit below 1.
+        """
+        if limit < 1:
+            raise ValueError(f"a shard holds at least 1 row, not {limit}")
+        self.shards: list[Shard] = []
+        self._limit = limit
+        self._open(0)
+
+    def _open(self, first: int) -> None:
+        self._first, self._rows, self._characters, self._hash = first, 0, 0, RowHash()
+
+    def add(self, row: Row) -> bool:
+        """Take the next row; return whether a shard ends with it."""
+        self._rows += 1
+        self._characters += len(row.content)
+        self._hash.add(row)
+        if self._rows < self._limit and self._characters < SHARD_CHARACTERS:
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """End the shard that is open, if it holds a row."""
+        if self._rows:
+            self.shards.append(Shard(self._first, self._rows, self._hash.value))
+            self._open(self._first + self._rows)
+
+
+def plan(rows: Iterable[Row], limit: int = SHARD_ROWS) -> list[Shard]:
+    """Read rows once and return the shards that they are cut into."""
+    planner = Planner(limit)
+    for row in rows:
+        planner.add(row)
+    planner.close()
+    return planner.shards
+
+
+def cut(rows: Iterable[Row], limit: int = SHARD_ROWS) -> Iterator[tuple[Shard, list[Row]]]:
+    """Yield rows shard by shard."""
+    planner = Planner(limit)
+    held: list[Row] = []
+    for row in rows:
+        held.append(row)
+        if planner.add(row):
+            yield planner.shards.pop(), held
+            held = []
+    planner.close()
+    if held:
+        yield planner.shards.pop(), held
+
+
+class ShardReader:
+    """Reads the rows of planned shards. Asked for in order, they take one pass over the corpus."""
+
+    def __init__(self, open_rows: Callable[[], Iterator[Row]]) -> None:
+        """Read from what ``open_rows`` returns: an iterator over all rows, from the first on."""
+        self._open = open_rows
+        self._rows: Iterator[Row] = iter(())
+        self._position: int | None = None
+
+    def read(self, shard: Shard) -> list[Row]:
+        """Return the rows of a shard.
+
+        Raises:
+            InputError: they are other rows than those that were planned.
+        """
+        if self._position is None or self._position > shard.first:
+            self._rows, self._position = self._open(), 0
+        for _ in itertools.islice(self._rows, shard.first - self._position):
+            pass
+        found = list(itertools.islice(self._rows, shard.rows))
+        self._position = shard.first + shard.rows
+        digest = RowHash()
+        for row in found:
+            digest.add(row)
+        if digest.value != shard.digest:
+            where = f" (from {found[0].place} on)" if found and found[0].place else ""
+            raise InputError(
+                f"rows {shard.first} to {shard.first + shard.rows - 1}{where} have changed since they were "
+                "first read; leave the corpus alone while it is worked on, and run again"
+            )
+        return found
+
+
+def following(shards: Sequence[Shard], finished: Sequence[Mapping[str, Any]]) -> Sequence[Shard]:
+    """Return the planned shards that come after finished ones, which must be the first of the plan.
+
+    Args:
+        shards: the plan.
+        finished: what was noted about the finished shards: "rows" and "digest".
+
+    Raises:
+        StoreError: the finished shards are of other rows.
+    """
+    for shard, known in zip(shards, finished, strict=False):
+        if (known["rows"], known["digest"]) != (shard.rows, shard.digest):
+            raise _changed(f"rows {shard.first} to {shard.first + shard.rows - 1}")
+    if len(finished) > len(shards):
+        raise _changed(f"all after the first {sum(shard.rows for shard in shards)}")
+    return shards[len(finished) :]
+
+
+def unfinished(
+    rows: Iterable[Row], finished: Sequence[Mapping[str, Any]], limit: int = SHARD_ROWS
+) -> Iterator[tuple[Shard, list[Row]]]:
+    """Yield the shards of rows that can't be planned beforehand: those after finished ones, as ``following``.
+
+    Raises:
+        StoreError: the finished shards are of other rows.
+    """
+    finished = list(finished)  # what is made of the shards yielded may be noted in the list that was given
+    seen: list[Shard] = []
+    for shard, held in cut(rows, limit):
+        if len(seen) >= len(finished):
+            yield shard, held
+            continue
+        seen.append(shard)
+        following([shard], [finished[len(seen) - 1]])
+    if len(seen) < len(finished):
+        raise _changed(f"all after the first {sum(shard.rows for shard in seen)}")
+
+
+def _changed(which: str) -> StoreError:
+    return StoreError(
+        f"the rows aren't those that the finished shards were made from: {which} have changed. "
+        "Choose another folder, or overwrite this one"
+    )
