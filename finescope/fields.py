@@ -26,7 +26,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 
-from finescope.errors import did_you_mean
+from finescope.errors import InputError, did_you_mean
 
 _Config = TypeVar("_Config", bound="Configuration")
 _Limit = TypeVar("_Limit")
@@ -108,7 +108,7 @@ class Configuration:
     def __post_init__(self) -> None:
         checked, wrong = check(type(self), vars(self))
         if wrong:
-            raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
+            raise InputError(f"{type(self).__name__}: {'; '.join(wrong)}")
         vars(self).update(checked)
 
     @classmethod
@@ -129,7 +129,8 @@ class Configuration:
             drop_extra_fields: ignore unknown names instead of refusing them (foreign checkpoints carry some).
 
         Raises:
-            ValueError: an unknown name (unless dropped), a value of the wrong type or out of range.
+            ValueError: an unknown name (unless dropped).
+            InputError: values of a wrong type or out of range; all of them are named.
         """
         known = fields_of(cls)
         extra = sorted(str(name) for name in data if name not in known)

@@ -41,7 +41,7 @@ class SelectionConfig(Configuration):
     """Limits of a selection. Whatever is None does not limit; all limits hold at once.
 
     Raises:
-        ValueError: a value of a wrong type or out of range; all of them are named.
+        InputError: a value of a wrong type or out of range; all of them are named.
     """
 
     k: Count | None = None

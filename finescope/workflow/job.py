@@ -17,6 +17,7 @@ from finescope.curation.scoring.sums import is_scorer, parse_scorer
 from finescope.curation.scoring.weighting import WEIGHTINGS
 from finescope.curation.selection import SelectionConfig
 from finescope.embeddings.pooler import POOLINGS
+from finescope.errors import InputError
 from finescope.fields import (
     Allowed,
     AnyText,
@@ -49,7 +50,7 @@ class Job(Configuration):
     """One run of ``finescope curate``; ``sae``, ``training`` and ``selection`` are sections of their own.
 
     Raises:
-        ValueError: unknown names, values of a wrong type or out of range; the message names them all.
+        InputError: values of a wrong type or out of range; the message names them all.
     """
 
     model: Annotated[AnyText, Metavar("NAME|DIR")] = ""
@@ -150,7 +151,7 @@ class Job(Configuration):
             drop_extra_fields: ignore unknown names instead of refusing them.
 
         Raises:
-            ValueError: unknown names (the nearest are suggested), values of a wrong type or out of range.
+            InputError: unknown names (the nearest are suggested), values of a wrong type or out of range.
         """
         known = fields_of(cls)
         return cls(**_checked(cls, {n: v for n, v in data.items() if n in known or not drop_extra_fields}))
@@ -199,9 +200,9 @@ def _checked(kind: type[Job], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values as they are to be kept.
 
     Raises:
-        ValueError: some are refused; all of them are named.
+        InputError: some are refused; all of them are named.
     """
     checked, wrong = check(kind, values, none="null")
     if wrong:
-        raise ValueError(";\n".join(wrong))
+        raise InputError(";\n".join(wrong))
     return checked
