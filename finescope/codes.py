@@ -311,17 +311,27 @@ class SparseCodes:
 
     @classmethod
     def from_torch_sparse(cls, sparse: Tensor) -> SparseCodes:
-        """Build codes from a torch CSR or COO tensor [N,F]."""
-        from scipy.sparse import csr_matrix
+        """Build codes from a torch sparse tensor [N,F] of any layout, coalesced or not.
 
-        csr = sparse.detach().cpu()
-        csr = csr.coalesce().to_sparse_csr() if csr.layout == torch.sparse_coo else csr
-        return cls.from_scipy(
-            csr_matrix(
-                (csr.values().numpy(), csr.col_indices().numpy(), csr.crow_indices().numpy()),
-                shape=tuple(csr.shape),
-            )
-        )
+        Duplicates are summed, explicit zeros dropped; floating values keep their dtype, others become
+        float32.
+
+        Raises:
+            ValueError: not two-dimensional.
+            TypeError: complex numbers.
+        """
+        if sparse.dim() != 2:
+            raise ValueError(f"codes must have shape [N, F], got {list(sparse.shape)}")
+        if sparse.is_complex():
+            raise TypeError(f"codes are real numbers, got a tensor of {sparse.dtype}")
+        count, width = sparse.shape
+        coo = sparse.detach().cpu()
+        coo = (coo if sparse.is_floating_point() else coo.float()).to_sparse(sparse_dim=2).coalesce()
+        kept = coo.values() != 0
+        rows, latents = coo.indices()[:, kept]
+        indptr = torch.zeros(count + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(rows, minlength=count), dim=0, out=indptr[1:])
+        return cls(indptr, latents.to(_index_dtype(width)), coo.values()[kept], width, check=False)
 
     def to_torch_sparse(self) -> Tensor:
         """Return the codes as a torch CSR tensor [N,F] of the values' dtype."""

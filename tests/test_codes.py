@@ -42,6 +42,24 @@ def test_round_trips(dense: torch.Tensor, codes: SparseCodes) -> None:
     assert torch.equal(SparseCodes.from_torch_sparse(dense.to_sparse_coo()).to_dense(), dense)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32])
+def test_sparse_tensors_of_any_make(dtype: torch.dtype) -> None:
+    places = torch.tensor([[2, 0, 0, 2, 1, 2], [1, 3, 0, 1, 2, 0]])  # neither sorted nor distinct
+    values = torch.tensor([1, 2, 3, 4, 0, 6], dtype=dtype)
+    sparse = torch.sparse_coo_tensor(places, values, (4, 5), check_invariants=True)
+    wanted = torch.tensor([[3.0, 0, 0, 2, 0], [0] * 5, [6, 5, 0, 0, 0], [0] * 5])
+    codes = SparseCodes.from_torch_sparse(sparse)
+    codes.validate()
+    assert torch.equal(codes.to_dense().float(), wanted)
+    assert codes.values.dtype == (dtype if dtype.is_floating_point else torch.float32)
+    assert codes.nnz == 4
+    if dtype.is_floating_point:
+        assert codes == SparseCodes.from_torch_sparse(codes.to_torch_sparse())
+    for wrong, message in ((sparse[0], r"\[N, F\]"), (torch.zeros(2, 2, 2).to_sparse(), r"\[N, F\]")):
+        with pytest.raises(ValueError, match=message):
+            SparseCodes.from_torch_sparse(wrong)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(-9, 8), max_size=12), st.data())
 def test_getitem_is_dense_indexing(rows: list[int], data: st.DataObject) -> None:

@@ -20,7 +20,18 @@ from finescope.ops.packed_sparse import PackedCodes
 from finescope.ops.schemas import call
 from finescope.search import file as indexfile
 from finescope.search.blocked import PACKED_BYTES, READ_BYTES, BlockedRows, native
-from finescope.search.rows import Part, Rows, as_device, as_ids, as_part, as_tensor, is_sparse, width_of
+from finescope.search.rows import (
+    Part,
+    Rows,
+    as_codes,
+    as_device,
+    as_ids,
+    as_part,
+    as_tensor,
+    is_sparse,
+    sparse_matrix,
+    width_of,
+)
 from finescope.search.streaming import DEFAULT_MEMORY, part_device, stream
 from finescope.storage.files import PathLike
 
@@ -53,7 +64,8 @@ class Index:
 
         Args:
             corpus: [N,D], a tensor (float16, bfloat16, float32, float64), an array or memory-mapped array
-                (float16, float32, float64), or N sparse codes, in memory or in a ``CodeStore``.
+                (float16, float32, float64), or N sparse codes: SparseCodes, a ``CodeStore``, a sparse matrix
+                of torch or scipy (which is copied).
             metric: "cosine" or "ip" (inner product).
             ids: whole numbers [N], 0 or more and distinct, what a search returns for each row; the positions
                 0 … N-1 if None.
@@ -149,7 +161,7 @@ class Index:
         """Return the k most similar rows of each query, best first; ties go to the earlier row.
 
         Args:
-            queries: [Q,D], or Q sparse codes.
+            queries: [Q,D], or Q sparse codes or rows of a sparse matrix.
             k: neighbours, 0 or more; more than N pads.
             min_score: drop results whose returned (rounded) score is below this.
             exclude: ids [Q,E], int64, never returned for that query; -1 stands for none.
@@ -167,6 +179,8 @@ class Index:
             TypeError: sparse queries for dense rows or the reverse, wrong dtypes.
         """
         sparse = is_sparse(self._parts[0])
+        if sparse_matrix(queries):
+            queries = as_codes(queries)
         if isinstance(queries, SparseCodes) != sparse:
             kind = "SparseCodes" if sparse else "a tensor or an array"
             raise TypeError(f"queries must be {kind} like the index, got {type(queries).__name__}")

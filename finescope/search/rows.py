@@ -42,6 +42,8 @@ def as_part(block: Rows) -> Part:
         ValueError: not two-dimensional.
         TypeError: a dtype or object that can't be searched.
     """
+    if sparse_matrix(block):
+        return as_codes(block)
     if isinstance(block, SparseCodes):
         return block
     if isinstance(block, np.ndarray):
@@ -61,6 +63,18 @@ def as_part(block: Rows) -> Part:
         return block
     here = None if isinstance(block, np.memmap) else in_place(block)
     return BlockedRows(block) if here is None else here
+
+
+def sparse_matrix(rows: Any) -> bool:
+    """Whether rows are a sparse matrix of torch (in any layout) or of scipy."""
+    return rows.layout != torch.strided if isinstance(rows, Tensor) else hasattr(rows, "tocsr")
+
+
+def as_codes(matrix: Any) -> SparseCodes:
+    """A sparse matrix of torch or scipy as codes; whole numbers become float64."""
+    if isinstance(matrix, Tensor):
+        return SparseCodes.from_torch_sparse(matrix if matrix.is_floating_point() else matrix.double())
+    return SparseCodes.from_scipy(matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64))
 
 
 def is_sparse(part: Part) -> bool:
