@@ -117,8 +117,8 @@ SECTIONS: dict[str, type[Configuration]] = {
     "training": TrainingConfig,
     "selection": SelectionConfig,
 }
-# Fields of the job that only --config and --set reach.
-WITHOUT_OPTION = {"sae", "training", "selection", "activation_dtype"}
+# Fields of the job, besides its sections, that only --config and --set reach.
+WITHOUT_OPTION = {"activation_dtype"}
 
 
 def options_of(command: str) -> dict[str, click.Option]:
@@ -128,7 +128,8 @@ def options_of(command: str) -> dict[str, click.Option]:
 
 
 def test_every_field_of_the_job_has_an_option() -> None:
-    assert set(fields_of(Job)) - set(options_of("curate")) == WITHOUT_OPTION
+    plain = {name for name, field in fields_of(Job).items() if field.base is not dict}
+    assert plain - set(options_of("curate")) == WITHOUT_OPTION
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("demo", "info")])
