@@ -133,6 +133,13 @@ def test_tool_calls_are_kept_and_written_out(shape: str) -> None:
     assert not row.empty
 
 
+def test_an_empty_list_of_calls_is_none(tmp_path: Path) -> None:
+    """Templates that ask whether there are ``tool_calls`` would take it for calls, and refuse or fail."""
+    messages = [{"role": "assistant", "content": "a", "tool_calls": []}]
+    assert _row({"messages": messages, "tools": []}).messages == [{"role": "assistant", "content": "a"}]
+    assert _row({"messages": messages, "tools": []}).tools is None
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
 def test_reasoning_and_names_are_kept_and_written_out(key: str) -> None:
     row = _row({"messages": [{"role": "assistant", "content": "42", key: "six by seven", "name": "deep"}]})

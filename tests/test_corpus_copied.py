@@ -431,6 +431,34 @@ def test_dictionaries_inside_structs_across_row_groups(tmp_path: Path) -> None:
     assert plain(pq.read_table(tmp_path / "out.parquet")["c"]) == [{"k": "a"}, {"k": "b"}]
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_old_times_beyond_the_years_of_nanoseconds(tmp_path: Path, nested: bool) -> None:
+    """Spark's "never", 9999-12-31 in INT96: pyarrow by itself reads it as a date of 1816."""
+
+    def put(values: list[int], unit: str) -> Any:
+        column = pa.array(values, pa.timestamp(unit))
+        if nested:
+            column = pa.array(
+                [[{"when": value}] for value in column], pa.list_(pa.struct([("when", column.type)]))
+            )
+        path = tmp_path / "c.parquet"
+        table = pa.table({"text": TEXTS.slice(0, len(values)), "c": column})
+        pq.write_table(table, path, use_deprecated_int96_timestamps=True, row_group_size=1)
+        return open_corpus(path)
+
+    never = 253_402_214_400_000_000
+    copy_rows(tmp_path / "out.jsonl", put([never, 1_700_000_000_000_001], "us"), [0, 1])
+    wanted = ["9999-12-31T00:00:00", "2023-11-14T22:13:20.000001"]
+    lines = [json.loads(line)["c"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line[0]["when"] if nested else line for line in lines] == wanted
+    copy_rows(tmp_path / "out.parquet", open_corpus(tmp_path / "c.parquet"), [0])
+    assert "timestamp[us]" in str(pq.read_schema(tmp_path / "out.parquet").field("c").type)
+    copy_rows(tmp_path / "out.parquet", put([1_700_000_000_000_000_001, -1], "ns"), [1, 0])
+    assert "timestamp[ns]" in str(pq.read_schema(tmp_path / "out.parquet").field("c").type), (
+        "nanoseconds stay"
+    )
+
+
 def test_schema_like_takes_all_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     _table(tmp_path / "in" / "0.parquet", pa.nulls(1))

@@ -79,6 +79,28 @@ def test_a_folder_with_descriptions_only(tmp_path: Path) -> None:
         list(open_corpus(tmp_path / "dataset_info.json"))
 
 
+def test_a_folder_that_is_called_like_a_file(tmp_path: Path) -> None:
+    """What Spark writes under ``corpus.parquet``: a folder with parts, marks and checksums."""
+    _put(tmp_path, **{"corpus.parquet__part-00000_parquet": "ab", "corpus.parquet__part-00001_parquet": "c"})
+    (tmp_path / "corpus.parquet" / "_SUCCESS").write_text("")
+    (tmp_path / "corpus.parquet" / ".part-00000.parquet.crc").write_bytes(b"crc")
+    corpus = open_corpus(tmp_path / "corpus.parquet")
+    assert [row.id for row in corpus] == ["a", "b", "c"]
+    assert corpus.left_out == []
+    assert _ids(tmp_path) == "abc"
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path: Path) -> None:
+    """Not at the separators that a text may hold, where ``str.splitlines`` would cut it."""
+    texts = ["one\u2028two", "three\u0085four\x1c", "five\u2029\x0b"]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), newline="")
+    corpus = open_corpus(path)
+    assert [row.text for row in corpus] == texts
+    copy_rows(tmp_path / "out.jsonl", corpus, [0, 1, 2])
+    assert (tmp_path / "out.jsonl").read_bytes() == path.read_bytes() + b"\n"
+
+
 def test_partitions_become_columns(tmp_path: Path) -> None:
     _put(tmp_path, **{"lang=en__year=2023__a_parquet": "a", "lang=de__year=2024__b_jsonl": "b"})
     _put(tmp_path, **{"lang=a%20b__c_jsonl": "c"})

@@ -85,6 +85,17 @@ def test_idf_is_zero_for_a_latent_that_always_fires_and_grows_with_rarity():
     assert weights[1] < weights[2] < weights[3]
 
 
+@pytest.mark.parametrize("copies", [1, 5])
+def test_documents_that_are_all_alike_can_still_be_scored(copies):
+    """Every latent that fires does so everywhere: weights of 0 would make all of them invalid."""
+    corpus = np.tile(np.array([[0.5, 0, 2, 0]], np.float32), (copies, 1))
+    targets = np.array([[1, 0, 1, 0], [0, 1, 0, 0]], np.float32)
+    assert idf_weights(codes(corpus)).tolist() == [1.0] * 4
+    table = CorpusScorer(codes(corpus), weights="idf").score(codes(targets), "max")
+    assert table.valid.all()
+    np.testing.assert_allclose(table.score, 2.5 / np.sqrt(2 * 4.25), rtol=1e-14)
+
+
 def test_rows_without_latents_and_broken_rows_are_marked_and_leave_the_others_alone():
     targets, corpus = problem(5)
     dirty = corpus.copy()

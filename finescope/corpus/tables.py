@@ -7,10 +7,12 @@ import bisect
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from finescope import hub
 from finescope.corpus.files import File
+from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
 from finescope.corpus.source import BLOCK_ROWS, Record, Visit, record_as_line
 from finescope.errors import InputError
@@ -172,14 +174,21 @@ class ParquetSource(TableSource):
         self.name = file.label
         self.stem = file.name[: -len(".parquet")]
 
+    @cached_property
+    def _unit(self) -> str | None:
+        return unit_for(self._opened, self.name)
+
     def _open(self) -> Any:
+        return self._opened(self._unit)
+
+    def _opened(self, unit: str | None) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self._file.path
         try:
             with self._file.reading():
-                return pq.ParquetFile(path, filesystem=self._file.system)
+                return pq.ParquetFile(path, filesystem=self._file.system, coerce_int96_timestamp_unit=unit)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} is no Parquet file, or is truncated: {error}") from error
 

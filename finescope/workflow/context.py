@@ -176,8 +176,13 @@ class Context:
         return {
             "files": files or self.tap.fingerprint(),
             "chat_template": chat_template(self.job),
+            "rendering": self.renderer.fingerprint() if self._has_chats else None,
             **options,
         }
+
+    @property
+    def _has_chats(self) -> bool:
+        return any(self.stats(name).conversations for name in ("corpus", "targets"))
 
     @cached_property
     def sae_identity(self) -> dict[str, Any]:

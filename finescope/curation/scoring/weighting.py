@@ -41,15 +41,17 @@ def idf_weights(codes: Codes) -> FloatArray:
     N counts the rows that hold any latent and df those that hold this one. A latent that fires in every
     document says nothing about a domain and gets exactly 0; one that never fires gets the largest weight (it
     can't contribute). The form is Spärck Jones's (1972) with one added to both counts; scikit-learn's variant
-    adds 1 to the logarithm, which keeps the always-on latents of language models alive. Rows without any
-    latent say nothing about latents: a corpus of nothing else gives every latent weight 1.
+    adds 1 to the logarithm, which keeps the always-on latents of language models alive.
+
+    Where every latent that fires does so in every document (one document, copies of one, or none), none is
+    rarer than another: all weigh 1, since weights of 0 would leave nothing to compare.
     """
     return idf_of(*document_frequency(codes))
 
 
 def idf_of(counts: IntArray, rows: int) -> FloatArray:
     """Return ``idf_weights`` of what ``document_frequency`` has counted."""
-    if rows == 0:
+    if not ((counts > 0) & (counts < rows)).any():
         return np.ones(counts.size)
     return np.asarray(np.log((rows + 1.0) / (counts + 1.0)), dtype=np.float64)
 
