@@ -232,6 +232,15 @@ def with_values(codes: SparseCodes, values: torch.Tensor) -> SparseCodes:
     return SparseCodes(codes.indptr, codes.indices, values, codes.num_latents, check=False)
 
 
+def values64(codes: SparseCodes) -> FloatArray:
+    """Return the values of codes in float64, [nnz].
+
+    By NumPy, in this thread: a block is small, and waking others takes longer than the work.
+    """
+    values = codes.values.detach()
+    return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy(), np.float64)
+
+
 def to_csr64(codes: SparseCodes) -> Any:
     """Return ``codes`` as a scipy CSR matrix [N,F] in float64 (exact for 16- and 32-bit values)."""
     from scipy.sparse import csr_matrix
@@ -239,7 +248,7 @@ def to_csr64(codes: SparseCodes) -> Any:
     wide = np.int64 if codes.nnz > np.iinfo(np.int32).max else np.int32
     return csr_matrix(
         (
-            codes.values.to(torch.float64).numpy(),
+            values64(codes),
             codes.indices.numpy().astype(wide),
             codes.indptr.numpy().astype(wide),
         ),
@@ -264,15 +273,14 @@ def weighted_norms(block: SparseCodes, weights: FloatArray | None) -> FloatArray
         block: n rows over F latents.
         weights: w as float64 [F]; None means all ones.
     """
-    squares = with_values(block, block.values.to(torch.float64).square())
+    squares = with_values(block, torch.from_numpy(np.square(values64(block))))
     factors = np.ones(block.num_latents) if weights is None else weights * weights
     return np.asarray(np.sqrt(product(squares, factors[:, None])[:, 0]))
 
 
 def scaled_values(block: SparseCodes, factors: FloatArray) -> FloatArray:
     """Return the values of a block with those of row i multiplied by ``factors[i]``, float64 [nnz]."""
-    values = block.values.to(torch.float64).numpy()
-    return np.asarray(values * np.repeat(factors, np.diff(block.indptr.numpy())))
+    return values64(block) * np.repeat(factors, np.diff(block.indptr.numpy()))
 
 
 def reciprocal(norms: FloatArray) -> FloatArray:

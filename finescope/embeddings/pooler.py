@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,15 +34,15 @@ def repool(codes: SparseCodes, stored: str, wanted: str) -> SparseCodes:
     """
     if stored == wanted:
         return codes
-    values = codes.values.to(torch.float32 if codes.values.dtype != torch.float64 else torch.float64)
-    if (stored, wanted) == ("sqrt_mean", "mean"):
-        values = values.square()
-    elif (stored, wanted) == ("mean", "sqrt_mean"):
-        values = values.sqrt()
-    else:
+    change = {("sqrt_mean", "mean"): np.square, ("mean", "sqrt_mean"): np.sqrt}.get((stored, wanted))
+    if change is None:
         raise ValueError(
             f"codes pooled by {stored} can't be turned into {wanted}; embed again with that pooling"
         )
+    held = codes.values.detach()
+    wide = (held.float() if held.dtype == torch.bfloat16 else held).numpy()  # NumPy has no bfloat16
+    # NumPy's root is exact; torch's may be off in the last place, by where in the tensor a number stands.
+    values = torch.from_numpy(change(wide.astype(np.float64 if wide.dtype == np.float64 else np.float32)))
     return SparseCodes(codes.indptr, codes.indices, values, codes.num_latents, check=False)
 
 

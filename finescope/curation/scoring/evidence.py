@@ -22,6 +22,7 @@ from finescope.curation.blocks import (
     iter_blocks,
     row_access,
     rows_of,
+    values64,
     with_values,
 )
 from finescope.curation.scoring.onepass import CorpusScorer
@@ -194,7 +195,7 @@ class Spaces:
         return self._vectors.mean() if known is None else known
 
     def _centred(self, block: SparseCodes) -> SparseCodes:
-        values = block.values.to(torch.float64).numpy().reshape(-1, self._centre.size) - self._centre
+        values = values64(block).reshape(-1, self._centre.size) - self._centre
         return with_values(block, torch.from_numpy(values.reshape(-1)))
 
 
@@ -269,7 +270,7 @@ class DenseRows:
         """Return the mean vector, float64 [D]."""
         total = np.zeros(self.num_latents)
         for _, block in iter_blocks(self):
-            total += block.values.to(torch.float64).numpy().reshape(-1, self.num_latents).sum(axis=0)
+            total += values64(block).reshape(-1, self.num_latents).sum(axis=0)
         return total / max(1, len(self))
 
 

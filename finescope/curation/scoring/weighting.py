@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_blocks, latents_of
+from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_blocks, latents_of, values64
 
 WEIGHTINGS = ("none", "idf")
 """Names that ``resolve_weights`` understands."""
@@ -28,7 +28,7 @@ def document_frequency(codes: Codes) -> tuple[IntArray, int]:
     counts = np.zeros(latents_of(codes), np.int64)
     rows = 0
     for _, block in iter_blocks(codes):
-        present = (block.values > 0).numpy()
+        present = values64(block) > 0
         indices = block.indices.numpy()
         counts += np.bincount(indices if present.all() else indices[present], minlength=counts.size)
         rows += int(np.count_nonzero(np.diff(block.indptr.numpy())))
