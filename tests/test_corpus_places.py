@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,11 +262,14 @@ def test_urls_are_paths(tmp_path: Path, memory: Any) -> None:
     assert _ids(f"file://{tmp_path}/b.jsonl") == "cd"
 
 
-def test_urls_that_lead_nowhere(memory: Any) -> None:
+def test_urls_that_lead_nowhere(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"/bucket/none\.jsonl does not exist"):
         open_corpus("memory://bucket/none.jsonl")
     with pytest.raises(InputError, match="nosuch://x can't be opened"):
         open_corpus("nosuch://x")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(InputError, match=r"s3://b/a\.jsonl needs a package .*finescope\[urls\]"):
+        open_corpus("s3://b/a.jsonl")
     memory.pipe("/bucket/broken.parquet", b"PAR1 no")
     with pytest.raises(InputError, match=r"broken\.parquet"):
         list(open_corpus("memory://bucket/broken.parquet"))

@@ -87,7 +87,11 @@ class _Place:
 
         try:
             system, path = url_to_fs(text)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise InputError(
+                f"{text} needs a package that isn't installed ({error}): pip install 'finescope[urls]'"
+            ) from error
+        except ValueError as error:
             raise InputError(f"{text} can't be opened: {error}") from error
         if "file" in _protocols(system):
             return cls(path)
