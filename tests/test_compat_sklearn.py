@@ -279,6 +279,20 @@ def test_a_row_at_the_radius_is_within() -> None:
     )
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_far_from_the_origin_keep_their_distances(sparse: bool) -> None:
+    """Times in seconds: ‖q‖² - 2⟨q,c⟩ + ‖c‖² loses all of them."""
+    seconds = np.array([0, 5, 10, 600, 605, 610, 1200, 1800, 1805])
+    rows: Any = (1_700_000_000 + seconds)[:, None]
+    fitted = NearestNeighbors(n_neighbors=3, radius=10).fit(sp.csr_matrix(rows) if sparse else rows)
+    away = abs(seconds[:, None] - seconds)
+    distances, ids = fitted.kneighbors(rows)
+    assert np.array_equal(ids, np.argsort(away, axis=1, kind="stable")[:, :3])
+    assert np.array_equal(distances, np.take_along_axis(away, ids, 1))
+    for row, found in enumerate(fitted.radius_neighbors(rows, return_distance=False)):
+        assert np.array_equal(found, np.flatnonzero(away[row] <= 10))
+
+
 @pytest.mark.parametrize("mode", ["connectivity", "distance"])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_graphs_are_scikit_learns(mode: str, sparse: bool) -> None:
