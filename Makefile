@@ -7,9 +7,13 @@ DEMO ?= demo
 
 .PHONY: demo test bench lint format clean
 
-$(VENV)/.installed: pyproject.toml setup.py build_native.py build_tools.py constraints.txt $(shell find csrc -type f)
+$(VENV)/.installed: pyproject.toml setup.py build_cache.py build_native.py build_rules.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch setuptools wheel ninja pybind11
+	@echo "== 1 of 3: torch, by far the largest of the packages"
+	$(PIP) install -c constraints.txt torch setuptools wheel ninja pybind11
+	@echo "== 2 of 3: the native operations"
+	$(BIN)/python build_native.py
+	@echo "== 3 of 3: all other packages"
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint]'
 	@touch $@
 

@@ -3,8 +3,9 @@
 Imports the standard library only, so that ``setup.py`` and the tests can use it anywhere. Three steps:
 
 1. :func:`make_plan` looks for what a build needs (with build_tools) and says in words what is missing.
-2. :func:`ninja_text` turns a plan into a ``build.ninja``: one set of rules, flags per file.
-3. :func:`run` executes it and returns the shared objects.
+2. :func:`ninja_text` turns a plan into a ``build.ninja`` (build_rules): one set of rules, flags per file.
+3. :func:`run` executes it and returns the shared objects; those of the same contents as before are not
+   compiled again (build_cache).
 
 The grammar of ``csrc`` decides the flags. A file named ``<isa>.cpp`` or ``<anything>_<isa>.cpp`` anywhere
 in ``csrc/cpu`` is the code of one instruction set and only it gets that set's flags; every other file is
@@ -26,10 +27,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import build_cache
 import build_tools
+from build_rules import ninja_text, object_suffix
 from build_tools import BuildError, Torch, TorchMissingError, compiles
 
 __all__ = ["BuildError", "Outcome", "Plan", "TorchMissingError", "build", "make_plan", "ninja_text", "run"]
@@ -40,6 +44,8 @@ MODES = ("auto", "none", "cpu", "cuda")
 # The stable ABI of torch 2.10: one object serves every later torch; using a newer call is a compile error.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# Seconds that all files of an object took one core of a Xeon, so that nobody takes a build for stuck.
+TOOK = {"_C": 100, "_C_cuda": 100}
 
 # Contraction is off everywhere: a fused multiply-add rounds differently, and results must have the same bytes
 # whichever instruction set computed them. Kernels that may use FMA safely ask for it by intrinsic.
@@ -120,6 +126,7 @@ class Plan:
     skipped: dict[str, str]
     nvcc: str | None = None
     nvcc_flags: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -262,6 +269,9 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
     nvcc_flags: tuple[str, ...] = ()
     if mode == "cpu":
         skipped["cuda"] = "FINESCOPE_BUILD=cpu"
+    elif mode == "auto" and torch.cuda is None and torch.hip is None:
+        # Nothing here could run it, and it takes half of a build.
+        skipped["cuda"] = f"torch {torch.version} has no CUDA; FINESCOPE_BUILD=cuda compiles it all the same"
     else:
         try:
             target, nvcc, nvcc_flags = _cuda_target(root, torch)
@@ -270,88 +280,65 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
             if mode == "cuda":
                 raise
             skipped["cuda"] = str(error)
-    return Plan(compiler, ninja, torch, flags, isas, tuple(targets), skipped, nvcc, nvcc_flags)
+    launcher = build_tools.find_ccache(compiler)
+    return Plan(compiler, ninja, torch, flags, isas, tuple(targets), skipped, nvcc, nvcc_flags, launcher)
 
 
-def _escape(path: Path | str) -> str:
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-
-def _join(words: tuple[str, ...]) -> str:
-    return shlex.join(words).replace("$", "$$")
-
-
-def object_suffix() -> str:
-    """The file name ending of this Python's extension modules."""
-    return sysconfig.get_config_var("EXT_SUFFIX") or ".so"
-
-
-def ninja_text(plan: Plan, root: Path = ROOT) -> str:
-    """The build.ninja of a plan; paths of outputs are relative to the build folder."""
-    torch_link = (f"-L{plan.torch.lib}", "-Wl,--as-needed", "-ltorch_cpu", "-ltorch")
-    # Only the entry point is visible: no symbol of ours may meet one of another extension.
-    export_map = root / "csrc/exports.map"
-    exports = (f"-Wl,--version-script={export_map}",) if export_map.exists() else ()
-    defines = tuple(flag for flag in plan.flags if flag.startswith(("-DTORCH", "-I", "-isystem")))
-    nvcc_includes = tuple(flag.replace("-isystem", "-I") for flag in defines)
-    lines = [
-        "ninja_required_version = 1.5",
-        f"cxx = {_join(plan.compiler)}",
-        f"flags = {_join(plan.flags)}",
-        "rule cxx",
-        "  command = $cxx -MMD -MF $out.d $flags $isa_flags -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = C++ $in $isa_flags",
-        "rule link",
-        f"  command = $cxx -shared -Wl,-O1 {_join(exports)} $in {_join(torch_link)} -o $out",
-        "  description = link $out",
-    ]
-    if plan.nvcc is not None:
-        host = f"-ccbin {_join(plan.compiler[-1:])}"
-        nvcc_link = tuple(f"-Xlinker={flag.removeprefix('-Wl,')}" for flag in (*exports, *torch_link))
-        lines += [
-            f"nvcc = {_join((plan.nvcc,))}",
-            f"nvcc_flags = {_join((*plan.nvcc_flags, *nvcc_includes))} {host}",
-            "rule nvcc",
-            "  command = $nvcc -MD -MF $out.d $nvcc_flags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = CUDA $in",
-            # nvcc knows where its own runtime lies. The static one: the object then loads beside a torch that
-            # was built for another minor version of CUDA.
-            "rule link_cuda",
-            f"  command = $nvcc -shared --cudart=static {host} {_join(nvcc_link)} $in -o $out",
-            "  description = link $out",
-        ]
-    wait = f" | {_escape(export_map)}" if exports else ""
-    for target in plan.targets:
-        objects = []
-        for source in target.sources:
-            name = source.path.relative_to(root / "csrc")
-            made = _escape(f"{target.name}/{name}.o")
-            rule = "nvcc" if source.path.suffix == ".cu" else "cxx"
-            lines.append(f"build {made}: {rule} {_escape(source.path)}")
-            if source.flags:
-                lines.append(f"  isa_flags = {_join(source.flags)}")
-            objects.append(made)
-        link = "link_cuda" if target.cuda else "link"
-        lines.append(f"build {_escape(target.name + object_suffix())}: {link} {' '.join(objects)}{wait}")
-    return "\n".join(lines) + "\n"
+def object_key(plan: Plan, target: Target, root: Path = ROOT) -> str:
+    """What decides one object of a plan, wherever the checkout and torch lie."""
+    nvcc, flags = (plan.nvcc, plan.nvcc_flags) if target.cuda else (None, ())
+    alone = replace(plan, targets=(target,), nvcc=nvcc, nvcc_flags=flags, launcher=())
+    rules = [ninja_text(alone, root), build_tools.version_of(plan.compiler)]
+    if nvcc is not None:
+        rules.append(build_tools.version_of((nvcc,)))
+    named = {plan.torch.root: f"torch {plan.torch.version}"}
+    for flag in plan.flags:
+        place = Path(flag.removeprefix("-isystem"))
+        if flag.startswith("-isystem") and plan.torch.root not in place.parents:
+            named[place] = build_tools.headers_version(place)
+    sources = [path for path in (root / "csrc").rglob("*") if path.is_file()]
+    return build_cache.key("\n".join(rules), named, sources, root)
 
 
 def run(plan: Plan, folder: Path, root: Path = ROOT) -> dict[str, Path]:
-    """Build a plan in ``folder`` and return each target's shared object; unchanged files are not rebuilt."""
+    """Build a plan in ``folder`` and return each target's shared object; nothing is compiled twice."""
+    keys = {target.name: object_key(plan, target, root) for target in plan.targets}
+    kept = {name: build_cache.find(key, name + object_suffix()) for name, key in keys.items()}
+    found = {name: path for name, path in kept.items() if path is not None}
+    for path in found.values():
+        say(f"{path.name} of these sources was compiled before; taken from {path.parent}")
+    missing = tuple(target for target in plan.targets if target.name not in found)
+    if missing:
+        _compile(replace(plan, targets=missing), folder, root)
+    for target in missing:
+        found[target.name] = folder / (target.name + object_suffix())
+        build_cache.keep(keys[target.name], found[target.name])
+    return {target.name: found[target.name] for target in plan.targets}
+
+
+def _compile(plan: Plan, folder: Path, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rules = folder / "build.ninja"
     text = ninja_text(plan, root)
     if not rules.exists() or rules.read_text() != text:
         rules.write_text(text)
-    jobs = ("-j", os.environ["MAX_JOBS"]) if os.environ.get("MAX_JOBS") else ()
+    workers = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)) + 1)
+    files = sum(len(target.sources) for target in plan.targets)
+    took = sum(TOOK[target.name] for target in plan.targets)
+    what = f"what changed of {files} files, {workers} at a time"
+    say(f"compiling {what}; elsewhere all of them took {took} s of one core")
+    start = time.monotonic()
+    environment = {"NINJA_STATUS": "[%f/%t, %e s] ", "CCACHE_BASEDIR": str(root), **os.environ}
     # A compiler that fails prints pages; they go to the log of the install, the error names the way on.
-    if subprocess.run([*plan.ninja, *jobs], cwd=folder, check=False).returncode != 0:
+    done = subprocess.run([*plan.ninja, "-j", str(workers)], cwd=folder, env=environment, check=False)
+    if done.returncode != 0:
         raise BuildError("the compiler failed (its messages are above; with pip, add -v to see them)")
-    return {target.name: folder / (target.name + object_suffix()) for target in plan.targets}
+    say(f"compiled in {time.monotonic() - start:.0f} s")
+
+
+def say(text: str) -> None:
+    """Tell whoever installs; pip shows it with -v."""
+    print(f"finescope: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -414,15 +401,16 @@ def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
 def main() -> int:
     """Build in place for a checkout."""
     parser = argparse.ArgumentParser(description="Build the native objects in place.")
-    parser.add_argument("--mode", choices=MODES, default="auto", help="like FINESCOPE_BUILD (default: auto)")
+    parser.add_argument("--mode", choices=MODES, help="instead of FINESCOPE_BUILD (default: auto)")
+    given = parser.parse_args()
     try:
-        outcome = build(parser.parse_args().mode)
+        outcome = build(given.mode or mode_from_environment())
     except BuildError as error:
         print(f"finescope: {error}", file=sys.stderr)
         return 1
     outcome.write_record(ROOT / "finescope")
     for name, reason in outcome.skipped.items():
-        print(f"finescope: {name} skipped: {reason}", file=sys.stderr)
+        say(f"{name} skipped: {reason}")
     for path in outcome.objects.values():
         place = ROOT / "finescope" / path.name
         # Replace, never overwrite: another process may have the old object mapped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import re
@@ -116,6 +117,31 @@ def find_compiler() -> tuple[str, ...]:
         if shutil.which(name):
             return (name,)
     raise BuildError("no C++ compiler found: install one (for example: apt-get install g++), or set CXX")
+
+
+def find_ccache(compiler: tuple[str, ...]) -> tuple[str, ...]:
+    """What goes in front of every compilation: the program of that name, where there is one."""
+    found = shutil.which("ccache")
+    return (found,) if found and "ccache" not in Path(compiler[0]).name else ()
+
+
+def version_of(compiler: tuple[str, ...]) -> str:
+    """What a compiler says of itself."""
+    try:
+        done = subprocess.run(
+            [*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        return str(error)
+    return done.stdout
+
+
+def headers_version(folder: Path) -> str:
+    """What tells the headers in a folder from others: those that say a version themselves, or the folder."""
+    for name in ("pybind11/detail/common.h", "patchlevel.h"):
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return str(folder)
 
 
 def find_ninja() -> tuple[str, ...]:

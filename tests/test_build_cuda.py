@@ -25,6 +25,32 @@ def plan() -> build_native.Plan:
     return cpu_plan()
 
 
+@pytest.fixture
+def torch_with_cuda(monkeypatch: pytest.MonkeyPatch, plan: build_native.Plan) -> build_tools.Torch:
+    """The headers that are here, of a torch that would run CUDA kernels."""
+    torch = build_tools.Torch(plan.torch.root, plan.torch.version, "13.0")
+    monkeypatch.setattr(build_tools, "find_torch", lambda: torch)
+    return torch
+
+
+def test_a_torch_without_cuda_gets_none_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: build_native.Plan
+) -> None:
+    root = fake_tree(tmp_path / "tree", cuda=True)
+    torch = build_tools.Torch(plan.torch.root, "2.13.0+cpu", None)
+    monkeypatch.setattr(build_tools, "find_torch", lambda: torch)
+    monkeypatch.setenv("CUDACXX", fake_nvcc(tmp_path, "13.0"))
+    planned = build_native.make_plan("auto", root)
+    assert [target.name for target in planned.targets] == ["_C"]
+    assert planned.skipped == {
+        "cuda": "torch 2.13.0+cpu has no CUDA; FINESCOPE_BUILD=cuda compiles it all the same"
+    }
+    asked = build_native.make_plan("cuda", root)
+    assert [target.name for target in asked.targets] == ["_C", "_C_cuda"]
+    assert asked.skipped == {}
+
+
+@pytest.mark.usefixtures("torch_with_cuda")
 def test_cuda_without_kernels_fails_loudly_and_auto_says_so(tmp_path: Path, plan: build_native.Plan) -> None:
     root = fake_tree(tmp_path, cuda=False)
     with pytest.raises(build_native.BuildError, match=r"FINESCOPE_BUILD=cuda: .*no CUDA kernels"):
@@ -32,6 +58,7 @@ def test_cuda_without_kernels_fails_loudly_and_auto_says_so(tmp_path: Path, plan
     assert "no CUDA kernels" in build_native.make_plan("auto", root).skipped["cuda"]
 
 
+@pytest.mark.usefixtures("torch_with_cuda")
 def test_cuda_without_nvcc_fails_loudly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: build_native.Plan
 ) -> None:
@@ -137,6 +164,7 @@ def test_nvcc_that_disagrees_is_a_reason_for_auto_and_an_error_for_cuda(
         build_native.build("cuda", root)
 
 
+@pytest.mark.usefixtures("torch_with_cuda")
 def test_a_failing_nvcc_costs_auto_only_the_cuda_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: build_native.Plan
 ) -> None:

@@ -26,6 +26,7 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build as on a machine where nobody has set anything."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FINESCOPE_BUILD_CACHE", "off")
 
 
 def cpu_plan() -> build_native.Plan:
