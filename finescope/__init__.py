@@ -1,8 +1,6 @@
 """FineScope: pick the rows of a large corpus that belong to the domain of a few target samples.
 
-Map of the package (imports point one way, from right to left):
-
-    config, errors, codes ← ops ← sae, search ← activations, embeddings ← curation ← report ← cli
+The map of the package is CONTRIBUTING.md's; the head of each folder names its files.
 
 Public names are imported on first use, so ``import finescope`` costs next to nothing beyond ``import torch``
 and never compiles, prints or downloads.

@@ -12,12 +12,16 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "finescope"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+# Folders whose head is a map of their files.
+MAPPED = ("ops", "sae", "curation", "curation/scoring", "storage", "search", "embeddings", "workflow/stages")
 
 
 def rooms_of_the_map() -> list[str]:
@@ -77,6 +81,18 @@ def test_nothing_imports_in_a_circle() -> None:
         for module in MODULES
     }
     TopologicalSorter(edges).prepare()  # a CycleError names the modules
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["ops", "sae", "curation", "curation/scoring", "storage", "search", "embeddings", "workflow/stages"],
+)
+def test_the_head_of_a_folder_names_its_files(folder: str) -> None:
+    head = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
+    named = set(re.findall(r"\w+", head))
+    there = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    there |= {path.parent.name for path in (PACKAGE / folder).glob("*/__init__.py")}
+    assert there - named == set()
 
 
 def test_oracles_share_no_code_with_what_they_judge() -> None:

@@ -39,9 +39,8 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
                 if together is None:
                     raise InputError(
                         f"column {field.name!r} is {old.type} in {first[field.name]} and {field.type} in "
-                        f"{file}; one "
-                        "Parquet file can't hold both. Convert one of the files, or write .jsonl (--format "
-                        "jsonl)"
+                        f"{file}; one Parquet file can't hold both. Convert one of the files, or write "
+                        ".jsonl (--format jsonl)"
                     )
                 fields[field.name] = old.with_type(together)
             if field.nullable and not old.nullable:

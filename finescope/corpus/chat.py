@@ -48,8 +48,7 @@ def parse_conversation(value: Any, column: str, place: str, *, full_rows: bool =
         if turned is None:
             raise InputError(
                 f"{place}: column {column!r} holds an object that is neither a message nor an object of "
-                "equally "
-                "long lists; a conversation is a list of objects with 'role' and 'content'"
+                "equally long lists; a conversation is a list of objects with 'role' and 'content'"
             )
         value = turned
     return [
@@ -90,8 +89,7 @@ def parse_tools(value: Any, place: str, *, full_rows: bool = False) -> list[Any]
         except (ValueError, RecursionError):
             raise InputError(
                 f"{place}: column 'tools' holds a string that isn't JSON ({value[:40]!r}); a row's tools are "
-                "a "
-                "list of objects"
+                "a list of objects"
             ) from None
     if value is None:
         return None

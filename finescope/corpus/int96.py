@@ -49,8 +49,7 @@ def unit_for(open_file: Callable[[str | None], Any], name: str) -> str | None:
     if not exact:
         raise InputError(
             f"{name}: {', '.join(columns)} of type INT96 holds nanoseconds as well as times beyond the years "
-            "1677 to "
-            "2262, which no type of Arrow does; write the file again with another type"
+            "1677 to 2262, which no type of Arrow does; write the file again with another type"
         )
     return "us"
 

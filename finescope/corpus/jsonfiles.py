@@ -147,8 +147,7 @@ class JsonSource:
         except (EOFError, OSError, zlib.error) as error:
             raise InputError(
                 f"{self.name}:{line}: can't be {'unpacked' if self._packed in ('.gz', '.zst') else 'read'} "
-                f"({error}); "
-                f"the file is truncated or corrupt"
+                f"({error}); the file is truncated or corrupt"
             ) from error
 
     def _open(self) -> Any:

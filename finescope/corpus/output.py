@@ -80,8 +80,7 @@ class Output:
                 if part is not None:
                     raise InputError(
                         f"{source.name}: column {field.name!r} holds {part}, for which JSON has no form; "
-                        "write Parquet "
-                        "(--format parquet)"
+                        "write Parquet (--format parquet)"
                     )
 
     # ------------------------------------------------------------------ the first pass
@@ -275,8 +274,7 @@ class _Guess:
             except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
                 raise InputError(
                     f"{self._name}: column {name!r} can't be written as Parquet ({error}); columns with "
-                    "mixed types "
-                    "need .jsonl (--format jsonl)"
+                    "mixed types need .jsonl (--format jsonl)"
                 ) from error
             refuse_changed(values, column, name, self._name)
             known = self._types.get(name, kind)
@@ -284,8 +282,7 @@ class _Guess:
             if together is None:
                 raise InputError(
                     f"{self._name}: column {name!r} can't be written as Parquet: it holds {known} and "
-                    f"{kind}; columns "
-                    "with mixed types need .jsonl (--format jsonl)"
+                    f"{kind}; columns with mixed types need .jsonl (--format jsonl)"
                 )
             self._types[name] = together
             kinds = self._seen.setdefault(name, [])

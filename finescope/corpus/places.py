@@ -21,8 +21,7 @@ from finescope.storage.files import PathLike, read_json
 
 FORMATS = (
     ".jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet, .arrow, a folder of those, a saved Hugging Face "
-    "dataset, or "
-    "hf:NAME"
+    "dataset, or hf:NAME"
 )
 _ENDINGS = (*JSON_ENDINGS, ".parquet", ".arrow")
 _HIDDEN = (".", "_")

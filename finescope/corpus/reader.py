@@ -192,8 +192,7 @@ class Corpus:
         if empty == count:
             raise InputError(
                 f"{self.name}: none of its {count} rows has text in column "
-                f"{','.join(self._content.columns)!r}; "
-                "name the column that holds the text"
+                f"{','.join(self._content.columns)!r}; name the column that holds the text"
             )
         unique.close()
         self.stats = CorpusStats(count, empty, characters, first_empty, own_ids, conversations)

@@ -92,8 +92,7 @@ def refuse_changed(values: Sequence[Any], column: Any, name: str, file: str) -> 
         if not _truth_kept(value, made):
             raise InputError(
                 f"{file}: column {name!r} can't be written as Parquet: it holds true or false among numbers; "
-                "columns "
-                "with mixed types need .jsonl (--format jsonl)"
+                "columns with mixed types need .jsonl (--format jsonl)"
             )
 
 

@@ -159,8 +159,7 @@ def fitted(table: Any, schema: Any, place: str) -> Any:
         except (pa.ArrowException, ValueError) as error:
             raise InputError(
                 f"{place}: column {field.name!r} can't be brought from {column.type} to {field.type}, as "
-                "other "
-                f"files have it ({error}); convert the file, or write .jsonl (--format jsonl)"
+                f"other files have it ({error}); convert the file, or write .jsonl (--format jsonl)"
             ) from error
     return pa.table(columns, schema=schema)
 

@@ -84,8 +84,8 @@ class _SameIds:
         if found != self._wanted[row]:
             raise StoreError(
                 f"{self._corpus.sources[source].name}: the id of row {number} is {found!r}, but the scores "
-                "have "
-                f"{self._wanted[row]!r} there; the corpus has changed since it was scored, so score it again"
+                f"have {self._wanted[row]!r} there; the corpus has changed since it was scored, so score it "
+                "again"
             )
 
 

@@ -2,11 +2,14 @@
 
 scoring     how near every row is to the targets, and why; a folder of its own
 selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
+redundancy  rows too close to one that is taken already
+clusters    k-means, and which rows lie near each target
 exclusion   rows that are targets themselves
 quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
 ranks       the same found by counting, block by block
-compare     methods × metrics with bootstrap intervals
+bootstrap   intervals by resampling
+compare     methods × metrics with such intervals
 baselines   random, length, TF-IDF and dense activations by themselves
 blocks      codes read in blocks or row by row, never all at once
 pipeline    ``run_curation_pipeline``, the whole of it on activations

@@ -39,8 +39,8 @@ def percentile_interval(value: float, samples: Sequence[float], level: float = 0
     """Return ``value`` with the percentiles (1 ± level)/2 of ``samples`` (Efron's percentile interval).
 
     Samples that are NaN are left out; without any other the interval is the value itself. The interval is
-    widened to
-    hold the value: resampling seeds with replacement loses some of them, which shifts the samples downwards.
+    widened to hold the value: resampling seeds with replacement loses some of them, which shifts the samples
+    downwards.
 
     Raises:
         ValueError: level outside (0, 1).

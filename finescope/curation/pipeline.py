@@ -36,8 +36,8 @@ def run_curation_pipeline(
     sparse vector over latents, similarity is the cosine of two such vectors, rows below
     ``similarity_threshold`` are left out, and exactly ``top_k_selection`` rows come back as long as that many
     reach the threshold: the union of what the targets ask for is trimmed to the best and, when it is too
-        small, filled with the next best. The threshold
-    always refers to the best plain (unweighted) cosine to a target, whatever the preset weighs.
+    small, filled with the next best. The threshold always refers to the best plain (unweighted) cosine to a
+    target, whatever the preset weighs.
 
     Args:
         target_activations: [T,S,D], or whatever else ``finescope.embeddings.extract_embeddings`` takes.

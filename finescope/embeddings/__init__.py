@@ -1,5 +1,6 @@
 """Tokens' codes to documents' codes, and their store.
 
+tokens    codes of tokens, K latents each or as many as fire
 pooler    token codes of documents of any length to one code each
 extract   activations that are there to codes in memory
 store     document codes on disk: CSR shards, ids and metadata

@@ -11,6 +11,7 @@ Map:
                 the pure-torch bodies, registered as the default implementation of the schemas
     packed, packed_sparse
                 matrices and sparse codes packed once for many calls
+    registry    how fakes and bodies are registered
     native      finds the compiled objects, which register kernels for the same schemas
 """
 

@@ -2,7 +2,8 @@
 
     frame ← formats ← architectures        files of all libraries ← modules
     functional ← losses ← composed, fused   the terms of the loss, defined and fast
-    dead, sources, state, metrics ← train
+    dead, sources, state, metrics, initial ← train
+    ragged, threshold                       codes of any number of latents, and the gates that make them
 
 Names are imported on first use: a caller that only loads an SAE doesn't pay for the trainer.
 """

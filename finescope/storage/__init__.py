@@ -4,5 +4,6 @@ files      atomic writes; JSON and tensors; the words for files that are missing
 identity   hashes, and what tells two sets of plain values apart
 mapping    mapped files: advice to the system, reading ahead
 lock       one run at a time in one folder
+yaml12     plain values of YAML 1.2
 shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
 """

@@ -162,9 +162,8 @@ class Autoencoder(nn.Module, ABC):
         if self.needs_inputs:
             if inputs is None:
                 raise InputError(
-                    "the reconstruction of this autoencoder depends on the activations too, which it"
-                    " normalises or"
-                    " passes on; give them as inputs=, or call reconstruct(x)"
+                    "the reconstruction of this autoencoder depends on the activations too, which it "
+                    "normalises or passes on; give them as inputs=, or call reconstruct(x)"
                 )
             undo = self.enter(inputs)[1]
         if isinstance(codes, SparseCodes):
@@ -313,9 +312,8 @@ class Autoencoder(nn.Module, ABC):
         sae = build(known.read(directory, hookpoint=hookpoint), device=device, dtype=dtype)
         if not isinstance(sae, cls):
             raise InputError(
-                f"{directory} holds an autoencoder of architecture {sae.architecture}, read as"
-                f" {sae.origin.format},"
-                f" not {cls.architecture}; load it with finescope.sae.load_sae"
+                f"{directory} holds an autoencoder of architecture {sae.architecture}, read as "
+                f"{sae.origin.format}, not {cls.architecture}; load it with finescope.sae.load_sae"
             )
         return sae
 

@@ -141,9 +141,8 @@ class SparseAutoencoder(Autoencoder):
         """
         if self.needs_inputs or not self.frame.plain or not self.frame.subtract_b_dec:
             raise InputError(
-                "the losses are those of a plain autoencoder; this one normalises its activations, predicts"
-                " others"
-                " or passes them on: call reconstruct(x)"
+                "the losses are those of a plain autoencoder; this one normalises its activations, predicts "
+                "others or passes them on: call reconstruct(x)"
             )
         flat = self._rows(x)
         dead = None if dead_mask is None else self._dead_latents(dead_mask)

@@ -4,13 +4,11 @@ encoder.weight [F,D] and decoder.weight [D,F], or W_enc [D,F] and W_dec [F,D]. `
 class:
 
 - AutoEncoder: relu(W (x − bias) + b). ``load_dictionary`` brings the decoder to unit length, and the codes
-with it,
-  unless it is so already; here too.
+  with it, unless it is so already; here too.
 - AutoEncoderNew: relu(W x + b)
 - AutoEncoderTopK: the top k of relu(W (x − b_dec) + b); its threshold isn't used
 - BatchTopKSAE, MatryoshkaBatchTopKSAE: p · [p > threshold], p = relu(W (x − b_dec) + b); a threshold of −1 is
-that of a
-  training too short to have one, and keeps every p above 0
+  that of a training too short to have one, and keeps every p above 0
 - JumpReluAutoEncoder: relu(p) · [p > threshold], p = W x + b
 - GatedAutoEncoder: [e + gate_bias > 0] · relu(exp(r_mag) e + mag_bias), e = W (x − decoder_bias)
 """

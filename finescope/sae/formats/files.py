@@ -65,9 +65,8 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise StoreError(
-            f"{path} holds Python objects besides tensors, which could run code when they are read, or is"
-            " damaged;"
-            " save the state dict alone, with torch.save or as safetensors"
+            f"{path} holds Python objects besides tensors, which could run code when they are read, or is "
+            "damaged; save the state dict alone, with torch.save or as safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise StoreError(f"{path} is damaged or not a file of torch.save: {error}") from error
