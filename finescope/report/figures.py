@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from finescope.curation.blocks import CodeRows, Codes, unit_rows
+from finescope.curation.blocks import Codes, row_access, unit_rows
 from finescope.progress import counted
 from finescope.report import plots
 from finescope.report.look import HALF, as_svg, write_png
@@ -85,7 +85,7 @@ def target_similarity(
         rows: int64 [R], row numbers.
         weights: float64 [F], weights of the latents; None for none.
     """
-    best = unit_rows(CodeRows(corpus).take(rows), weights)
+    best = unit_rows(row_access(corpus).take(rows), weights)
     return np.asarray((unit_rows(targets, weights) @ best.T).toarray())
 
 

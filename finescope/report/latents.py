@@ -56,9 +56,9 @@ class _Best:
 
     def add(self, start: int, block: SparseCodes) -> None:
         """Take some rows into account, which come after all before; ``start`` is the number of the first."""
-        place = self._place[block.indices.numpy()]
-        at = np.flatnonzero(place >= 0)
-        place = place[at]
+        indices = block.indices.numpy()
+        at = np.flatnonzero((self._place >= 0)[indices])
+        place = self._place[indices[at]]
         row = np.searchsorted(block.indptr.numpy(), at, side="right") - 1
         values = block.values[torch.from_numpy(at)].to(torch.float64).numpy()
         with np.errstate(invalid="ignore"):  # a row with an infinity or a NaN has no shares

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.curation.blocks import CodeRows, Codes, unit_rows
+from finescope.curation.blocks import Codes, row_access, rows_of, unit_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +56,8 @@ def project(
     """
     from scipy import sparse
 
-    rows = CodeRows(corpus)
-    others = _others(len(rows), selected, np.random.default_rng(seed))
+    rows = row_access(corpus)
+    others = _others(rows_of(corpus), selected, np.random.default_rng(seed))
     chosen = np.asarray(selected[:MOST_POINTS], dtype=np.int64)
     parts = [rows.take(others), rows.take(chosen), targets[:MOST_POINTS]]
     stacked = sparse.vstack([unit_rows(part, weights) for part in parts]).tocsr()
@@ -82,15 +82,28 @@ def _others(total: int, selected: NDArray[np.int64], generator: np.random.Genera
 
 
 def _components(stacked: Any, seed: int) -> tuple[NDArray[np.float64], float | None]:
-    from sklearn.decomposition import PCA
+    """The points, float64 [n,2], and their share of the variance; the matrix stays sparse."""
+    from scipy.sparse.linalg import LinearOperator, svds
 
     used = np.unique(stacked.indices[stacked.data != 0])  # latents that fire nowhere add columns of zeros
     kept = stacked[:, used]
-    if min(kept.shape) > 2 and kept.nnz:
-        solver = PCA(n_components=2, svd_solver="arpack", random_state=seed)
-        points = solver.fit_transform(kept)
-        share = float(solver.explained_variance_ratio_.sum())
-        return points, share if np.isfinite(share) else None
-    points = np.zeros((kept.shape[0], 2))
-    points[:, : kept.shape[1]] = kept.toarray()[:, :2]
-    return points, None
+    count = kept.shape[0]
+    mean = np.asarray(kept.mean(axis=0)).ravel() if count else np.zeros(used.size)
+    variance = float(np.square(kept.data).sum() - count * mean @ mean)
+    if min(kept.shape) <= 2 or variance <= 1e-12 * count:
+        points = np.zeros((count, 2))
+        points[:, : min(2, used.size)] = kept[:, :2].toarray()
+        return points, None
+    centred = LinearOperator(
+        kept.shape,
+        matvec=lambda vector: kept @ vector.ravel() - mean @ vector.ravel(),
+        rmatvec=lambda vector: kept.T @ vector.ravel() - mean * vector.sum(),
+        dtype=np.float64,
+    )
+    start = np.random.default_rng(seed).standard_normal(min(kept.shape))
+    left, lengths, _ = svds(centred, k=2, v0=start)
+    order = np.argsort(-lengths)
+    points = left[:, order] * lengths[order]
+    # A component's sign is free: its largest entry is positive.
+    points *= np.sign(points[np.abs(points).argmax(axis=0), [0, 1]])
+    return points, float(np.square(lengths).sum() / variance)
