@@ -39,6 +39,7 @@ def find_targets(
     target_texts: Iterable[str | None] | None = None,
     *,
     hashes: Sequence[str | None] | None = None,
+    target_hashes: Sequence[str | None] | None = None,
 ) -> TargetRows:
     """Find the corpus rows that are targets: the normalised text decides, and the id where a text is missing.
 
@@ -51,20 +52,22 @@ def find_targets(
         texts: texts of the N corpus rows; a stream is fine. Empty and missing texts never match.
         target_texts: texts of the targets, in the order of ``target_ids`` if there are as many.
         hashes: ``text_hash`` of the N corpus rows, instead of ``texts``.
+        target_hashes: those of the targets, instead of ``target_texts``.
 
     Raises:
         ValueError: neither ids nor texts of the corpus were given, or their lengths differ.
     """
     if texts is not None and hashes is None:
-        hashes = [text_hash(text) if text and text.strip() else None for text in texts]
+        hashes = _hashes(texts)
     if ids is None and hashes is None:
         raise ValueError("is_target needs the ids, the texts or the hashes of the corpus rows")
     if ids is not None and hashes is not None and len(ids) != len(hashes):
         raise ValueError(f"ids and texts differ in length: {[len(ids), len(hashes)]}")
-    names, said = list(target_ids or ()), list(target_texts or ())
-    known = {text_hash(text) for text in said if text and text.strip()}
+    names = list(target_ids or ())
+    said = _hashes(target_texts or ()) if target_hashes is None else list(target_hashes)
+    known = {digest for digest in said if digest is not None}
     aligned = zip(names, said, strict=True) if len(names) == len(said) else ()
-    mute = {name for name, text in aligned if not (text and text.strip())}  # known by their ids alone
+    mute = {name for name, digest in aligned if digest is None}  # known by their ids alone
     wanted = set(names)
     count = len(ids) if ids is not None else len(hashes or ())
     marked = np.zeros(count, np.bool_)
@@ -81,6 +84,10 @@ def find_targets(
             continue
         marked[row] = True
     return TargetRows(marked, same_text, same_id, other_text)
+
+
+def _hashes(texts: Iterable[str | None]) -> list[str | None]:
+    return [text_hash(text) if text and text.strip() else None for text in texts]
 
 
 def is_target(

@@ -34,6 +34,7 @@ def embed_rows(
     pooling: str = "mean",
     dense: bool = True,
     keep_columns: Sequence[str] = (),
+    label_column: str | None = None,
     dtype: torch.dtype | None = None,
     shard_rows: int = SHARD_ROWS,
     shards: Sequence[Shard] | None = None,
@@ -61,6 +62,8 @@ def embed_rows(
         dense: keep the mean activation vector of each document too, [N,D] in float16 (shards that it
             can't hold in float32), for the dense baseline.
         keep_columns: columns of the rows (labels, for example) to keep in the store's table.
+        label_column: column of labels to keep, as text; see ``CodeStore.labels``. It decides nothing else: a
+            store that was begun with another one keeps that.
         dtype: of stored values; by default float16, and float32 for "sum" and "count", which can outgrow it.
         shard_rows: documents per shard.
         shards: the corpus' shards, where they are planned already; they decide instead of ``shard_rows``.
@@ -107,13 +110,17 @@ def embed_rows(
         if corpus is not None:
             shards = plan(corpus.rows(records=False), shard_rows) if shards is None else shards
             writer.describe(own_ids=(corpus.stats or corpus.scan()).own_ids > 0)
-            reader = ShardReader(lambda: corpus.rows(records=bool(keep_columns)))
+            if writer.entries:
+                label_column = writer.facts.get("label_column")
+            writer.describe(label_column=label_column)
+            wanted = [*keep_columns, *([label_column] if label_column is not None else [])]
+            reader = ShardReader(lambda: corpus.rows(columns=wanted))
             left = following(shards, writer.entries)
             work: Iterator[tuple[Shard, list[Row]]] = ((shard, reader.read(shard)) for shard in left)
         else:
             writer.describe(own_ids=True)
             work = unfinished(rows, writer.entries, shard_rows)
-        embedder = _Embedder(tap, pooler, writer, dense, tuple(keep_columns), stored, progress)
+        embedder = _Embedder(tap, pooler, writer, dense, tuple(keep_columns), label_column, stored, progress)
         for shard, held in work:
             embedder.embed(shard, held)
         if not writer.complete:
@@ -132,6 +139,7 @@ class _Embedder:
     writer: CodeStoreWriter
     dense: bool
     columns: tuple[str, ...]
+    label_column: str | None
     stored: ActivationStore | None
     progress: Callable[[int, int], None] | None
 
@@ -150,10 +158,15 @@ class _Embedder:
             n_tokens=built.token_counts,
             places=[row.place for row in rows],
             texts=[row.content for row in rows],
+            labels=None if self.label_column is None else [self._label(row) for row in rows],
             dense=built.dense,
             columns=columns,
             digest=shard.digest,
         )
+
+    def _label(self, row: Row) -> str:
+        value = row.record.get(self.label_column or "")
+        return "" if value is None else str(value)
 
     def _batches(self, shard: Shard, rows: list[Row]) -> Iterator[tuple[ActivationBatch, Sequence[int]]]:
         """Yield batches of windows, and the place in the shard of each number that their documents bear."""

@@ -22,7 +22,8 @@ from finescope.storage.shards import ShardWriter, id_column, printable
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
-_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash")
+_LABEL = "finescope_label"
+_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash", _LABEL)
 _OPEN_SHARDS = 64
 
 
@@ -94,6 +95,7 @@ class CodeStoreWriter:
         n_tokens: Sequence[int] | None = None,
         places: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
         dense: Tensor | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
         **entry: Any,
@@ -108,6 +110,7 @@ class CodeStoreWriter:
             n_tokens: tokens of each document; 0 means that there was no text.
             places: where each row came from.
             texts: n texts, of which the number of characters and a hash are kept.
+            labels: n labels, "" for none; of what column says the fact ``label_column``.
             dense: floating [n,D], as announced by ``dense_width``.
             columns: n values each, kept in the table (labels, for example).
             entry: plain values for the manifest.
@@ -119,7 +122,7 @@ class CodeStoreWriter:
         import pyarrow as pa
 
         n = len(codes)
-        given = {"ids": ids, "n_tokens": n_tokens, "places": places, "texts": texts}
+        given = {"ids": ids, "n_tokens": n_tokens, "places": places, "texts": texts, "labels": labels}
         self._check(codes, dense, given, columns)
         stored = _narrow(codes, self._dtype)
         tensors = {"indptr": stored.indptr, "indices": stored.indices, "values": stored.values}
@@ -137,6 +140,8 @@ class CodeStoreWriter:
             "characters": pa.array(map(len, texts) if texts is not None else [None] * n, pa.int64()),
             "text_hash": pa.array(map(_text_hash, texts) if texts is not None else [None] * n, pa.binary(16)),
         }
+        if labels is not None:
+            table[_LABEL] = pa.array(labels, pa.string()).dictionary_encode()
         for name, values in (columns or {}).items():
             try:
                 table[name] = pa.array(list(values))
@@ -376,6 +381,19 @@ class CodeStore:
     def ids(self) -> list[str]:
         """Return the N ids in order."""
         return list(self.table(["id"])["id"].to_pylist())
+
+    def labels(self, column: str) -> list[str] | None:
+        """Return the N labels that were kept, "" for none; None if they are of another column or of none."""
+        if self.facts.get("label_column") != column:
+            return None
+        kept = self.table([_LABEL])[_LABEL].combine_chunks().dictionary_encode()
+        names = kept.dictionary.to_pylist()
+        return [names[place] for place in kept.indices.to_pylist()]
+
+    def text_hashes(self) -> list[str | None]:
+        """Return ``text_hash`` of the N texts; None where there was none, or it wasn't kept."""
+        kept = self.table(["text_hash"])["text_hash"].to_pylist()
+        return [None if digest is None else digest.hex() for digest in kept]
 
     def token_counts(self) -> NDArray[np.int64]:
         """Return the number of tokens of each document, int64 [N]; 0 where there was no text."""

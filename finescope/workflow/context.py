@@ -16,7 +16,7 @@ from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
 from finescope.workflow.job import Job
-from finescope.workflow.labels import Labels, read_labels
+from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CORPUS_CODES, SAE, SCORER, TARGET_CODES
 from finescope.workflow.ledger import Ledger
 
@@ -93,6 +93,7 @@ class Context:
         self.folder = job.folder
         self.ledger = Ledger(self.folder)
         self.refused: dict[str, Refused] = {}
+        self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
         self.corpus = open_job_corpus(job)
         self.targets = open_job_targets(job)
@@ -103,7 +104,9 @@ class Context:
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
-        """Name, size and hash of the files of "corpus" and "targets"."""
+        """Name, size and hash of the files of "corpus" and "targets", from the pass that reads them."""
+        for name in ("corpus", "targets"):
+            self.plan(name)
         return {name: self.rows(name).fingerprint() for name in ("corpus", "targets")}
 
     def first_pass(self, name: str) -> Iterator[Row]:
@@ -116,7 +119,11 @@ class Context:
         """
         output = self.output_ending if name == "corpus" else None
         refused = self.refused[name] = Refused()
-        for row in self.rows(name).rows(records=False, output=output):
+        labels = LabelCount(self.job.label_column or "")
+        self._labels[name] = labels
+        columns = [] if self.job.label_column is None else [self.job.label_column]
+        for row in self.rows(name).rows(columns=columns, output=output):
+            labels.see(row)
             if row.messages is not None and self.job.model:
                 refused.see(row, self.renderer)
             yield row
@@ -219,15 +226,30 @@ class Context:
 
     @cached_property
     def labels(self) -> Labels | None:
-        """The labels of the corpus rows; None if the job names no column of labels.
+        """The labels of the corpus rows, from beside the codes; None if the job names no column of labels.
+
+        Those of a column that wasn't named when the rows were embedded are read from the rows.
 
         Raises:
-            InputError: as ``read_labels``.
+            InputError: as ``target_labels``.
         """
-        job = self.job
-        if job.label_column is None:
+        column = self.job.label_column
+        if column is None:
             return None
-        return read_labels(self.corpus, self.targets, job.label_column, job.target_labels)
+        names, count = stored_labels(self.store(CORPUS_CODES), column) or read_labels(self.corpus, column)
+        _, seeds = stored_labels(self.store(TARGET_CODES), column) or read_labels(self.targets, column)
+        wanted = target_labels(count, seeds, self.corpus, self.targets, self.job.target_labels)
+        return Labels(column, names, wanted)
+
+    def check_labels(self) -> None:
+        """Try the column of labels on what the first pass has seen.
+
+        Raises:
+            InputError: as ``target_labels``.
+        """
+        if self.job.label_column is not None:
+            counts = self._labels["corpus"], self._labels["targets"]
+            target_labels(*counts, self.corpus, self.targets, self.job.target_labels)
 
     @cached_property
     def scoring(self) -> Scoring:

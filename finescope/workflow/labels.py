@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.corpus import Corpus
+    from finescope.corpus.row import Row
+    from finescope.embeddings.store import CodeStore
+
+_LISTED = 64
+"""Rows whose columns are listed where the column of the labels is missing."""
 
 
 @dataclass
@@ -38,40 +44,75 @@ class Labels:
         return np.fromiter((name in wanted for name in self.names), np.bool_, len(self.names))
 
 
-def read_labels(corpus: Corpus, targets: Corpus, column: str, target_labels: Sequence[str]) -> Labels:
-    """Read the labels of all corpus rows, and those of the targets unless they are given.
+@dataclass
+class LabelCount:
+    """How often each label occurs, counted as the rows come by."""
+
+    column: str
+    found: bool = False
+    """Whether any row has the column."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def see(self, row: Row) -> str:
+        """Take the next row; return its label, "" where it has none."""
+        self.found = self.found or self.column in row.record
+        name = label_of(row, self.column)
+        self.counts[name] += 1
+        return name
+
+
+def label_of(row: Row, column: str) -> str:
+    """Return the label of a row as text; "" where it has none."""
+    value = row.record.get(column)
+    return "" if value is None else str(value)
+
+
+def read_labels(rows: Corpus, column: str) -> tuple[list[str], LabelCount]:
+    """Read the labels of all rows, and count them."""
+    count = LabelCount(column)
+    shared: dict[str, str] = {}
+    names = [count.see(row) for row in rows.rows(columns=[column])]
+    return [shared.setdefault(name, name) for name in names], count
+
+
+def stored_labels(store: CodeStore, column: str) -> tuple[list[str], LabelCount] | None:
+    """Return the labels kept beside the codes, and their counts; None if they are of another column."""
+    kept = store.labels(column)
+    if kept is None:
+        return None
+    return kept, LabelCount(column, found=True, counts=Counter(kept))
+
+
+def target_labels(
+    count: LabelCount, targets: LabelCount, corpus: Corpus, target_rows: Corpus, asked: Sequence[str]
+) -> list[str]:
+    """Return the labels of the target domain: those asked for, else those of the targets.
 
     Raises:
-        InputError: no row has the column, the targets have no label and none was given, or no corpus row
+        InputError: no row has the column, the targets have no label and none was asked for, or no corpus row
             carries a target label.
     """
-    names: list[str] = []
-    there = False
-    for row in corpus.rows(columns=[column]):
-        there = there or column in row.record
-        value = row.record.get(column)
-        names.append("" if value is None else str(value))
-    if not there:
-        columns = next(corpus.rows()).record
+    if not count.found:
         raise InputError(
-            f"{corpus.name} has no column {column!r} to take labels from; its first row has "
-            f"{', '.join(sorted(columns))}"
+            f"{corpus.name} has no column {count.column!r} to take labels from; there are "
+            f"{', '.join(_columns(corpus))}"
         )
-    wanted = [str(label) for label in target_labels]
+    wanted = [str(label) for label in asked] or sorted(filter(None, targets.counts))
     if not wanted:
-        found = (row.record.get(column) for row in targets.rows(columns=[column]))
-        wanted = sorted({str(label) for label in found if label is not None})
-        if not wanted:
-            raise InputError(
-                f"the targets ({targets.name}) have no column {column!r}; name the target domain's labels "
-                "with --target-label"
-            )
-    known = set(names)
-    missing = [label for label in wanted if label not in known]
-    if len(missing) == len(wanted):
-        common = ", ".join(name for name, _ in Counter(filter(None, names)).most_common(8))
         raise InputError(
-            f"no row of {corpus.name} has the label {missing[0]!r} in column {column!r}; the most frequent "
-            f"are {common}"
+            f"the targets ({target_rows.name}) have no column {count.column!r}; name the target domain's "
+            "labels with --target-label"
         )
-    return Labels(column, names, wanted)
+    missing = [label for label in wanted if label not in count.counts]
+    if len(missing) == len(wanted):
+        known = Counter({name: number for name, number in count.counts.items() if name})
+        common = ", ".join(name for name, _ in known.most_common(8))
+        raise InputError(
+            f"no row of {corpus.name} has the label {missing[0]!r} in column {count.column!r}; the most "
+            f"frequent are {common}"
+        )
+    return wanted
+
+
+def _columns(rows: Corpus) -> list[str]:
+    return sorted({name for row in itertools.islice(rows.rows(), _LISTED) for name in row.record})

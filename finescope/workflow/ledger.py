@@ -56,6 +56,11 @@ class Ledger:
         note = self._read(stage)
         return dict(note["facts"]) if note is not None and note.get("finished") else {}
 
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """Return the inputs that a stage was begun with, or {}."""
+        note = self._read(stage)
+        return dict(note["inputs"]) if note is not None else {}
+
     def key(self, stage: str) -> str:
         """Return what identifies the inputs of a stage, or an empty string."""
         note = self._read(stage)

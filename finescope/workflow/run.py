@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from finescope.curation.selection import Selection
 from finescope.errors import InputError
 from finescope.progress import Reporter, duration
-from finescope.storage.files import read_json
+from finescope.storage.files import make_folder, read_json
+from finescope.storage.lock import FolderLock
 from finescope.workflow.context import Context
 from finescope.workflow.job import Job
 from finescope.workflow.layout import MANIFEST, METRICS, SCORES, SELECTION
@@ -58,12 +60,14 @@ class Run:
             InputError: the job names no targets or no corpus, or they aren't there.
         """
         self.context = Context(job, Reporter() if reporter is None else reporter, restart=restart)
+        self._held = False
 
     def curate(self) -> Outcome:
         """Do every stage that is not done yet, and write the report."""
         start = time.monotonic()
-        self.prepare_scores()
-        outcome = self.finish()
+        with self._alone():
+            self.prepare_scores()
+            outcome = self.finish()
         outcome.seconds = time.monotonic() - start
         return outcome
 
@@ -92,17 +96,37 @@ class Run:
 
     def reselect(self) -> Outcome:
         """Score again if the recipe has changed, then select, evaluate, report. No model is touched."""
-        self._do(Score())
-        return self.finish()
+        with self._alone():
+            self._do(Score())
+            return self.finish()
 
     def _do(self, *stages: Stage) -> None:
-        for stage in stages:
-            done = stage.run(self.context)
-            if not done and stage.name in _WORDS:
-                self.context.reporter.say(f"{_WORDS[stage.name]}: done before")
-            elif done and stage.name == "score":
-                seconds = self.context.ledger.facts("score")["seconds"]
-                self.context.reporter.say(f"scoring: {duration(seconds)}")
+        with self._alone():
+            for stage in stages:
+                done = stage.run(self.context)
+                if not done and stage.name in _WORDS:
+                    self.context.reporter.say(f"{_WORDS[stage.name]}: done before")
+                elif done and stage.name == "score":
+                    seconds = self.context.ledger.facts("score")["seconds"]
+                    self.context.reporter.say(f"scoring: {duration(seconds)}")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder: of two runs in it, one would write into what the other reads.
+
+        Raises:
+            StoreError: another run holds it, or it can't be written to.
+        """
+        if self._held:
+            yield
+            return
+        make_folder(self.context.folder)
+        with FolderLock(self.context.folder):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
 
 def open_run(folder: Path, reporter: Reporter | None = None, changes: Mapping[str, Any] | None = None) -> Run:

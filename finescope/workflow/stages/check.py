@@ -54,7 +54,7 @@ class Check(Stage):
         for refused in context.refused.values():
             if refused.rows:
                 say(refused.words)
-        _ = context.labels  # a column of labels that isn't there is found now
+        context.check_labels()
         say(
             f"{found.rows:,} rows of {context.corpus.name} against {wanted.rows} targets of "
             f"{context.targets.name}, everything into {context.folder}"

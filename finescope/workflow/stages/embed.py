@@ -70,6 +70,7 @@ class Embed(Stage):
             Embedding(job.top_k_activations, job.recipe().pooling, self._dtype(context)),
             name=f"embedding {self.rows}",
             shards=context.plan(self.rows),
+            label_column=job.label_column,
             stored=context.folder / ACTIVATIONS if self.rows == "corpus" and job.sae_path is None else None,
             reporter=context.reporter,
         )
@@ -106,6 +107,7 @@ def embed(
     name: str,
     reporter: Reporter,
     shards: Sequence[Shard] | None = None,
+    label_column: str | None = None,
     stored: Path | None = None,
     overwrite: bool = False,
 ) -> CodeStore:
@@ -120,6 +122,7 @@ def embed(
         name: for progress.
         reporter: for progress.
         shards: the plan, if there is one already.
+        label_column: column of labels to keep beside the codes.
         stored: a store of activations of these rows, which the model then isn't run on again.
         overwrite: begin anew.
     """
@@ -140,6 +143,7 @@ def embed(
                 folder,
                 top_k=how.top_k,
                 pooling=how.pooling,
+                label_column=label_column,
                 shards=shards,
                 stored=known if fits else None,
                 mode=mode,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import finescope
 from finescope.storage.files import write_json, write_text
-from finescope.workflow.layout import CONFIG, MANIFEST, METRICS, SCORES, SELECTION
+from finescope.workflow.layout import CODES, CONFIG, MANIFEST, METRICS, SCORES, SELECTION
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.select import curated_path
 from finescope.workflow.tables import read_selection
@@ -53,7 +53,7 @@ class Manifest(Stage):
                 "seed": job.seed,
                 "versions": versions,
                 "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
-                "inputs": context.fingerprints,
+                "inputs": {name: context.ledger.inputs(f"embed-{name}")["rows"] for name in CODES},
                 "counts": {"rows": len(selection.reason), **selection.counts},
                 "stages": {name: context.ledger.facts(name) for name in _NOTED},
                 "files": {

@@ -28,7 +28,7 @@ class Score(Stage):
     """Scores every row of the corpus against the targets."""
 
     name = "score"
-    reads = (CORPUS_CODES, TARGET_CODES, "corpus", "targets")
+    reads = (CORPUS_CODES, TARGET_CODES)
     writes = (SCORES, SCORER)
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
@@ -50,8 +50,8 @@ class Score(Stage):
         found = find_targets(
             corpus.ids(),
             wanted.ids() if wanted.facts.get("own_ids", True) else (),
-            (row.content for row in context.corpus.rows(records=False)),
-            [row.content for row in context.targets.rows(records=False)],
+            hashes=corpus.text_hashes(),
+            target_hashes=wanted.text_hashes(),
         )
         scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
         scored = score_stores(corpus, wanted, scoring, is_target=found.marked)

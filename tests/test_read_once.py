@@ -1,0 +1,128 @@
+"""A corpus is read and hashed once by the pass that checks it; what comes after the codes reads no text.
+
+Fails if: a file is hashed apart from being read; scoring, choosing again or evaluating goes through the
+texts; labels, lengths or hashes of texts that stand beside the codes differ from those of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finescope.corpus import Corpus, Row, open_corpus
+from finescope.curation import text_hash
+from finescope.embeddings import CodeStore
+from finescope.errors import StoreError
+from finescope.progress import Reporter
+from finescope.storage.lock import FolderLock
+from finescope.workflow.job import Job
+from finescope.workflow.run import Run, open_run
+from finescope.workflow.stage import Stage
+from support.cli_job import save_job
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
+
+
+def job(folder: Path, out: Path, **settings: Any) -> Job:
+    asked = {
+        "model": str(folder / "model"), "layer": "layers.0", "targets": str(folder / "seeds.jsonl"),
+        "corpus": [str(folder / "corpus.jsonl")], "out": str(out), "device": "cpu", "draws": 0,
+        "training": {"num_epochs": 1}, "selection": {"k": 5}, "report_rows": 3, **settings,
+    }  # fmt: skip
+    return Job.from_dict(asked)
+
+
+class Watched:
+    """Counts, by stage, the rows of the corpus that are parsed, and the files hashed by themselves."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.rows: Counter[str] = Counter()
+        self.passes: Counter[str] = Counter()
+        self.hashed: list[str] = []
+        self.stage = ""
+        self._patch(patch)
+
+    def _patch(self, patch: pytest.MonkeyPatch) -> None:
+        from finescope.corpus import files
+
+        parse: Callable[..., Iterator[Row]] = Corpus._parse
+        run: Callable[..., bool] = Stage.run
+        hashing: Callable[..., str] = files.sha256_file
+
+        def parsing(corpus: Corpus, *arguments: Any, **named: Any) -> Iterator[Row]:
+            if corpus.name == "corpus.jsonl":
+                self.passes[self.stage] += 1
+            for row in parse(corpus, *arguments, **named):
+                if corpus.name == "corpus.jsonl":
+                    self.rows[self.stage] += 1
+                yield row
+
+        def running(stage: Stage, context: Any) -> bool:
+            self.stage = stage.name
+            return run(stage, context)
+
+        def hashed(path: Any) -> str:
+            self.hashed.append(Path(path).name)
+            return hashing(path)
+
+        patch.setattr(Corpus, "_parse", parsing)
+        patch.setattr(Stage, "run", running)
+        patch.setattr(files, "sha256_file", hashed)
+
+
+def test_texts_are_read_by_what_needs_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    Run(job(folder, tmp_path / "out"), QUIET).curate()
+    assert dict(watched.rows).keys() <= {"check", "activations", "embed-corpus", "report"}
+    assert [watched.passes[name] for name in ("check", "activations", "embed-corpus")] == [1, 1, 1]
+    assert [watched.rows[name] for name in ("score", "select", "evaluate", "manifest")] == [0] * 4
+    assert "corpus.jsonl" not in watched.hashed, "the pass that checks the rows hashes them"
+    watched.rows.clear()
+    open_run(tmp_path / "out", QUIET, {"selection": {"k": 7}, "preset": "paper"}).reselect()
+    assert dict(watched.rows).keys() <= {"report"}
+    assert "corpus.jsonl" not in watched.hashed
+    watched.rows.clear()
+    Run(job(folder, tmp_path / "out"), QUIET).curate()
+    assert dict(watched.rows).keys() <= {"check", "report"}
+    assert watched.rows["check"] == 60
+
+
+def test_what_stands_beside_the_codes_is_that_of_the_rows(folder: Path, tmp_path: Path) -> None:
+    Run(job(folder, tmp_path / "out", label_column="label"), QUIET).curate()
+    rows = list(open_corpus(folder / "corpus.jsonl").rows())
+    store = CodeStore(tmp_path / "out" / "codes/corpus")
+    assert store.labels("label") == [row.record["label"] for row in rows]
+    assert store.labels("id") is None
+    assert store.text_hashes() == [text_hash(row.content) for row in rows]
+    assert store.table(["characters"])["characters"].to_pylist() == [len(row.content) for row in rows]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["labels"]["relevant_rows"] == 20
+
+
+def test_labels_named_later_are_read_from_the_rows(folder: Path, tmp_path: Path) -> None:
+    Run(job(folder, tmp_path / "out"), QUIET).curate()
+    assert CodeStore(tmp_path / "out" / "codes/corpus").labels("label") is None
+    changed = open_run(tmp_path / "out", QUIET, {"label_column": "label", "target_labels": ["sky"]})
+    assert changed.reselect().metrics["labels"]["relevant_rows"] == 40
+    again = Run(job(folder, tmp_path / "out", label_column="label"), QUIET).curate()
+    assert again.metrics["labels"]["relevant_rows"] == 20
+
+
+def test_two_runs_never_work_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with FolderLock(out), pytest.raises(StoreError, match=rf"another run is writing to {out}"):
+        Run(job(folder, out), QUIET).curate()
+    assert list(out.iterdir()) == []
