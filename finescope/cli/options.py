@@ -13,19 +13,13 @@ import click
 from annotated_types import Ge, Gt, Le
 
 from finescope.cli.common import merge_options, read_config
-from finescope.config import SaeConfig, TrainingConfig
 from finescope.curation.selection import SelectionConfig
-from finescope.fields import Configuration, Field, Metavar, docs_of, fields_of
+from finescope.fields import Field, Metavar, Section, docs_of, fields_of
 from finescope.workflow.job import Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Option = Callable[[Any], Any]
 
-_SECTIONS: dict[str, type[Configuration]] = {
-    "sae": SaeConfig,
-    "training": TrainingConfig,
-    "selection": SelectionConfig,
-}
 _FLAGS = {
     "sae_path": "--sae",
     "target_labels": "--target-label",
@@ -50,7 +44,8 @@ def option(dotted: str, *, help: str | None = None, default: str | None = None) 
         default: what happens without it in this command; by default what the field says.
     """
     section, _, name = dotted.rpartition(".")
-    kind = _SECTIONS[section] if section else Job
+    marker = fields_of(Job)[section].limit(Section) if section else None
+    kind = Job if marker is None else marker.kind
     field = fields_of(kind)[name]
     words, stands = docs_of(kind)[name]
     several = field.base is list
