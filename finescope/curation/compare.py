@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.baselines import random_scores
-from finescope.curation.blocks import BoolArray, FloatArray, IntArray, iter_shard_codes
+from finescope.curation.blocks import BLOCK_ROWS, BoolArray, FloatArray, IntArray, iter_shard_codes
 from finescope.curation.bootstrap import Interval, percentile_interval, resample
 from finescope.curation.metrics import random_average_precision
 from finescope.curation.ranks import Ranks
@@ -26,6 +26,8 @@ METHODS = (
     "default", "contrast+tfidf", "paper", "tfidf", "tfidf-max", "dense-centred", "dense", "length", "random",
 )  # fmt: skip
 """What is compared: presets and scorers, by the names by which they are chosen."""
+BLOCKS = 4
+"""Blocks taken at a time: of many rows together it costs less to count what stands before a few."""
 ROUND_BYTES = 256 << 20
 """Upper size of the relevant rows' scores held at a time; more draws than fit take further passes."""
 
@@ -307,7 +309,7 @@ def _blocks(terms: Iterable[_Term], rows: _Rows) -> Iterator[tuple[slice, dict[S
         assert targets is not None
         wants_mean = any(isinstance(term.scorer, SpaceScorer) and term.scorer.uses_mean for term in own)
         views.append(View(space, targets, wants_mean))
-    for block, seen in one_pass(views):
+    for block, seen in one_pass(views, BLOCKS * BLOCK_ROWS):
         yield block, dict(zip(of_space, seen, strict=True))
 
 

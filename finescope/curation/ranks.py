@@ -22,7 +22,7 @@ class Ranks:
         order = np.lexsort((-rows, scores))  # worst first
         order = order[: order.size - int(np.isnan(scores).sum())]
         self._scores, self._rows = scores[order], rows[order]
-        self._beat = np.zeros(order.size + 1, np.int64)  # others that are better than the k worst, by k
+        self._better = np.zeros(order.size, np.int64)  # others that are better than each
         self._others = 0
 
     def add(self, scores: FloatArray, rows: IntArray) -> None:
@@ -30,19 +30,21 @@ class Ranks:
         if np.isnan(scores).any():
             seen = ~np.isnan(scores)
             scores, rows = scores[seen], rows[seen]
-        ordered = np.sort(scores)  # what is looked for in order is found faster
-        beaten = np.searchsorted(self._scores, ordered)
-        if self._scores.size and (self._scores[np.minimum(beaten, self._scores.size - 1)] == ordered).any():
-            beaten = self._with_ties(scores, rows)
         self._others += scores.size
-        if beaten.size < self._beat.size:
-            np.add.at(self._beat, beaten, 1)
-        else:
-            self._beat += np.bincount(beaten, minlength=self._beat.size)
+        ordered = np.sort(scores)  # what is looked for in order, in what is ordered, is found faster
+        if self._scores.size <= scores.size:
+            worse = np.searchsorted(ordered, self._scores)
+            if not (ordered[np.minimum(worse, ordered.size - 1)] == self._scores).any():
+                self._better += scores.size - worse
+                return
+        beaten = self._with_ties(scores, rows)
+        self._better += scores.size - np.bincount(beaten, minlength=self._scores.size + 1)[:-1].cumsum()
 
     def _with_ties(self, scores: FloatArray, rows: IntArray) -> IntArray:
         """How many relevant rows each other row is better than, where equal scores are settled by row."""
         beaten = np.searchsorted(self._scores, scores)
+        if self._scores.size == 0 or scores.size == 0:
+            return beaten
         tied = np.flatnonzero(self._scores[np.minimum(beaten, self._scores.size - 1)] == scores)
         # Among equals the higher rows come first, and a row is better than those: one sorted key says both.
         span = 1 + max(int(rows.max()), int(self._rows.max()))
@@ -53,8 +55,7 @@ class Ranks:
 
     def places(self) -> IntArray:
         """Return the places of the relevant rows, from 1, ascending, int64 [≤R]."""
-        better = self._others - self._beat[:-1].cumsum() + np.arange(self._scores.size)[::-1]
-        return better[::-1] + 1
+        return (self._better + np.arange(self._scores.size)[::-1])[::-1] + 1
 
     def metrics(self, at: tuple[int, ...]) -> dict[str, float]:
         """Return average precision, and precision, recall and lift at each k, as ``metrics.py`` defines them.
