@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test quick bench lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py build_cache.py build_native.py build_rules.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# A minute's worth: a file or two of each part, each test once.
+QUICK := layers import packaging results checks_agree config job_values cli_usage cli_errors codes reference \
+    engine_exact validation search_index corpus_formats tap_hookpoints sae_module sae_refused optim score_formulas \
+    score_contributions select_strategies quality_metrics report_explain workflow_stages
+quick: $(VENV)/.installed
+	$(BIN)/python -m pytest --quick $(QUICK:%=tests/test_%.py)
 
 bench: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,lint,bench]'

@@ -40,6 +40,7 @@ def _has_kernel(key: str) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--quick", action="store_true", help="each test once, with the first of its parameters")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,6 +49,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "requires_cuda": None if torch.cuda.is_available() and _has_kernel("CUDA") else "no CUDA device",
         "slow": None if config.getoption("--run-slow") else "slow; use --run-slow",
     }
+    if config.getoption("--quick"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        chosen = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
     for item in items:
         for mark, reason in reasons.items():
             if reason and mark in item.keywords:
