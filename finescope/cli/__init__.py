@@ -9,6 +9,7 @@ import click
 
 from finescope import __version__
 from finescope.cli.common import ErrorPrinter
+from finescope.cli.memory import give_back_large_blocks
 
 COMMANDS = ("demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "info")
 """Sub-commands in the order of a run."""
@@ -56,3 +57,4 @@ def main(debug: bool) -> None:
     Step by step: activations → train → embed → score → select → evaluate
     Exit codes: 0 success, 1 data or run-time error, 2 wrong usage, 130 interrupted.
     """
+    give_back_large_blocks()
