@@ -190,3 +190,13 @@ def test_token_ids_must_go_with_the_activations(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"'a' has \[5\] token ids"),
     ):
         writer.add(DocumentActivations(0, "a", torch.arange(5), torch.randn(3, 4)))
+
+
+def test_a_waiting_document_holds_nothing_of_the_batch_it_came_from(tmp_path: Path) -> None:
+    batch, ids = torch.randn(1000, 4).half(), torch.arange(1000)
+    with ActivationStoreWriter(tmp_path, 4, shard_tokens=10_000) as writer:
+        for index in range(10):
+            span = slice(3 * index, 3 * index + 3)
+            writer.add(DocumentActivations(index, f"d{index}", ids[span], batch[span]))
+        held = [part for document in writer._documents for part in (document.activations, document.token_ids)]
+        assert sum(part.untyped_storage().nbytes() for part in held) == 10 * 3 * 8

@@ -117,8 +117,11 @@ class ActivationStoreWriter:
             )
         self._room = _grown(self._room, self._tokens, self._tokens + stored.shape[0])
         self._room[self._tokens : self._tokens + stored.shape[0]] = stored
-        # The activations lie in the buffer: a view of them would keep the whole batch they were computed in.
-        self._documents.append(replace(document, token_ids=document.token_ids.cpu(), activations=stored[:0]))
+        # The activations lie in the buffer: even an empty view of them would keep the batch they come from.
+        bare = stored.new_empty(0, self.width)
+        self._documents.append(
+            replace(document, token_ids=document.token_ids.cpu().clone(), activations=bare)
+        )
         self._tokens += stored.shape[0]
         if self._tokens >= self._limit:
             self.flush(**entry)
