@@ -213,7 +213,7 @@ def _put_json(draw: Any, path: Path, made: Made, mixed: bool, constants: dict[st
         columns, said = _content(draw, f"w{at}w") if mixed else ({"text": f"w{at}w"}, f"w{at}w")
         record = {"id": f"r{at}", "at": at, **columns}
         if mixed:
-            others = draw(st.dictionaries(words, json_values, max_size=3))
+            others = draw(st.dictionaries(words.map("x{}".format), json_values, max_size=3))
             record = {**others, **record}
         else:
             record |= {"n": draw(small), "s": draw(words), "o": {"f0": draw(words), "b": [draw(small)]}}
