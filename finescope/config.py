@@ -13,6 +13,7 @@ from finescope.fields import (
     Device,
     Rate,
     Seed,
+    Share,
     Size,
     Text,
     Weight,
@@ -47,7 +48,17 @@ class SaeConfig(Configuration):
     architecture: Text = "topk"
     """How latents are chosen; ``finescope.sae.architectures`` has the names."""
     matryoshka_widths: Widths = field(default_factory=list)
-    """Of a Matryoshka: numbers of latents each of which reconstructs alone; the last is F."""
+    """Of a Matryoshka: numbers of latents that reconstruct alone; the last is F. Empty: F/16 … F."""
+    matryoshka_loss: Annotated[str, one_of(("mean", "sum"))] = "mean"
+    """Whether a Matryoshka's main term is the mean of its reconstructions' errors or their sum."""
+    sparsity: Annotated[str, one_of(("target", "step", "tanh"))] = "target"
+    """What a JumpReLU pays for: ``target``, (L0/K − 1)²; ``step``, L0; ``tanh``, a smooth count."""
+    tanh_scale: Rate = 4.0
+    """c in a JumpReLU's Σ tanh(c · activation)."""
+    bandwidth: Rate | None = None
+    """Width of the window in which a JumpReLU's thresholds get gradients. None: as high as they begin."""
+    threshold_rate: Share = 0.01
+    """Share of each step in a BatchTopK's running threshold."""
 
     def latents(self, d_in: int) -> int:
         """Return F for activations of width ``d_in``."""
@@ -100,6 +111,8 @@ class TrainingConfig(Configuration):
     """Tokens per step. None: as ``batch_size`` says for tensors, 4096 for stores and iterables."""
     shuffle_tokens: Size = 65_536
     """Tokens that the shuffle buffer of an iterable holds."""
+    sparsity_weight: Weight = 1.0
+    """Weight of the architecture's own term: JumpReLU's sparsity, the gates' reconstruction of Gated."""
     loss: Loss = "fvu"
     """Main term: ``fvu`` (fraction of variance unexplained) or ``normalized_mse`` (the supplement's)."""
     auxk_alpha: Weight = 1 / 32

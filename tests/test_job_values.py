@@ -110,6 +110,11 @@ SAE = {
     "k": whole(1),
     "multi_topk": TRUTH,
     "architecture": text,
+    "matryoshka_loss": among(),
+    "sparsity": among(),
+    "tanh_scale": real(0, above=True),
+    "bandwidth": either(real(0, above=True), NONE),
+    "threshold_rate": real(0, 1, above=True),
     "matryoshka_widths": lambda value: isinstance(value, (list, tuple)) and list(value) in ([], [3]),
 }
 TRAINING = {
@@ -123,6 +128,7 @@ TRAINING = {
     "save_every_steps": whole(0),
     "batch_tokens": either(whole(1), NONE),
     "shuffle_tokens": whole(1),
+    "sparsity_weight": real(0),
     "loss": among(),
     "auxk_alpha": real(0),
     "auxk_k": either(whole(1), NONE),

@@ -14,7 +14,7 @@ def test_tokens_since_each_latent_fired() -> None:
     for batch in range(1, 8):
         indices = torch.randint(0, 40, (5, 3))
         fired = torch.rand(5, 3) < 0.5
-        dead.count(indices, fired, 5)
+        dead.count(torch.where(fired, indices, 40).view(-1), 5)
         for latent in indices[fired].tolist():
             last[latent] = batch
         wanted = torch.tensor([5 * (batch - at) for at in last])
@@ -28,8 +28,7 @@ def test_tokens_since_each_latent_fired() -> None:
 
 def test_a_count_makes_what_was_found_before_it_stale() -> None:
     dead = DeadLatents(3, torch.device("cpu"))
-    everything = torch.ones(1, 1, dtype=torch.bool)
-    dead.count(torch.tensor([[0]]), everything, 1)
+    dead.count(torch.tensor([0]), 1)
     assert dead.latents(1).tolist() == [1, 2]
-    dead.count(torch.tensor([[2]]), everything, 1)
+    dead.count(torch.tensor([2]), 1)
     assert dead.latents(1).tolist() == [0, 1]

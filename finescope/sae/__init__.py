@@ -1,7 +1,8 @@
 """Sparse autoencoders: the module, its losses, its files and its trainer.
 
     frame ← formats ← architectures        files of all libraries ← modules
-    functional ← losses ← composed, fused   the terms of the loss, defined and fast
+    functional ← losses ← composed, fused   the terms of the loss for codes of K latents, defined and fast
+    entries ← objective                     the same for codes of any length
     dead, sources, state, metrics, initial ← train
     ragged, threshold                       codes of any number of latents, and the gates that make them
 

@@ -28,11 +28,10 @@ class DeadLatents:
         """F."""
         return len(self.since_fired) - 1
 
-    def count(self, indices: Tensor, fired: Tensor, tokens: int) -> None:
-        """Take note of a batch: latents ``indices`` [b,K], of which those in ``fired`` [b,K] were active."""
+    def count(self, fired: Tensor, tokens: int) -> None:
+        """Take note of some tokens: the latents ``fired``, int64 [n], were active, F standing for none."""
         self.since_fired += tokens
-        alive = torch.where(fired, indices, self.num_latents)
-        self.since_fired.index_fill_(0, alive.view(-1), 0)
+        self.since_fired.index_fill_(0, fired, 0)
         self._found = None
 
     def mask(self, threshold: int) -> Tensor:

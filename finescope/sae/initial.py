@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finescope.sae.architectures.topk import SparseAutoencoder
+from finescope.ops import sparse_decode, topk_encode
+from finescope.sae.architectures.base import Autoencoder
 
 SAMPLE_TOKENS = 32_768
 """Tokens that the initialisation looks at (Gao et al., 2024, §A.1)."""
@@ -54,18 +55,23 @@ def geometric_median(points: Tensor, *, max_steps: int = 100, tolerance: float =
 
 
 @torch.no_grad()
-def initialise_from_data(sae: SparseAutoencoder, sample: Tensor) -> None:
+def initialise_from_data(sae: Autoencoder, sample: Tensor) -> None:
     """Set ``b_dec`` to the geometric median of ``sample`` [n,D] and scale the encoder to the data.
 
-    The encoder's rows are multiplied by the factor that makes the first reconstructions explain most variance
-    (least squares). While the biases are zero that changes the size of the codes but not their latents.
+    The encoder's rows are multiplied by the factor that makes the first reconstructions, from the K strongest
+    latents, explain most variance (least squares). While the biases are zero that changes the size of the
+    codes but not their latents. What an architecture has besides is set by what then is there.
     """
     points = sample.to(device=sae.device, dtype=sae.dtype)
     sae.b_dec.copy_(geometric_median(points))
     few = points[:_SCALE_TOKENS]
     target = (few - sae.b_dec).double()
-    reconstruction = sae.decode(*sae.encode(few)).double() - sae.b_dec.double()
+    codes = topk_encode(
+        few - sae.b_dec, sae.encoder.weight, sae.encoder.bias, min(sae.cfg.k, sae.num_latents)
+    )
+    reconstruction = sparse_decode(*codes, sae.W_dec).double()
     energy = reconstruction.square().sum()
     factor = float((target * reconstruction).sum() / energy) if float(energy) > 0 else 1.0
     if factor > 0 and factor != float("inf"):
         sae.encoder.weight.mul_(factor)
+    sae.start_from(few)

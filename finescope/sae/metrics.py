@@ -20,7 +20,16 @@ Progress = bool | Callable[[Metrics], None] | Reporter | None
 """None: a bar on a terminal, a line per record elsewhere; False: silent; a function: called with every
 record; a reporter: shows the training as one of its tasks."""
 
-TERMS = ("loss", "fvu", "reconstruction_loss", "l1_loss", "auxk_loss", "multi_topk_fvu", "l0")
+TERMS = (
+    "loss",
+    "fvu",
+    "reconstruction_loss",
+    "l1_loss",
+    "auxk_loss",
+    "multi_topk_fvu",
+    "sparsity_loss",
+    "l0",
+)
 
 
 class Meter:

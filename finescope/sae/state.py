@@ -14,7 +14,7 @@ from torch import Tensor
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import InputError, StoreError
 from finescope.optim import SaeAdam
-from finescope.sae.architectures.topk import SparseAutoencoder
+from finescope.sae.architectures.base import Autoencoder
 from finescope.storage.files import write_tensors
 from finescope.storage.identity import differences
 
@@ -40,6 +40,8 @@ class Position:
     """Tokens seen."""
     warmup_steps: int = 0
     dead_threshold: int = 0
+    expected_l0: float = 0.0
+    """Latents of a token that the next step is planned for."""
     sums: dict[str, Any] = field(default_factory=dict)
     """Half-filled averages of the log."""
 
@@ -52,7 +54,7 @@ def identity(sae_cfg: SaeConfig, cfg: TrainingConfig, kind: str, data: dict[str,
 
 def save_state(
     path: Path,
-    sae: SparseAutoencoder,
+    sae: Autoencoder,
     optimiser: SaeAdam,
     since_fired: Tensor,
     position: Position,
@@ -62,7 +64,7 @@ def save_state(
 
     One file, written beside its place and renamed: a run killed at any moment leaves the last state whole.
     """
-    tensors = {f"sae.{name}": tensor.detach() for name, tensor in sae.named_parameters()}
+    tensors = {f"sae.{name}": tensor.detach() for name, tensor in sae.state_dict().items()}
     for name, parameter in sae.named_parameters():
         moments = optimiser.state.get(parameter, {})
         for key in ("exp_avg", "exp_avg_sq"):
@@ -85,7 +87,7 @@ def finished_epochs(path: Path) -> int | None:
 
 
 def load_state(
-    path: Path, sae: SparseAutoencoder, optimiser: SaeAdam, since_fired: Tensor, who: dict[str, Any]
+    path: Path, sae: Autoencoder, optimiser: SaeAdam, since_fired: Tensor, who: dict[str, Any]
 ) -> Position:
     """Read the file of :func:`save_state` into ``sae``, ``optimiser`` and ``since_fired``.
 
@@ -107,6 +109,8 @@ def load_state(
                 )
             position = Position(**header["position"])
             with torch.no_grad():
+                for name, buffer in sae.named_buffers():
+                    buffer.copy_(file.get_tensor(f"sae.{name}"))
                 for name, parameter in sae.named_parameters():
                     parameter.copy_(file.get_tensor(f"sae.{name}"))
                     if position.step:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +15,12 @@ from finescope.device import usable_device
 from finescope.errors import FineScopeError, InputError
 from finescope.optim import SaeAdam
 from finescope.sae import losses
-from finescope.sae.architectures.topk import ForwardOutput, SparseAutoencoder
+from finescope.sae.architectures import architecture_class
+from finescope.sae.architectures.base import Autoencoder
 from finescope.sae.dead import DeadLatents
 from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
-from finescope.sae.metrics import METRICS_NAME, Log, Meter, Metrics, Progress
+from finescope.sae.metrics import METRICS_NAME, TERMS, Log, Meter, Metrics, Progress
+from finescope.sae.objective import TrainingTerms
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
 from finescope.storage.files import make_folder, remove_temporaries, write_json
@@ -39,7 +40,7 @@ def train_sae(
     out_dir: str | Path | None = None,
     resume: bool = True,
     progress: Progress = None,
-) -> SparseAutoencoder:
+) -> Autoencoder:
     """Train a sparse autoencoder on activations.
 
     The loss is FVU (or the normalised MSE) + l1_weight · L1 + auxk_alpha · AuxK + FVU(4K) / 8, the last with
@@ -89,13 +90,21 @@ class Trainer:
         self.cfg = cfg
         self.out_dir = out_dir
         self.device = usable_device(cfg.device)
-        self.sae = SparseAutoencoder(source.width, sae_cfg, device=self.device, seed=cfg.seed)
+        kind = architecture_class(sae_cfg.architecture)
+        self.sae: Autoencoder = kind(source.width, sae_cfg, device=self.device, seed=cfg.seed)
+        self.sae.prepare_training()
         self.peak_lr = cfg.learning_rate or 2e-4 / math.sqrt(self.sae.num_latents / 2**14)
-        groups: list[dict[str, Any]] = [
-            {"params": [self.sae.encoder.weight, self.sae.encoder.bias, self.sae.b_dec]},
-            {"params": [self.sae.W_dec], "unit_norm": sae_cfg.normalize_decoder},
-        ]
-        self.optimiser = SaeAdam(groups, lr=self.peak_lr)
+        self.optimiser = SaeAdam(
+            [
+                {
+                    "params": [parameter],
+                    "name": name,
+                    "unit_norm": name == "W_dec" and sae_cfg.normalize_decoder,
+                }
+                for name, parameter in self.sae.named_parameters()
+            ],
+            lr=self.peak_lr,
+        )
         self.dead = DeadLatents(self.sae.num_latents, self.device)
         self.position = Position()
         self.window = Meter(self.device)
@@ -123,6 +132,7 @@ class Trainer:
                         f" {self.cfg.num_epochs} asked for; ask for as many, choose another output directory,"
                         " or delete that file to start over (from Python: resume=False)"
                     )
+                self.sae.expected_l0 = self.position.expected_l0
                 self.window.restore(self.position.sums["window"])
                 self.epoch_means.restore(self.position.sums["epoch"])
                 self.sae.save(self.out_dir)  # the run may have been killed between the two
@@ -173,25 +183,52 @@ class Trainer:
     def _step(self, x: Tensor) -> None:
         """Take one optimiser step on the batch ``x`` [b,D]."""
         here = self.position
+        rate, factors = self._learning_rate(here.step), self.sae.learning_rate_factors()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate(here.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.autocast == "bf16"):
-            dead = self.dead.latents(here.dead_threshold) if self._revives() else None
-            out = self.sae(x, dead, k_aux=self.cfg.auxk_k)
-        fired = out.latent_acts > 0
-        self.dead.count(out.latent_indices, fired, len(x))
+            group["lr"] = rate * factors.get(group["name"], 1.0)
+        dead = self.dead.latents(here.dead_threshold) if self._revives() else None
         here.step += 1
         here.batch += 1
         here.tokens += len(x)
-        if self._revives():
-            self.dead.look(here.dead_threshold)
-        loss = losses.total(out, self.cfg.loss, self.cfg.l1_weight, self.cfg.auxk_alpha)
-        loss.backward()  # type: ignore[no-untyped-call]
+        sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.device)
+        uncounted = len(x)
+        for terms in self._terms(x, dead):
+            self.dead.count(terms.fired, uncounted)
+            uncounted = 0
+            if self._revives():
+                self.dead.look(here.dead_threshold)  # while the device is busy with the backward pass
+            loss = self._loss(terms)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums += self._values(loss, terms, len(x))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        terms = _terms(loss, out, fired)
-        self.window.add(terms)
-        self.epoch_means.add(terms)
+        self.sae.after_step()
+        self.window.add(sums)
+        self.epoch_means.add(sums)
+
+    def _terms(self, x: Tensor, dead: Tensor | None) -> Iterator[TrainingTerms]:
+        """Yield the terms of a batch, each made when it is asked for."""
+        parts = self.sae.training_terms(x, dead, self.cfg.auxk_k)
+        while True:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.autocast == "bf16"):
+                terms = next(parts, None)
+            if terms is None:
+                return
+            yield terms
+
+    def _loss(self, terms: TrainingTerms) -> Tensor:
+        """Return the loss of some tokens of a step."""
+        cfg = self.cfg
+        fvu, mse = terms.main
+        main = terms._replace(fvu=fvu, reconstruction_loss=mse)
+        loss = losses.total(main, cfg.loss, cfg.l1_weight, cfg.auxk_alpha)
+        return loss + cfg.sparsity_weight * terms.sparsity_loss
+
+    def _values(self, loss: Tensor, terms: TrainingTerms, tokens: int) -> Tensor:
+        """Return the values of ``metrics.TERMS`` for some of the tokens of a step, as shares of the whole."""
+        active = (terms.fired < self.sae.num_latents).sum() / max(1, tokens)
+        parts = [loss, *terms[:-2], active]
+        return torch.stack([part.detach().double() for part in parts])
 
     def _revives(self) -> bool:
         """Return whether AuxK may have work: it is wanted, and a latent has had the time to be dead."""
@@ -281,21 +318,8 @@ class Trainer:
         if self.out_dir is None:
             return
         self._check_health(self.sae.parameters())
+        self.position.expected_l0 = self.sae.expected_l0
         self.position.sums = {"window": self.window.state(), "epoch": self.epoch_means.state()}
         path = self.out_dir / STATE_NAME
         save_state(path, self.sae, self.optimiser, self.dead.since_fired, self.position, self._who)
         self.sae.save(self.out_dir)
-
-
-def _terms(loss: Tensor, out: ForwardOutput, fired: Tensor) -> Tensor:
-    """Return the values of ``metrics.TERMS`` of one step."""
-    parts: list[Any] = [
-        loss,
-        out.fvu,
-        out.reconstruction_loss,
-        out.l1_loss,
-        out.auxk_loss,
-        out.multi_topk_fvu,
-        fired.sum() / max(1, len(fired)),
-    ]
-    return torch.stack([part.detach().double() for part in parts])

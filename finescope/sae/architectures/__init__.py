@@ -23,7 +23,7 @@ _CLASSES = {
     "groupmax": "finescope.sae.architectures.groupmax:GroupmaxAutoencoder",
 }
 ARCHITECTURES = tuple(_CLASSES)
-TRAINED = ("topk",)
+TRAINED = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 """Those that ``train_sae`` trains; the others are read from files of their libraries."""
 
 

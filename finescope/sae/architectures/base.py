@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,10 +17,11 @@ from finescope.config import SaeConfig
 from finescope.errors import InputError
 from finescope.optim import normalise_rows_
 from finescope.sae import composed
-from finescope.sae.architectures import architecture_class
+from finescope.sae.architectures import TRAINED, architecture_class
 from finescope.sae.formats import known
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.frame import Frame, Undo
+from finescope.sae.objective import TrainingTerms
 from finescope.sae.ragged import decode_codes
 from finescope.storage.identity import sha256_tensors
 
@@ -61,10 +64,17 @@ class Autoencoder(nn.Module, ABC):
         if d_in < 1:
             raise InputError(f"the width of the activations must be positive, got {d_in}")
         self.d_in = self.d_out = d_in
-        self.cfg = cfg
+        if cfg.architecture not in (self.architecture, TRAINED[0]):
+            raise InputError(
+                f"{type(self).__name__} is of architecture {self.architecture}, but the configuration says"
+                f" {cfg.architecture}; architecture_class({cfg.architecture!r}) has the class for that"
+            )
+        self.cfg = dataclasses.replace(cfg, architecture=self.architecture)
         self.num_latents = cfg.latents(d_in)
         self.frame = Frame()
         self.origin = Origin()
+        self.expected_l0 = float(self.num_latents)
+        """How many latents of a token fire, as far as training knows: what a step is planned for."""
         # By way of meta: the layer's own initialisation would draw from the global generator.
         device = torch.get_default_device() if device is None else torch.device(device)
         bias = self.has_encoder_bias
@@ -259,6 +269,36 @@ class Autoencoder(nn.Module, ABC):
     def set_decoder_norm_to_unit_norm(self) -> None:
         """Scale every decoder row to unit length; zero rows stay."""
         normalise_rows_(self.W_dec)
+
+    # ------------------------------------------------------------------ training
+
+    def training_terms(self, x: Tensor, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
+        """Yield the loss terms of activations [B,D]; those of several parts add up to those of the batch.
+
+        Args:
+            x: [B,D].
+            dead: latents that AuxK shall revive, int64 [n]; None for none.
+            k_aux: dead latents that AuxK lets take part per token; D/2 if left out.
+
+        Raises:
+            InputError: this architecture is read from others' files only.
+        """
+        raise InputError(
+            f"autoencoders of architecture {self.architecture} aren't trained here; {', '.join(TRAINED)} are"
+        )
+
+    def prepare_training(self) -> None:
+        """Make what only training needs."""
+
+    def start_from(self, sample: Tensor) -> None:
+        """Set what the architecture has besides by a sample of activations [n,D], without gradients."""
+
+    def learning_rate_factors(self) -> dict[str, float]:
+        """Return, by name, the parameters whose learning rate is another multiple of the usual one."""
+        return {}
+
+    def after_step(self) -> None:
+        """Bring parameters back to where they may be, after a step of the optimiser."""
 
     # ------------------------------------------------------------------ files
 

@@ -1,5 +1,4 @@
-"""BatchTopK (Bussmann et al., 2024): K latents per token on average; one threshold for all once it is
-trained."""
+"""BatchTopK (Bussmann et al., 2024): K latents per token on average; one threshold once it is trained."""
 
 from __future__ import annotations
 
@@ -7,14 +6,23 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.sae.architectures.threshold import ThresholdAutoencoder
+from finescope.ops import topk_encode
+from finescope.sae.architectures.base import check_k
+from finescope.sae.architectures.threshold import ThresholdAutoencoder, TrainingCodes
+from finescope.sae.entries import Entries, exceeding, with_gradient
+from finescope.sae.objective import Batch
+
+# The strongest of a batch are looked for above this much of the threshold, then above this much of that, and
+# so on.
+_MARGIN = 0.7
 
 
 class BatchTopKAutoencoder(ThresholdAutoencoder):
     """Codes p · [p > threshold], p = relu(encoder.weight @ x' + encoder.bias).
 
-    The threshold is the running mean of the smallest activation that training kept. A negative one is of an
-    SAE that never got there: every positive pre-activation is kept then.
+    In training the K·B strongest of a batch of B tokens are kept instead, and the threshold is the running
+    mean of the weakest of them. A negative one is of an SAE that never got there: every positive p is kept
+    then.
 
     Besides what all have: the buffer ``threshold`` [], float64.
     """
@@ -26,5 +34,53 @@ class BatchTopKAutoencoder(ThresholdAutoencoder):
     def add_parameters(self) -> None:
         self.register_buffer("threshold", self.b_dec.new_empty((), dtype=torch.float64))
 
+    def check_sizes(self) -> None:
+        check_k(self)
+
+    def reset_parameters(self, seed: int = 42) -> None:
+        super().reset_parameters(seed)
+        self.threshold.zero_()
+
     def encode_rows(self, rows: Tensor) -> SparseCodes:
         return self.exceeding(rows, self.threshold.clamp(min=0))
+
+    # ------------------------------------------------------------------ training
+
+    @property
+    def additive(self) -> bool:
+        return False
+
+    def start_from(self, sample: Tensor) -> None:
+        """Guess the threshold: the mean of the K-th strongest latents of a sample [n,D]."""
+        values, _ = topk_encode(sample - self.b_dec, self.encoder.weight, self.encoder.bias, self.cfg.k)
+        self.threshold.copy_(values[:, -1].double().mean())
+        self.expected_l0 = float(self.cfg.k)
+
+    def training_codes(self, batch: Batch) -> TrainingCodes:
+        weight, bias = self.encoder.weight, self.encoder.bias
+        with torch.no_grad():
+            entries, pre = self._strongest(batch.x - self.b_dec, self.cfg.k * batch.tokens)
+        values = with_gradient(pre, entries, batch.x, self.b_dec, weight, bias)
+        return TrainingCodes(entries, values, values, batch.variance.new_zeros(()))
+
+    def _strongest(self, centred: Tensor, count: int) -> tuple[Entries, Tensor]:
+        """Return the ``count`` strongest pairs of a batch, only those above 0; take note of the weakest."""
+        limit = float(self.threshold) * _MARGIN
+        crowded = False
+        while True:
+            floor = max(limit, 0.0)
+            weight, bias = self.encoder.weight, self.encoder.bias
+            entries, pre = exceeding(centred, weight, bias, floor, crowded=crowded)
+            if len(entries) >= count or floor == 0:
+                break
+            limit = limit * _MARGIN if len(entries) > count // 2 else limit / 4
+            if limit < 1e-3 * float(self.threshold):
+                limit, crowded = 0.0, True
+        if len(entries) > count:
+            kept = torch.zeros(len(entries), dtype=torch.bool, device=pre.device)
+            kept[pre.argsort(descending=True, stable=True)[:count]] = True
+            entries, pre = entries.chosen(kept), pre[kept]
+        if len(pre):
+            weakest, rate = pre.min().double(), self.cfg.threshold_rate
+            self.threshold.mul_(1 - rate).add_(rate * weakest)
+        return entries, pre

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from finescope.ops.packed import PackedCache
 from finescope.ops.schemas import call
 from finescope.sae import composed, fused, losses
 from finescope.sae.architectures.base import Autoencoder, check_k
+from finescope.sae.objective import TrainingTerms
 from finescope.sae.ragged import from_rows
 
 # As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
@@ -161,6 +163,19 @@ class SparseAutoencoder(Autoencoder):
             l1_loss=terms.l1,
             reconstruction_loss=terms.mse,
             multi_topk_fvu=terms.multi_topk,
+        )
+
+    def training_terms(self, x: Tensor, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
+        out = self(x, dead, k_aux=k_aux)
+        yield TrainingTerms(
+            fvu=out.fvu,
+            reconstruction_loss=out.reconstruction_loss,
+            l1_loss=out.l1_loss,
+            auxk_loss=out.auxk_loss,
+            multi_topk_fvu=out.multi_topk_fvu,
+            sparsity_loss=torch.zeros_like(out.fvu),
+            main=(out.fvu, out.reconstruction_loss),
+            fired=torch.where(out.latent_acts > 0, out.latent_indices, self.num_latents).view(-1),
         )
 
     def _wide_k(self) -> int:

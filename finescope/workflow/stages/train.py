@@ -14,7 +14,7 @@ from finescope.workflow.stage import Stage
 if TYPE_CHECKING:
     from finescope.activations import ActivationStore
     from finescope.progress import Reporter
-    from finescope.sae import SparseAutoencoder
+    from finescope.sae import Autoencoder
     from finescope.workflow.context import Context
     from finescope.workflow.job import Job
 
@@ -60,9 +60,7 @@ class Train(Stage):
         }
 
 
-def train(
-    store: ActivationStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter
-) -> SparseAutoencoder:
+def train(store: ActivationStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter) -> Autoencoder:
     """Train an SAE on a store, resuming from the last checkpoint in ``folder``."""
     from finescope.sae import train_sae
     from finescope.sae.state import STATE_NAME, finished_epochs
