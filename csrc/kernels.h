@@ -117,6 +117,18 @@ struct Csr {
   int64_t rows, latents;
 };
 
+// out[n, :] = sum over the entries of row n, in their order, of value * panel[latent, :], from +0 in float64;
+// NaN is the quiet one with nothing in it.
+struct SparseMatmulArgs {
+  Csr codes;            // [N, F]
+  const double* panel;  // [F, C]
+  int64_t stride;       // of the panel
+  double* out;          // [N, C] contiguous
+  int64_t C;
+};
+// Rows begin..end. Returns the first entry met whose latent is outside 0..F-1, or -1.
+using SparseMatmul = int64_t (*)(const SparseMatmulArgs&, int64_t begin, int64_t end);
+
 // The kernels of sparse codes for one instruction set.
 struct SparseKernels {
   FindOutOfRange find_out_of_range;
@@ -124,6 +136,7 @@ struct SparseKernels {
   SampledDot sampled_dot;
   ScatterRows scatter_rows;
   DecodeGrads decode_grads;
+  SparseMatmul sparse_matmul;
 };
 
 }  // namespace finescope

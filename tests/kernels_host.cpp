@@ -200,6 +200,28 @@ struct SparseRows {
   }
 };
 
+void check_matmul(DType dtype, IndexType type, int64_t C) {
+  const int64_t N = 40, F = 97;
+  const SparseRows codes(dtype, N, F);
+  const Rows panel(DType::f64, F, C);
+  Rows out(DType::f64, N, C), wanted(DType::f64, N, C);
+  const SparseMatmulArgs args{codes.csr(type), static_cast<const double*>(panel.data()), C,
+                              static_cast<double*>(out.data()), C};
+  const int64_t bad = sparse_kernels().sparse_matmul(args, 0, 17),
+                later = sparse_kernels().sparse_matmul(args, 17, N);
+  if (bad != -1 || later != -1) host::fail("sparse_matmul %s: a latent out of range", name(dtype));
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t c = 0; c < C; ++c) {
+      double sum = 0;
+      for (int64_t i = codes.indptr[n]; i < codes.indptr[n + 1]; ++i) {
+        sum += codes.values.at(i) * panel.at(codes.wide[i], c);
+      }
+      wanted.put(n * C + c, sum);
+    }
+  }
+  expect("sparse_matmul", dtype, C, out, wanted);
+}
+
 // A corpus packed for searches.
 struct PackedRows {
   std::vector<int64_t> memory;
@@ -283,6 +305,11 @@ int main() {
       }
     }
     check_sparse_search(DType::f32, IndexType::i64, 5, false, false);
+    for (int64_t C : {1, 3, 7, 24, 53, 100}) {
+      for (DType dtype : kAll) {
+        for (IndexType type : {IndexType::u16, IndexType::i32, IndexType::i64}) check_matmul(dtype, type, C);
+      }
+    }
     check_training();
   });
 }

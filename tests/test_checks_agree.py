@@ -53,6 +53,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "sparse_cosine_topk_packed": (*Q, *C, 5, NOTHING, 2, "cosine", *SPARSE_FILTERS),
     "sparse_pair_scores": (*Q, *C, 5, torch.zeros(2, 1, dtype=torch.int64), "cosine"),
     "pack_sparse_rows": (*C, 5),
+    "sparse_matmul": (*C, torch.randn(5, 2, dtype=torch.float64)),
 }
 
 

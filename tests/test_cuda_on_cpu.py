@@ -38,6 +38,7 @@ SUITES = {
     "test_cuda_topk.py": "",
     "test_autograd.py": "decode or helpers",
     "test_checks_agree.py": "",
+    "test_sparse_matmul.py": "",
     "test_opcheck.py": "float32 and (decode or training or sparse) or pool",
 }
 # All once, and those whose kernels have most barriers and exchanges in another order of their threads.

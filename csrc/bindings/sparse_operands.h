@@ -44,6 +44,27 @@ struct CsrOperand {
   }
 };
 
+// What sparse_matmul multiplies: codes [N, F] and a panel [F, C], and room for the result [N, C].
+struct MatmulOperands {
+  static constexpr const char *op = "sparse_matmul", *name = "codes";
+  Rows panel;
+  Tensor out;
+  int64_t C;
+
+  explicit MatmulOperands(const CsrOperand& codes, const Tensor& given) : panel(given, op, "panel") {
+    check(panel.matrix.dtype == DType::f64, op, ": panel must be float64, not ",
+          dtype_name(given.scalar_type()));
+    check_device(codes.indptr, given, op, "panel");
+    C = given.size(1);
+    out = empty_like_options(given, {codes.csr.rows, C}, ScalarType::Double);
+  }
+
+  SparseMatmulArgs args(const CsrOperand& codes) const {
+    return {codes.csr, static_cast<const double*>(panel.matrix.data), panel.matrix.stride,
+            static_cast<double*>(out.mutable_data_ptr()), C};
+  }
+};
+
 inline void check_latents(int64_t num_latents, const char* op) {
   check(num_latents >= 0 && num_latents <= INT32_MAX, op, ": num_latents must be 0 .. 2^31-1, got ",
         num_latents);

@@ -9,6 +9,8 @@
 namespace finescope::cuda {
 
 void launch_sparse_decode(const SparseDecodeArgs& args, int64_t B, int64_t F, cudaStream_t stream);
+// `entries` are those of all rows.
+void launch_sparse_matmul(const SparseMatmulArgs& args, int64_t entries, cudaStream_t stream);
 void launch_sampled_dot(const SampledDotArgs& args, int64_t B, int64_t F, cudaStream_t stream);
 
 // The pairs of an index matrix [B, K] by latent, then by position. Keys are what a stable sort orders them

@@ -35,6 +35,7 @@ from finescope.ops.public import (
     pool_codes,
     sparse_cosine_topk,
     sparse_decode,
+    sparse_matmul,
     sparse_pair_scores,
     topk_encode,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "pool_codes",
     "sparse_cosine_topk",
     "sparse_decode",
+    "sparse_matmul",
     "sparse_pair_scores",
     "topk_encode",
 ]

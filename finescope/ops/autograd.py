@@ -110,7 +110,7 @@ torch.library.register_autograd(
     "finescope::scatter_values", _scatter_values_backward, setup_context=_scatter_values_context
 )
 
-# ------------------------------------------------------------------ searches and pooling, without derivatives
+# ------------------------------------------------------------------ what has no derivative
 
 
 def _constant_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
@@ -122,7 +122,14 @@ def _constant_backward(ctx: Any, *_: Tensor) -> Tensor:
     raise RuntimeError("this operation has no derivative")
 
 
-for _name in ("pool_codes", "cosine_topk", "pair_scores", "sparse_cosine_topk", "sparse_pair_scores"):
+for _name in (
+    "pool_codes",
+    "cosine_topk",
+    "pair_scores",
+    "sparse_cosine_topk",
+    "sparse_pair_scores",
+    "sparse_matmul",
+):
     torch.library.register_autograd(
         f"finescope::{_name}", _constant_backward, setup_context=_constant_context
     )

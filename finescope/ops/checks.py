@@ -355,6 +355,15 @@ def sparse_cosine_topk(query: Csr, corpus: Csr, num_latents: int, search: Search
     _filters(query[0].shape[0] - 1, corpus[0].shape[0] - 1, search)
 
 
+def sparse_matmul(codes: Csr, panel: Tensor) -> None:
+    """Reject what ``sparse_matmul`` can't take."""
+    _csr(*codes, "codes")
+    _matrix(panel, "panel", "F, C")
+    if panel.dtype != torch.float64:
+        raise TypeError(f"panel must be float64, got {panel.dtype}")
+    _same_device(codes[0], "codes_indptr", panel=panel)
+
+
 def sparse_pair_scores(query: Csr, corpus: Csr, num_latents: int, ids: Tensor, metric: str) -> None:
     """Reject what ``sparse_pair_scores`` can't take."""
     _csr(*query, "q")

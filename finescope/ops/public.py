@@ -218,6 +218,31 @@ def sparse_cosine_topk(
     return call("sparse_cosine_topk", *query, *rows, latents, *search)  # type: ignore[no-any-return]
 
 
+def sparse_matmul(codes: SparseCodes, panel: Tensor) -> Tensor:
+    """Return ``codes @ panel`` in float64: any number of linear scores of every code, in one pass over them.
+
+    Added up in float64 from 0, in the order of a row's entries; products and sums round by themselves. So the
+    result has the same bytes for every backend, thread count and split of the rows.
+
+    Args:
+        codes: N codes over F latents, in memory or memory-mapped.
+        panel: [F,C], float64.
+
+    Returns:
+        [N,C], float64. Entries that are stored count, also where they are 0: times an infinity they give NaN.
+
+    Raises:
+        ValueError: a panel of another F, devices that do not fit.
+        TypeError: not ``SparseCodes``, a panel that is not float64.
+        IndexError: a latent outside 0 … F-1.
+    """
+    rows = csr_of(codes, "codes")
+    checks.sparse_matmul(rows, panel)
+    if panel.shape[0] != codes.num_latents:
+        raise ValueError(f"panel must have shape [F, C] with F={codes.num_latents}, got {list(panel.shape)}")
+    return call("sparse_matmul", *rows, panel.detach())  # type: ignore[no-any-return]
+
+
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, *, metric: str = "cosine") -> Tensor:
     """Return the unrounded scores by which ``cosine_topk`` ranks, for chosen pairs.
 

@@ -261,6 +261,15 @@ torch.library.define(
 torch.library.define("finescope::pack_sparse_rows", f"({_CSR.format('')}, int num_latents) -> Tensor")
 
 
+torch.library.define("finescope::sparse_matmul", f"({_CSR.format('codes_')}, Tensor panel) -> Tensor")
+
+
+@fake("sparse_matmul")
+def _fake_sparse_matmul(indptr: Tensor, indices: Tensor, values: Tensor, panel: Tensor) -> Tensor:
+    checks.sparse_matmul((indptr, indices, values), panel)
+    return panel.new_empty((indptr.shape[0] - 1, panel.shape[1]))
+
+
 @fake("sparse_cosine_topk")
 def _fake_sparse_cosine_topk(*args: Any) -> tuple[Tensor, Tensor]:
     query, corpus, num_latents, options = csr_pair(*args)

@@ -1,4 +1,4 @@
-"""Default bodies of ``sparse_cosine_topk`` and ``sparse_pair_scores``: sparse codes against sparse codes.
+"""Default bodies of ``sparse_cosine_topk``, ``sparse_pair_scores`` and ``sparse_matmul``.
 
 A block of queries is spread into a dense panel [F, queries]; the scores of a corpus row are then the sum of
 the panel rows of its latents, weighted by its values, which is one embedding bag. The exact score of a pair
@@ -26,8 +26,27 @@ from finescope.ops.schemas import csr_pair
 
 # Stored entries that are looked at together.
 _ENTRIES = 1 << 20
+# Sums of sparse_matmul that are made together.
+_PANEL = 1 << 19
 _UNIT32, _UNIT64 = 2.0**-24, 2.0**-53
 _TINY32 = torch.finfo(torch.float32).tiny
+
+
+def _rises(indptr: Tensor, indices: Tensor, name: str) -> None:
+    """Reject pointers of rows that do not run over all entries. Looks at data."""
+    if int(indptr[0]) != 0 or int(indptr[-1]) != indices.shape[0] or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"{name}_indptr must rise from 0 to nnz={indices.shape[0]}")
+
+
+def _in_range(latent: Tensor, row: Tensor, num_latents: int, name: str) -> None:
+    """Reject latents of entries, of which ``row`` are the rows, that are none. Looks at data."""
+    wrong = ((latent < 0) | (latent >= num_latents)).nonzero()
+    if wrong.numel():
+        at = int(wrong[0])
+        raise IndexError(
+            f"{name}_indices holds {int(latent[at])} in row {int(row[at])}, "
+            f"which is outside 0..{num_latents - 1}"
+        )
 
 
 class _Rows:
@@ -38,19 +57,12 @@ class _Rows:
         self.latents = num_latents
         self.count = indptr.shape[0] - 1
         self.lengths = indptr.diff()
-        if int(indptr[0]) != 0 or int(indptr[-1]) != indices.shape[0] or bool((self.lengths < 0).any()):
-            raise ValueError(f"{name}_indptr must rise from 0 to nnz={indices.shape[0]}")
+        _rises(indptr, indices, name)
         self.longest = int(self.lengths.amax()) if self.count else 0
         square = torch.zeros(self.count, dtype=torch.float64)
         for first, last in self._blocks():
             row, latent, value = self.entries(slice(first, last))
-            wrong = ((latent < 0) | (latent >= num_latents)).nonzero()
-            if wrong.numel():
-                at = int(wrong[0])
-                raise IndexError(
-                    f"{name}_indices holds {int(latent[at])} in row {first + int(row[at])}, "
-                    f"which is outside 0..{num_latents - 1}"
-                )
+            _in_range(latent, first + row, num_latents, name)
             # A one-dimensional index_add_ adds one entry after the other: ascending latents.
             square[first:last].index_add_(0, row, value * value)
         self.norms = sqrt(square)
@@ -226,3 +238,27 @@ def _sparse_pair_scores(*args: Any) -> Tensor:
         scores = _cosines(scores, norms, corpus_norms)
     lost = (ids < 0) | ~(norms.isfinite() & corpus_norms.isfinite())
     return scores.masked_fill_(lost, NEVER)
+
+
+@default("sparse_matmul")
+def _sparse_matmul(indptr: Tensor, indices: Tensor, values: Tensor, panel: Tensor) -> Tensor:
+    checks.sparse_matmul((indptr, indices, values), panel)
+    count, columns, latents = indptr.shape[0] - 1, panel.shape[1], panel.shape[0]
+    _rises(indptr, indices, "codes")
+    out = panel.new_zeros((count, columns))
+    lengths = indptr.diff()
+    tall = max(1, _PANEL // max(1, columns))
+    for first in range(0, count, tall):
+        # Longest first: the rows that have an entry at a place are then the first ones.
+        length, order = lengths[first : first + tall].sort(descending=True)
+        start = indptr[first : first + tall][order]
+        sums = panel.new_zeros((order.shape[0], columns))
+        for place in range(int(length[0])):
+            held = int((length > place).sum())
+            entry = start[:held] + place
+            latent = indices[entry].to(torch.int64)
+            _in_range(latent, order + first, latents, "codes")
+            # Multiplied and added apart: each of them rounds.
+            sums[:held] += values[entry].double()[:, None] * panel[latent]
+        out[first : first + tall][order] = sums
+    return out.masked_fill_(out.isnan(), math.nan)

@@ -121,6 +121,9 @@ FINESCOPE_MEMORY void _mm512_store_si512(void* p, __m512i v) {
 FINESCOPE_MEMORY __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* p) {
   return (__m512)lanes::load_masked<lanes::F32>(mask, static_cast<const float*>(p));
 }
+FINESCOPE_MEMORY __m512d _mm512_maskz_loadu_pd(__mmask8 mask, const void* p) {
+  return (__m512d)lanes::load_masked<lanes::F64>(mask, static_cast<const double*>(p));
+}
 FINESCOPE_MEMORY __m512i _mm512_maskz_loadu_epi32(__mmask16 mask, const void* p) {
   return (__m512i)lanes::load_masked<lanes::I32>(mask, static_cast<const int32_t*>(p));
 }

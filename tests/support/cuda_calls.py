@@ -122,6 +122,10 @@ CALLS: dict[str, tuple[str, Callable[[], Args]]] = {
         f"pool {reduce}": ("pool_codes", lambda reduce=reduce: _pool(reduce))
         for reduce in ("mean", "max", "sum", "sqrt_mean", "count")
     },
+    "sparse matmul": (
+        "sparse_matmul",
+        lambda: (*_codes(90, 120, BF16), torch.randn(120, 70, dtype=torch.float64)),
+    ),
     "sparse cosine": ("sparse_cosine_topk", lambda: _sparse("cosine", F32)),
     "sparse ip f16": ("sparse_cosine_topk", lambda: _sparse("ip", F16)),
     "sparse pair scores": (

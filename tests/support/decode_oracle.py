@@ -78,3 +78,15 @@ def sampled_dot(rows: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         for j in range(indices.shape[1]):
             out[b, j] = fixed_order_dot(x[b], w[int(indices[b, j])])
     return out if wide(rows, weight) else out.float()
+
+
+def sparse_matmul(indptr: Tensor, indices: Tensor, values: Tensor, panel: Tensor) -> Tensor:
+    """[N,C]: the sum over the entries of a row, in their order, of value * panel[latent]; one kind of NaN."""
+    start, latent, v, p = indptr.numpy(), indices.numpy(), _array(values, np.float64), panel.numpy()
+    out = np.zeros((len(start) - 1, p.shape[1]))
+    with np.errstate(all="ignore"):
+        for n in range(len(out)):
+            for i in range(start[n], start[n + 1]):
+                out[n] = out[n] + v[i] * p[int(latent[i])]
+    out[np.isnan(out)] = np.nan
+    return torch.from_numpy(out)

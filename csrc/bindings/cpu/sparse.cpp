@@ -1,10 +1,12 @@
 // torch.ops.finescope on the CPU: sparse_decode and the operations of its backward.
 #include "cpu/codes/sparse.h"
 
+#include <atomic>
 #include <optional>
 #include <tuple>
 
 #include "bindings/cpu/codes.h"
+#include "bindings/cpu/rows.h"
 
 namespace finescope {
 namespace {
@@ -118,6 +120,24 @@ Tensor scatter_values(const Tensor& values, const Tensor& indices, int64_t num_l
   return o.sum;
 }
 
+Tensor sparse_matmul(const Tensor& indptr, const Tensor& indices, const Tensor& values, const Tensor& panel) {
+  const char* op = MatmulOperands::op;
+  check_dims(panel, 2, op, "panel");
+  check_latents(panel.size(0), op);
+  const CheckedRows codes(indptr, indices, values, panel.size(0), MatmulOperands::name, op);
+  const MatmulOperands o(codes, panel);
+  prefer_huge_pages(o.out);
+  const SparseMatmulArgs args = o.args(codes);
+  const auto kernel = sparse_kernels().sparse_matmul;
+  std::atomic<int64_t> bad{-1};
+  over_runs(codes.csr.indptr, codes.csr.rows, grain(o.C), [&](int64_t begin, int64_t end) {
+    const int64_t entry = kernel(args, begin, end);
+    if (entry >= 0) bad = entry;
+  });
+  if (bad >= 0) codes.refuse(bad, MatmulOperands::name);
+  return o.out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
@@ -126,6 +146,7 @@ STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
   m.impl("sampled_dot", TORCH_BOX(&sampled_dot));
   m.impl("scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("decode_grads", TORCH_BOX(&decode_grads));
+  m.impl("sparse_matmul", TORCH_BOX(&sparse_matmul));
   m.impl("scatter_values", TORCH_BOX(&scatter_values));
 }
 

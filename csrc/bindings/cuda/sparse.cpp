@@ -5,6 +5,7 @@
 
 #include "bindings/cuda/sort.h"
 #include "bindings/operands.h"
+#include "bindings/sparse_operands.h"
 #include "cuda/training.h"
 
 namespace finescope::cuda {
@@ -22,6 +23,17 @@ Tensor sampled_dot(const Tensor& rows, const Tensor& indices, const Tensor& weig
   const OnDevice device(weight);
   const DotOperands o(rows, indices, weight);
   launch_sampled_dot(o.args, o.B, o.F, device.stream());
+  return o.out;
+}
+
+Tensor sparse_matmul(const Tensor& indptr, const Tensor& indices, const Tensor& values, const Tensor& panel) {
+  const OnDevice device(panel);
+  const char* op = MatmulOperands::op;
+  check_dims(panel, 2, op, "panel");
+  check_latents(panel.size(0), op);
+  const CsrOperand codes(indptr, indices, values, panel.size(0), op, MatmulOperands::name);
+  const MatmulOperands o(codes, panel);
+  launch_sparse_matmul(o.args(codes), indices.size(0), device.stream());
   return o.out;
 }
 
@@ -121,6 +133,7 @@ STABLE_TORCH_LIBRARY_IMPL(finescope, FINESCOPE_CUDA_KEY, m)
 {
   m.impl("sparse_decode", TORCH_BOX(&sparse_decode));
   m.impl("sampled_dot", TORCH_BOX(&sampled_dot));
+  m.impl("sparse_matmul", TORCH_BOX(&sparse_matmul));
   m.impl("scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("scatter_values", TORCH_BOX(&scatter_values));
   m.impl("sae_adam_step_", TORCH_BOX(&adam_step));

@@ -1,4 +1,5 @@
 // Bodies of the sparse kernels in terms of vec.h; included once by each sparse_<isa>.cpp.
+#include "cpu/codes/matmul.inl"
 #include "cpu/codes/row_sums.h"
 #include "cpu/codes/sparse.h"
 
@@ -175,9 +176,28 @@ void sampled_dot(const SampledDotArgs& a, int64_t begin, int64_t end) {
   });
 }
 
+int64_t sparse_matmul(const SparseMatmulArgs& a, int64_t begin, int64_t end) {
+  int64_t bad = -1;
+  visit(a.codes.dtype, [&](auto t) {
+    using T = decltype(t);
+    switch (a.codes.index_type) {
+      case IndexType::u16:
+        bad = matmul_rows<uint16_t, T>(a, begin, end);
+        break;
+      case IndexType::i32:
+        bad = matmul_rows<int32_t, T>(a, begin, end);
+        break;
+      default:
+        bad = matmul_rows<int64_t, T>(a, begin, end);
+    }
+  });
+  return bad;
+}
+
 }  // namespace
 
-const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot, scatter_rows, decode_grads};
+const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot,
+                              scatter_rows,      decode_grads,  sparse_matmul};
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope
