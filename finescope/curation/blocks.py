@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
 from finescope.errors import InputError
+from finescope.ops import sparse_matmul
 
 BLOCK_ROWS = 8192
 """Rows worked on at a time."""
@@ -263,7 +264,7 @@ def product(codes: SparseCodes, panel: FloatArray) -> FloatArray:
         codes: N rows over F latents.
         panel: float64 [F,C].
     """
-    return np.asarray(to_csr64(codes) @ panel)
+    return sparse_matmul(codes, torch.from_numpy(panel)).numpy()
 
 
 def weighted_norms(block: SparseCodes, weights: FloatArray | None) -> FloatArray:
