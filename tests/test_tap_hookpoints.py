@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from finescope.activations import ActivationTap, resolve_hookpoint
+from finescope.activations.hookpoints import last_block
 from finescope.errors import InputError
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
@@ -140,3 +141,42 @@ def test_layers_without_hidden_states_are_refused(make: Any, message: str) -> No
 def test_a_layer_that_never_runs_is_refused() -> None:
     with pytest.raises(InputError, match="'idle' did not run"):
         ActivationTap(_Shaped(lambda ids: ids[..., None].float()), "idle", tokenizer=make_tokenizer())
+
+
+def towers(kind: str) -> tuple[Any, str]:
+    """A model of several stacks, and the last block of the one that a text runs through."""
+    import transformers as t
+
+    small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    if kind == "llava":
+        vision = t.CLIPVisionConfig(
+            **small, num_hidden_layers=6, image_size=28, patch_size=14, projection_dim=16
+        )
+        text = t.LlamaConfig(**small, num_hidden_layers=3, num_key_value_heads=1, vocab_size=40)
+        config: Any = t.LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
+        return t.AutoModel.from_config(config), "language_model.layers.2"
+    if kind == "deep decoder":
+        config = t.BartConfig(
+            vocab_size=40,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=5,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            max_position_embeddings=32,
+        )
+        return t.AutoModel.from_config(config), "encoder.layers.1"
+    if kind == "t5 of two blocks":
+        config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        return t.AutoModel.from_config(config), "encoder.block.1"
+    config = t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    return t.AutoModel.from_config(config), "h.0"
+
+
+@pytest.mark.parametrize("kind", ["llava", "deep decoder", "t5 of two blocks", "one block"])
+def test_the_default_layer_is_the_last_block_that_a_text_runs_through(kind: str) -> None:
+    model, wanted = towers(kind)
+    assert last_block(model.eval()) == wanted
+    assert not any(module._forward_hooks for module in model.modules())

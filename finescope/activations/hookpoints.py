@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finescope.errors import InputError, nearest_names
@@ -48,23 +49,48 @@ def resolve_hookpoint(model: nn.Module, name: str) -> str:
 
 
 def last_block(model: nn.Module) -> str:
-    """Return the name of the last block of a model's longest list of modules.
+    """Return the name of the last block of the stack that a text runs through.
+
+    Two tokens are sent through the model to see which of its outermost lists of modules run: towers for
+    images and sound don't. Of an encoder-decoder the encoder is what reads a text.
 
     Raises:
         InputError: the model has no list of modules.
     """
-    stacks = [
-        (len(module), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1
-    ]
+    stacks = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    stacks = {
+        name: module
+        for name, module in stacks.items()
+        if len(module) and not any(name.startswith(f"{outer}.") for outer in stacks)
+    }
     if not stacks:
         names = ", ".join(name for name, _ in list(model.named_modules())[1:8])
         raise InputError(
             f"the model has no stack of blocks to choose a layer from; name one with --layer: {names}, …"
         )
-    length, name = max(stacks, key=lambda item: (item[0], -len(item[1])))
-    return f"{name}.{length - 1}"
+    candidates = [name for name in stacks if name in _stacks_that_run(model, stacks)] or list(stacks)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        candidates = [name for name in candidates if "decoder" not in name.split(".")] or candidates
+    name = max(candidates, key=lambda item: (len(stacks[item]), -len(item)))
+    return f"{name}.{len(stacks[name]) - 1}"
+
+
+def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> set[str]:
+    """Return the names of the lists whose last module runs on a text of two tokens."""
+    ran: set[str] = set()
+    handles = [
+        module[-1].register_forward_hook(lambda *_, name=name: ran.add(name))
+        for name, module in stacks.items()
+    ]
+    ids = torch.ones((1, 2), dtype=torch.int64, device=next(model.parameters()).device)
+    try:
+        # A decoder that is given nothing raises after the encoder has run; what ran is all that is asked.
+        with torch.no_grad(), contextlib.suppress(Exception):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
 
 
 def _stacks(model: nn.Module) -> list[str]:

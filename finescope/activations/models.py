@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,18 @@ def load_model(
     chosen: Any = "auto" if dtype is None else dtype
     parameter = "dtype" if _transformers_at_least(4, 56) else "torch_dtype"
     model: nn.Module = _load(AutoModel, name, "model", **{parameter: chosen}, **options)
-    return model.to(device).eval()
+    return moved(model, device)
+
+
+def moved(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on ``device`` in eval mode; one that its loader has placed stays where it is.
+
+    Quantised models and those dispatched over several devices refuse to be moved.
+    """
+    placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
+    if not placed and any(weight.device != device for weight in model.parameters()):
+        model = model.to(device)
+    return model.eval()
 
 
 def load_tokenizer(name: PathLike, **options: Any) -> Any:
@@ -59,6 +71,7 @@ def _load(loader: Any, name: PathLike, what: str, **options: Any) -> Any:
     text = os.fspath(name)
     path = Path(text).expanduser()
     if path.is_dir():
+        _refuse_adapter(path)
         if what == "model" and not (path / "config.json").is_file():
             raise InputError(
                 f"model folder {path} has no config.json; give a folder written by save_pretrained"
@@ -79,6 +92,21 @@ def _load(loader: Any, name: PathLike, what: str, **options: Any) -> Any:
             f"and the hub {reason}; check the path, or download the model on a machine with a network"
         ) from cached
     return _call(loader, text, f"{what} {text!r}", local_files_only=False, **options)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    description = folder / "adapter_config.json"
+    if (folder / "config.json").is_file() or not description.is_file():
+        return
+    try:
+        base = json.loads(description.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    of = f"the base model {base!r}" if base else "a base model that it doesn't name"
+    raise InputError(
+        f"{folder} holds an adapter of {of}, not a whole model; merge it with PEFT (merge_and_unload, then "
+        "save_pretrained together with the tokenizer) and give the merged folder"
+    )
 
 
 def _call(loader: Any, source: str, described: str, **options: Any) -> Any:

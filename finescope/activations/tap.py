@@ -361,7 +361,7 @@ def _model(model: Any, device: torch.device, dtype: Any, options: dict[str, Any]
     elif dtype is None and device.type == "cpu":
         dtype = torch.float32
     if isinstance(model, nn.Module):
-        return model.to(device).eval()
+        return models.moved(model, device)
     return models.load_model(model, device=device, dtype=dtype, **options)
 
 
