@@ -4,6 +4,7 @@ run goes on from there to the same bytes. Damaged, foreign and changed folders a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -249,18 +250,22 @@ def test_a_killed_process_resumes_and_its_debris_is_cleared(tmp_path: Path) -> N
     assert _contents(folder) == _contents(straight)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def _small_files() -> Iterator[None]:
-    """No file may grow beyond 20 kB: a real refusal by the operating system, as a full disk gives."""
+    """No file may grow beyond 20 kB: a real refusal by the operating system, as a full disk gives.
+
+    Around the writing alone: the file that pytest reports into may have grown beyond that.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
-@pytest.mark.usefixtures("_small_files")
 def test_the_system_refusing_a_write_is_a_clear_error_for_every_kind_of_file(tmp_path: Path) -> None:
     from finescope.corpus import write_rows
 
@@ -276,6 +281,7 @@ def test_the_system_refusing_a_write_is_a_clear_error_for_every_kind_of_file(tmp
         ("e.parquet", lambda path: write_rows(path, records)),
         ("f.jsonl.zst", lambda path: write_rows(path, records)),
     ]:
-        with pytest.raises(StoreError, match=rf"can't write .*{name}: the file-size limit"):
+        refused = pytest.raises(StoreError, match=rf"can't write .*{name}: the file-size limit")
+        with refused, _small_files():
             write(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
