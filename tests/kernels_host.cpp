@@ -203,7 +203,7 @@ struct SparseRows {
 void check_matmul(DType dtype, IndexType type, int64_t C) {
   const int64_t N = 40, F = 97;
   const SparseRows codes(dtype, N, F);
-  const Rows panel(DType::f64, F, C);
+  Rows panel(DType::f64, F, C);
   Rows out(DType::f64, N, C), wanted(DType::f64, N, C);
   const SparseMatmulArgs args{codes.csr(type), static_cast<const double*>(panel.data()), C,
                               static_cast<double*>(out.data()), C};
