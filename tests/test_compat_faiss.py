@@ -12,28 +12,9 @@ import torch
 
 from finescope import Index
 from finescope.compat import METRIC_INNER_PRODUCT, METRIC_L2, knn
+from support.distances import dense_rows, nearest, sparse_rows, squared_distances
 
 LARGEST = np.finfo(np.float32).max
-
-
-def _rows(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def _sparse_rows(n: int, d: int = 40, seed: int = 0) -> np.ndarray:
-    """Three of ten entries, none negative."""
-    random = np.random.default_rng(seed)
-    return (np.abs(random.standard_normal((n, d))) * (random.random((n, d)) < 0.3)).astype(np.float32)
-
-
-def _distances(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """[Q,N] squared distances in float64."""
-    return ((queries[:, None].astype(np.float64) - corpus[None].astype(np.float64)) ** 2).sum(axis=2)
-
-
-def _nearest(distances: np.ndarray, k: int) -> np.ndarray:
-    """Distance ascending, then row ascending."""
-    return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
 @pytest.mark.parametrize("k", [1, 10, 150])
@@ -41,7 +22,7 @@ def _nearest(distances: np.ndarray, k: int) -> np.ndarray:
 def test_knn_is_faiss_knn(metric: int, k: int) -> None:
     faiss = pytest.importorskip("faiss")
     assert (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2) == (METRIC_INNER_PRODUCT, METRIC_L2)
-    queries, corpus = _rows(9), _rows(120, seed=1)
+    queries, corpus = dense_rows(9), dense_rows(120, seed=1)
     corpus[40], queries[3] = 0.0, 0.0
     corpus[50, 7] = queries[5, 2] = np.nan
     ours, theirs = knn(queries, corpus, k, metric), faiss.knn(queries, corpus, k, metric=metric)
@@ -56,16 +37,16 @@ def test_knn_is_faiss_knn(metric: int, k: int) -> None:
 
 
 def test_knn_defaults_to_squared_distances_like_faiss() -> None:
-    queries, corpus = _rows(4), _rows(200, seed=1)
-    exact = _distances(queries, corpus)
+    queries, corpus = dense_rows(4), dense_rows(200, seed=1)
+    exact = squared_distances(queries, corpus)
     distances, ids = knn(queries, corpus, 7)
-    assert np.array_equal(ids, _nearest(exact, 7))
+    assert np.array_equal(ids, nearest(exact, 7))
     np.testing.assert_array_equal(distances, np.take_along_axis(exact, ids, 1).astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16", "int8", "int64", ">f4"])
 def test_knn_takes_rows_as_they_are(dtype: str) -> None:
-    values = np.round(_rows(300, seed=1) * 8)
+    values = np.round(dense_rows(300, seed=1) * 8)
     queries: Any = values[:5]
     corpus: Any = torch.from_numpy(values).bfloat16() if dtype == "bfloat16" else values.astype(dtype)
     for metric in (METRIC_L2, METRIC_INNER_PRODUCT):
@@ -78,7 +59,7 @@ def test_knn_takes_rows_as_they_are(dtype: str) -> None:
 
 
 def test_knn_inner_product_is_the_index() -> None:
-    queries, corpus = _rows(5), _rows(4000, seed=1)
+    queries, corpus = dense_rows(5), dense_rows(4000, seed=1)
     scores, ids = Index(torch.from_numpy(corpus), metric="ip").search(queries, 20)
     for metric in (METRIC_INNER_PRODUCT, "ip", "inner_product"):
         got = knn(queries, corpus, 20, metric)
@@ -87,7 +68,7 @@ def test_knn_inner_product_is_the_index() -> None:
 
 
 def test_knn_complaints() -> None:
-    queries, corpus = _rows(3), _rows(10)
+    queries, corpus = dense_rows(3), dense_rows(10)
     for metric in ("cosine", 2, True, None):
         with pytest.raises(ValueError, match=r"metric must be METRIC_INNER_PRODUCT .* finescope\.Index"):
             knn(queries, corpus, 2, metric)  # type: ignore[arg-type]
@@ -106,7 +87,7 @@ def test_knn_agrees_with_usearch() -> None:
     pytest.importorskip("usearch")
     from usearch.index import MetricKind, search
 
-    queries, corpus = _rows(6), _rows(500, seed=1)
+    queries, corpus = dense_rows(6), dense_rows(500, seed=1)
     theirs = search(corpus, queries, 9, MetricKind.IP, exact=True)
     scores, ids = knn(queries, corpus, 9, METRIC_INNER_PRODUCT)
     assert np.array_equal(ids, theirs.keys)
@@ -119,7 +100,7 @@ def test_the_signature_is_faiss() -> None:
     assert [(name, each.default) for name, each in ours.items()] == [
         (name, each.default) for name, each in theirs.items()
     ]
-    queries, corpus = _rows(3), _rows(20, seed=1)
+    queries, corpus = dense_rows(3), dense_rows(20, seed=1)
     for metric in (METRIC_L2, METRIC_INNER_PRODUCT):
         ours_found = knn(queries, corpus, 4, metric=metric, metric_arg=3)
         assert np.array_equal(ours_found[1], faiss.knn(queries, corpus, 4, metric=metric, metric_arg=3)[1])
@@ -185,7 +166,7 @@ def test_infinite_products_are_faiss(tmp_path: Any) -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("metric", [METRIC_L2, METRIC_INNER_PRODUCT])
 def test_sparse_rows_are_found_as_dense_ones(metric: int) -> None:
-    queries, corpus = _sparse_rows(7), _sparse_rows(200, seed=1)
+    queries, corpus = sparse_rows(7), sparse_rows(200, seed=1)
     dense = knn(queries, corpus, 9, metric)
     coo = torch.from_numpy(corpus).to_sparse_coo()
     for asked, rows in (

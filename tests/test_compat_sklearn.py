@@ -20,19 +20,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from finescope import SparseCodes
 from finescope.compat import NearestNeighbors
+from support.distances import dense_rows, sparse_rows
 
 # Checks of scikit-learn's that do not apply, with the reason. There are none.
 NOT_APPLYING: dict[str, str] = {}
-
-
-def _rows(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def _sparse_rows(n: int, d: int = 40, seed: int = 0) -> np.ndarray:
-    """Three of ten entries, none negative."""
-    random = np.random.default_rng(seed)
-    return (np.abs(random.standard_normal((n, d))) * (random.random((n, d)) < 0.3)).astype(np.float32)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -53,7 +44,7 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "minkowski", "sqeuclidean"])
 def test_nearest_neighbors_are_scikit_learns(metric: str, dtype: Any) -> None:
-    corpus, queries = _rows(300, seed=1).astype(dtype), _rows(8).astype(dtype)
+    corpus, queries = dense_rows(300, seed=1).astype(dtype), dense_rows(8).astype(dtype)
     theirs = Theirs(n_neighbors=6, metric=metric, algorithm="brute").fit(corpus)
     ours = NearestNeighbors(n_neighbors=6, metric=metric).fit(corpus, None)
     for args in ((queries,), (queries, 300), (None,), (None, 299), (queries, 1)):
@@ -69,7 +60,7 @@ def test_nearest_neighbors_are_scikit_learns(metric: str, dtype: Any) -> None:
 
 
 def test_nearest_neighbors_refuse_what_scikit_learn_refuses() -> None:
-    rows, bad = _rows(12), _rows(12)
+    rows, bad = dense_rows(12), dense_rows(12)
     bad[4, 4] = np.nan
     for make in (Theirs, NearestNeighbors):
         fitted = make(metric="cosine").fit(rows)
@@ -92,7 +83,7 @@ def test_nearest_neighbors_refuse_what_scikit_learn_refuses() -> None:
 
 
 def test_zero_rows_and_ties() -> None:
-    corpus = np.repeat(_rows(5), 4, axis=0)
+    corpus = np.repeat(dense_rows(5), 4, axis=0)
     corpus[8] = 0.0
     queries = np.vstack([corpus[:1], np.zeros((1, 32), np.float32)])
     mine = NearestNeighbors(metric="cosine").fit(corpus).kneighbors(queries, 20)
@@ -107,7 +98,7 @@ def test_inner_product_distance_is_usearchs() -> None:
     pytest.importorskip("usearch")
     from usearch.index import MetricKind, search
 
-    queries, corpus = _rows(6), _rows(500, seed=1)
+    queries, corpus = dense_rows(6), dense_rows(500, seed=1)
     theirs = search(corpus, queries, 9, MetricKind.IP, exact=True)
     distances, ids = NearestNeighbors(9, metric="ip").fit(corpus).kneighbors(queries)
     assert np.array_equal(ids, theirs.keys)
@@ -133,7 +124,7 @@ def test_parameters_and_defaults_are_scikit_learns() -> None:
     + [{"n_jobs": -1}, {"leaf_size": 2}, {"p": 2.0}, {"metric_params": {}}, {"metric": "l2", "p": 3}],
 )
 def test_what_cannot_change_a_result_is_taken(options: dict[str, Any]) -> None:
-    rows = _rows(50, 4)
+    rows = dense_rows(50, 4)
     wanted = NearestNeighbors().fit(rows).kneighbors(rows)
     found = NearestNeighbors(**options).fit(rows).kneighbors(rows)
     assert all(np.array_equal(left, right) for left, right in zip(found, wanted, strict=True))
@@ -156,13 +147,13 @@ def test_what_cannot_change_a_result_is_taken(options: dict[str, Any]) -> None:
 def test_what_would_change_a_result_is_refused_at_fit(options: dict[str, Any], words: str) -> None:
     made = NearestNeighbors(**options)
     with pytest.raises(ValueError, match=words):
-        made.fit(_rows(9, 2))
+        made.fit(dense_rows(9, 2))
 
 
 def test_not_fitted() -> None:
     for call in ("kneighbors", "radius_neighbors", "kneighbors_graph"):
         with pytest.raises(NotFittedError):
-            getattr(NearestNeighbors(), call)(_rows(3))
+            getattr(NearestNeighbors(), call)(dense_rows(3))
 
 
 # ------------------------------------------------------------------ sparse rows
@@ -171,7 +162,7 @@ def test_not_fitted() -> None:
 @pytest.mark.parametrize("metric", ["minkowski", "euclidean", "sqeuclidean", "cosine"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_sparse_rows_are_found_as_dense_ones(metric: str, dtype: Any) -> None:
-    corpus, queries = (np.round(_sparse_rows(n, seed=n) * 8).astype(dtype) for n in (150, 9))
+    corpus, queries = (np.round(sparse_rows(n, seed=n) * 8).astype(dtype) for n in (150, 9))
     dense = NearestNeighbors(n_neighbors=7, metric=metric).fit(corpus)
     wanted = dense.kneighbors(queries), dense.kneighbors(), dense.radius_neighbors(queries, 6.0)
     kinds: list[Any] = [sp.csr_matrix, sp.csc_array, sp.coo_matrix, np.asarray]
@@ -192,7 +183,7 @@ def test_sparse_rows_are_found_as_dense_ones(metric: str, dtype: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_tensors_and_codes_are_taken() -> None:
-    rows = _sparse_rows(60)
+    rows = sparse_rows(60)
     tensor = torch.from_numpy(rows)
     wanted = NearestNeighbors().fit(rows).kneighbors(rows[:4])
     for given in (tensor, tensor.to_sparse_coo(), tensor.to_sparse_csr(), SparseCodes.from_dense(tensor)):
@@ -225,7 +216,7 @@ def test_words_in_a_pipeline() -> None:
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine", "ip"])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_all_rows_within_a_radius(metric: str, sparse: bool) -> None:
-    corpus, queries = _sparse_rows(400, 12, 1), _sparse_rows(8, 12)
+    corpus, queries = sparse_rows(400, 12, 1), sparse_rows(8, 12)
     corpus[200:260] = corpus[0]  # more of them than are looked for at first
     c, q = corpus.astype(np.float64), queries.astype(np.float64)
     exact = 1 - q @ c.T
@@ -258,7 +249,7 @@ def test_all_rows_within_a_radius(metric: str, sparse: bool) -> None:
 
 
 def test_radii_are_scikit_learns() -> None:
-    corpus, queries = _rows(200, 3), _rows(9, 3, 1)
+    corpus, queries = dense_rows(200, 3), dense_rows(9, 3, 1)
     theirs, ours = (kind(radius=0.9).fit(corpus) for kind in (Theirs, NearestNeighbors))
     for asked in (queries, None):
         for left, right in zip(ours.radius_neighbors(asked), theirs.radius_neighbors(asked), strict=True):
@@ -297,7 +288,7 @@ def test_rows_far_from_the_origin_keep_their_distances(sparse: bool) -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_graphs_are_scikit_learns(mode: str, sparse: bool) -> None:
     make = sp.csr_matrix if sparse else np.asarray
-    corpus, queries = make(_sparse_rows(60)), make(_sparse_rows(7, seed=1))
+    corpus, queries = make(sparse_rows(60)), make(sparse_rows(7, seed=1))
     theirs, ours = (kind(n_neighbors=4, algorithm="brute").fit(corpus) for kind in (Theirs, NearestNeighbors))
     for asked in (queries, None):
         left, right = (fitted.kneighbors_graph(asked, mode=mode) for fitted in (ours, theirs))
@@ -309,7 +300,7 @@ def test_graphs_are_scikit_learns(mode: str, sparse: bool) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_fitted_one_is_copied_whole(sparse: bool) -> None:
-    rows: Any = _sparse_rows(80)
+    rows: Any = sparse_rows(80)
     rows = sp.csr_matrix(rows) if sparse else rows
     for metric in ("euclidean", "cosine"):
         fitted = NearestNeighbors(metric=metric).fit(rows)

@@ -8,26 +8,7 @@ import torch
 
 from finescope.codes import SparseCodes
 from finescope.search.euclidean import NearestRows
-
-
-def _rows(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def _sparse_rows(n: int, d: int = 40, seed: int = 0) -> np.ndarray:
-    """Three of ten entries, none negative."""
-    random = np.random.default_rng(seed)
-    return (np.abs(random.standard_normal((n, d))) * (random.random((n, d)) < 0.3)).astype(np.float32)
-
-
-def _distances(queries: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-    """[Q,N] squared distances in float64."""
-    return ((queries[:, None].astype(np.float64) - corpus[None].astype(np.float64)) ** 2).sum(axis=2)
-
-
-def _nearest(distances: np.ndarray, k: int) -> np.ndarray:
-    """Distance ascending, then row ascending."""
-    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+from support.distances import dense_rows, nearest, sparse_rows, squared_distances
 
 
 @pytest.mark.parametrize(
@@ -35,7 +16,7 @@ def _nearest(distances: np.ndarray, k: int) -> np.ndarray:
 )
 def test_distances_are_exact(kind: str) -> None:
     """Data for which ‖q‖² − 2⟨q,c⟩ + ‖c‖² is worthless in float32, and often in float64."""
-    corpus, queries = _rows(600, 16, 1), _rows(7, 16)
+    corpus, queries = dense_rows(600, 16, 1), dense_rows(7, 16)
     if kind == "duplicates":
         corpus = corpus[np.random.default_rng(0).integers(0, 20, 600)]
     elif kind == "equal":
@@ -52,22 +33,22 @@ def test_distances_are_exact(kind: str) -> None:
         corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
     elif kind == "outliers":
         corpus[:, 3] *= 1000
-    exact = _distances(queries, corpus)
+    exact = squared_distances(queries, corpus)
     for k in (1, 12, 600, 700):
         squares, ids = NearestRows(torch.from_numpy(corpus)).search(torch.from_numpy(queries), k)
-        wanted = np.take_along_axis(exact, _nearest(exact, k), 1)
+        wanted = np.take_along_axis(exact, nearest(exact, k), 1)
         np.testing.assert_allclose(squares[:, :600].numpy(), wanted, rtol=2**-23)
         found = ids[:, :600].numpy()
         np.testing.assert_allclose(np.take_along_axis(exact, found, 1), wanted, rtol=1e-13)
         assert all(len(set(row)) == len(row) for row in found.tolist())
         if kind in ("duplicates", "equal"):
-            assert np.array_equal(found, _nearest(exact, k)), "equal distances: the lowest rows"
+            assert np.array_equal(found, nearest(exact, k)), "equal distances: the lowest rows"
         assert (ids[:, 600:] == -1).all()
         assert squares[:, 600:].isinf().all()
 
 
 def test_distances_do_not_depend_on_the_batch() -> None:
-    corpus, queries = torch.from_numpy(_rows(3000, 40, 1)), torch.from_numpy(_rows(50, 40))
+    corpus, queries = torch.from_numpy(dense_rows(3000, 40, 1)), torch.from_numpy(dense_rows(50, 40))
     nearest = NearestRows(corpus)
     squares, ids = nearest.search(queries, 9)
     for row in range(0, 50, 7):
@@ -81,7 +62,7 @@ def test_distances_do_not_depend_on_the_batch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["words", "duplicates", "equal", "empty", "tiny", "huge", "signed", "wide"])
 def test_distances_of_sparse_rows_are_exact(kind: str, dtype: torch.dtype) -> None:
-    corpus, queries = _sparse_rows(300, 40, 1), _sparse_rows(9, 40)
+    corpus, queries = sparse_rows(300, 40, 1), sparse_rows(9, 40)
     if kind == "duplicates":
         corpus = corpus[np.random.default_rng(0).integers(0, 20, 300)]
         queries[:4] = corpus[:4]
@@ -97,21 +78,21 @@ def test_distances_of_sparse_rows_are_exact(kind: str, dtype: torch.dtype) -> No
     elif kind == "wide":
         corpus, queries = (np.pad(each, ((0, 0), (100_000, 0))) for each in (corpus, queries))
     rows, asked = (SparseCodes.from_dense(torch.from_numpy(each).to(dtype)) for each in (corpus, queries))
-    exact = _distances(*(each.to_dense().double().numpy()[:, -40:] for each in (asked, rows)))
+    exact = squared_distances(*(each.to_dense().double().numpy()[:, -40:] for each in (asked, rows)))
     for k in (1, 12, 300, 310):
         squares, ids = NearestRows(rows).search(asked, k)
-        wanted = np.take_along_axis(exact, _nearest(exact, k), 1)
+        wanted = np.take_along_axis(exact, nearest(exact, k), 1)
         np.testing.assert_allclose(squares[:, :300].numpy(), wanted, rtol=1e-13)
         found = ids[:, :300].numpy()
         np.testing.assert_allclose(np.take_along_axis(exact, found, 1), wanted, rtol=1e-13)
         assert all(len(set(row)) == len(row) for row in found.tolist())
         if kind in ("duplicates", "equal"):
-            assert np.array_equal(found, _nearest(exact, k)), "equal distances: the lowest rows"
+            assert np.array_equal(found, nearest(exact, k)), "equal distances: the lowest rows"
         assert (ids[:, 300:] == -1).all()
 
 
 def test_sparse_distances_do_not_depend_on_the_batch() -> None:
-    corpus, queries = (SparseCodes.from_dense(torch.from_numpy(_sparse_rows(n, 60, n))) for n in (2000, 40))
+    corpus, queries = (SparseCodes.from_dense(torch.from_numpy(sparse_rows(n, 60, n))) for n in (2000, 40))
     nearest = NearestRows(corpus)
     squares, ids = nearest.search(queries, 9)
     for row in range(0, 40, 7):
@@ -123,9 +104,9 @@ def test_sparse_distances_do_not_depend_on_the_batch() -> None:
 
 
 def test_rows_that_hold_no_distance_are_never_found() -> None:
-    dense = torch.from_numpy(_sparse_rows(20))
+    dense = torch.from_numpy(sparse_rows(20))
     dense[3, 1], dense[5, 2], dense[7, 0] = torch.nan, torch.inf, -torch.inf
-    asked = torch.from_numpy(_sparse_rows(3, seed=1))
+    asked = torch.from_numpy(sparse_rows(3, seed=1))
     asked[1, 4] = torch.nan
     for rows, queries in ((dense, asked), (SparseCodes.from_dense(dense), SparseCodes.from_dense(asked))):
         squares, ids = NearestRows(rows).search(queries, 20)
