@@ -168,14 +168,18 @@ def towers(kind: str) -> tuple[Any, str]:
             max_position_embeddings=32,
         )
         return t.AutoModel.from_config(config), "encoder.layers.1"
-    if kind == "t5 of two blocks":
-        config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-        return t.AutoModel.from_config(config), "encoder.block.1"
+    if kind.startswith("t5"):
+        # Each block is itself a list, of two layers.
+        blocks = 1 if kind == "t5 of one block" else 2
+        config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=blocks, num_heads=2)
+        return t.AutoModel.from_config(config), f"encoder.block.{blocks - 1}"
     config = t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
     return t.AutoModel.from_config(config), "h.0"
 
 
-@pytest.mark.parametrize("kind", ["llava", "deep decoder", "t5 of two blocks", "one block"])
+@pytest.mark.parametrize(
+    "kind", ["llava", "deep decoder", "t5 of two blocks", "t5 of one block", "one block"]
+)
 def test_the_default_layer_is_the_last_block_that_a_text_runs_through(kind: str) -> None:
     model, wanted = towers(kind)
     assert last_block(model.eval()) == wanted
