@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from finescope.lazy import on_first_use
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -61,16 +63,13 @@ _MODULES = frozenset(
 )
 
 __all__ = ["__version__", *sorted(_HOME)]
+_public = on_first_use(__name__, _HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
     if name in _MODULES:
         return importlib.import_module(f"finescope.{name}")
-    raise AttributeError(f"module 'finescope' has no attribute {name!r}")
+    return _public(name)
 
 
 def __dir__() -> list[str]:

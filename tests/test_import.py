@@ -47,3 +47,10 @@ def test_nothing_heavy(statement: str) -> None:
 
 def test_bare_import_leaves_torch_alone() -> None:
     assert "torch" not in modules_after("import finescope")
+
+
+@pytest.mark.parametrize("statement", ["import finescope.curation", "import finescope.cli.options"])
+def test_who_scores_codes_does_not_pay_for_the_models_side(statement: str) -> None:
+    added = modules_after(statement)
+    assert "finescope.embeddings.pooler" in added
+    assert not added & {"finescope.activations", "finescope.embeddings.rows", "finescope.sae.train"}

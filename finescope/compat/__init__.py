@@ -13,7 +13,7 @@ machine. What the others leave to chance (the order of ties, NaN) is defined her
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finescope.compat.faiss import METRIC_INNER_PRODUCT, METRIC_L2, knn
 from finescope.compat.sentence_transformers import (
@@ -22,6 +22,7 @@ from finescope.compat.sentence_transformers import (
     paraphrase_mining_embeddings,
     semantic_search,
 )
+from finescope.lazy import on_first_use
 
 if TYPE_CHECKING:
     from finescope.compat.sklearn import NearestNeighbors as NearestNeighbors
@@ -36,11 +37,5 @@ __all__ = [
     "paraphrase_mining_embeddings",
     "semantic_search",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "NearestNeighbors":  # a subclass of scikit-learn's, which takes a while to import
-        from finescope.compat.sklearn import NearestNeighbors
-
-        return NearestNeighbors
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# A subclass of scikit-learn's, which takes a while to import.
+__getattr__ = on_first_use(__name__, {"NearestNeighbors": "finescope.compat.sklearn"})

@@ -5,11 +5,35 @@ pooler    token codes of documents of any length to one code each
 extract   activations that are there to codes in memory
 store     document codes on disk: CSR shards, ids and metadata
 rows      a corpus through model, SAE and pooler into a store
+
+Names are imported on first use: who pools codes doesn't pay for the model's side.
 """
 
-from finescope.embeddings.extract import extract_embeddings
-from finescope.embeddings.pooler import POOLINGS
-from finescope.embeddings.rows import embed_rows
-from finescope.embeddings.store import CodeStore, CodeStoreWriter
+from __future__ import annotations
 
-__all__ = ["POOLINGS", "CodeStore", "CodeStoreWriter", "embed_rows", "extract_embeddings"]
+from typing import TYPE_CHECKING
+
+from finescope.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from finescope.embeddings.extract import extract_embeddings as extract_embeddings
+    from finescope.embeddings.pooler import POOLINGS as POOLINGS
+    from finescope.embeddings.rows import embed_rows as embed_rows
+    from finescope.embeddings.store import CodeStore as CodeStore
+    from finescope.embeddings.store import CodeStoreWriter as CodeStoreWriter
+
+_HOME = {
+    "POOLINGS": "finescope.embeddings.pooler",
+    "CodeStore": "finescope.embeddings.store",
+    "CodeStoreWriter": "finescope.embeddings.store",
+    "embed_rows": "finescope.embeddings.rows",
+    "extract_embeddings": "finescope.embeddings.extract",
+}
+
+__all__ = sorted(_HOME)
+
+__getattr__ = on_first_use(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return __all__

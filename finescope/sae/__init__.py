@@ -11,8 +11,9 @@ Names are imported on first use: a caller that only loads an SAE doesn't pay for
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from finescope.lazy import on_first_use
 
 if TYPE_CHECKING:
     from finescope.embeddings import extract_embeddings as extract_embeddings
@@ -36,14 +37,7 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'finescope.sae' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
