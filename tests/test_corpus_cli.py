@@ -104,6 +104,12 @@ def test_text_decides_who_is_a_target(tmp_path: Path, model: Path) -> None:
         if mark
     ] == ["7"]
     assert "another text" in (tmp_path / "out" / "report.html").read_text()
+    codes = tmp_path / "out" / "codes"
+    alone = ["score", codes / "corpus", codes / "targets", "--out", tmp_path / "alone.parquet"]
+    done = CliRunner().invoke(main, [str(argument) for argument in alone], catch_exceptions=False)
+    assert "left out as targets themselves: 1 row with the text of a target" in done.stderr
+    assert "not left out: 4 rows with the id of a target but another text" in done.stderr
+    assert pq.read_table(tmp_path / "alone.parquet")["is_target"].equals(scores["is_target"])
 
 
 def test_repeated_ids_can_be_read_under_numbers_and_written_as_parquet(

@@ -30,8 +30,8 @@ def command(
     """Score every row of CORPUS_CODES against TARGET_CODES, both written by `finescope embed`.
 
     The table has one line per row, in the order of the corpus: score, nearest target and its cosine, tokens.
-    Rows whose id is that of a target are marked, so that `finescope select` leaves them out; ids that were
-    made up don't count. Copies of a target's text under another id are found by `finescope curate` only.
+    Rows that have the text of a target are marked, whatever their id, so that `finescope select` leaves them
+    out; an id counts where one of the two has no text, unless it was made up.
 
     \b
     Examples:
@@ -43,13 +43,13 @@ def command(
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
     from finescope.workflow.stages.score import score_stores
-    from finescope.workflow.tables import evidence_of, write_scores
+    from finescope.workflow.tables import about_targets, evidence_of, write_scores
 
     job = options.job_from(config_path, overrides, given)
     corpus, targets = CodeStore(corpus_codes), CodeStore(target_codes)
     scoring = Scoring(evidence_of(corpus), evidence_of(targets), job.recipe(), seed=job.seed)
     scored = score_stores(corpus, targets, scoring)
     write_scores(Path(out), scored)
-    if scored.is_target.any():
-        Reporter(quiet=quiet).say(f"{int(scored.is_target.sum()):,} rows have the id of a target")
+    for words in about_targets(scored.targets_in_corpus):
+        Reporter(quiet=quiet).say(words)
     click.echo(f"{len(scored.table):,} scores ({job.recipe().name}) in {out}")

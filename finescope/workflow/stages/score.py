@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finescope.curation.exclusion import find_targets
 from finescope.curation.scoring.fitted import Scoring
 from finescope.errors import InputError
@@ -17,8 +15,6 @@ from finescope.workflow.stage import Stage
 from finescope.workflow.tables import ScoredRows, write_scores
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 
@@ -46,31 +42,19 @@ class Score(Stage):
     def work(self, context: Context) -> None:
         """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
-        # Made-up ids say nothing: two files of one name have the same ones.
-        found = find_targets(
-            corpus.ids(),
-            wanted.ids() if wanted.facts.get("own_ids", True) else (),
-            hashes=corpus.text_hashes(),
-            target_hashes=wanted.text_hashes(),
-        )
         scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
-        scored = score_stores(corpus, wanted, scoring, is_target=found.marked)
-        scored.settings["targets"] = found.counts()
+        scored = score_stores(corpus, wanted, scoring)
         write_scores(context.folder / SCORES, scored)
         write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
 
 
-def score_stores(
-    corpus: CodeStore, targets: CodeStore, scoring: Scoring, *, is_target: NDArray[np.bool_] | None = None
-) -> ScoredRows:
-    """Score the rows of one code store against those of another.
+def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> ScoredRows:
+    """Score the rows of one code store against those of another, and mark those that are targets.
 
     Args:
         corpus: codes of N rows.
         targets: codes of Q targets, made by the same SAE.
         scoring: a recipe with what is known of both.
-        is_target: bool [N]; None marks the rows whose id is that of a target, unless the targets' ids were
-            made up.
 
     Raises:
         InputError: the two stores come from different SAEs, the targets have no latent, or the stored pooling
@@ -86,10 +70,13 @@ def score_stores(
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
     ids, target_ids = corpus.ids(), targets.ids()
-    if is_target is None:
-        # Made-up ids say nothing: two files of one name have the same ones.
-        known = set(target_ids) if targets.facts.get("own_ids", True) else set()
-        is_target = np.fromiter((row in known for row in ids), np.bool_, len(ids))
+    # Made-up ids say nothing: two files of one name have the same ones.
+    found = find_targets(
+        ids,
+        target_ids if targets.facts.get("own_ids", True) else (),
+        hashes=corpus.text_hashes(),
+        target_hashes=targets.text_hashes(),
+    )
     recipe = scoring.recipe
     settings = {
         "preset": recipe.name,
@@ -97,5 +84,6 @@ def score_stores(
         "weights": recipe.weights,
         "scorer": scoring.scorer.name,
         "top_m": recipe.m,
+        "targets": found.counts(),
     }
-    return ScoredRows(table, ids, target_ids, corpus.token_counts(), is_target, settings)
+    return ScoredRows(table, ids, target_ids, corpus.token_counts(), found.marked, settings)
