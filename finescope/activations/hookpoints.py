@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,11 +13,18 @@ from finescope.errors import InputError, nearest_names
 
 # What model families call their stack of blocks. `layers.3` finds `encoder.layer.3`, `h.3` and `block.3` too.
 _BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
+_RUN = re.compile(r"(.+)@([1-9]\d*)")
 _BLOCK = re.compile(rf"(?:^|.*\.)(?:{'|'.join(_BLOCK_LISTS)})\.(\d+)((?:\.[^.]+)*)$")
 
 
+def split_run(name: str) -> tuple[str, int | None]:
+    """Return a module's name and the number of its run, from 1, that stands behind it with ``@``."""
+    found = _RUN.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
 def resolve_hookpoint(model: nn.Module, name: str) -> str:
-    """Return the full name of the module of ``model`` that ``name`` means.
+    """Return the full name of the module of ``model`` that ``name`` means, with ``@n`` if that stands there.
 
     Tried in this order: the exact name; the name with leading parts that the model lacks removed
     (``model.layers.3`` for ``layers.3``); a module whose name ends so (``layer.3`` for ``encoder.layer.3``);
@@ -31,6 +37,9 @@ def resolve_hookpoint(model: nn.Module, name: str) -> str:
     known = set(modules)
     if name in known:
         return name
+    bare, run = split_run(name)
+    if run is not None:
+        return f"{resolve_hookpoint(model, bare)}@{run}"
     shorter = name
     while "." in shorter:
         shorter = shorter.split(".", 1)[1]
@@ -123,32 +132,66 @@ def _no_such_module(
 class _Stop(BaseException):
     """Ends a forward pass. A BaseException, so that a model's own ``except Exception`` lets it through."""
 
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
 
+def output_of(model: nn.Module, module: nn.Module, name: str, run: int, inputs: dict[str, Any]) -> Tensor:
+    """Return the hidden states that a module gives in a forward pass, which ends there.
 
-@contextlib.contextmanager
-def stop_after(module: nn.Module, name: str) -> Iterator[Any]:
-    """Inside the context, ``run(model, **inputs)`` returns the output of ``module`` and runs no further."""
+    Args:
+        model: of the module.
+        module: the one that is read.
+        name: what it is called in messages.
+        run: which of its runs is read, from 1.
+        inputs: of the model.
+
+    Raises:
+        InputError: the module doesn't run so often, or its output holds no tensor.
+    """
+    runs = 0
+    found: Any = None
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Stop(output)
-
-    def run(model: nn.Module, **inputs: Any) -> Tensor:
-        try:
-            model(**inputs)
-        except _Stop as stop:
-            output = stop.output
-        else:
-            raise InputError(f"module {name!r} did not run in the forward pass; name a layer that runs")
-        return unpack(output, name)
+        nonlocal runs, found
+        runs += 1
+        if runs == run:
+            found = output
+            raise _Stop
 
     handle = module.register_forward_hook(hook)
     try:
-        yield run
+        model(**inputs)
+    except _Stop:
+        return unpack(found, name)
     finally:
         handle.remove()
+    times = f"ran {runs} instead of {run} times" if runs else "did not run"
+    raise InputError(f"module {name!r} {times} in the forward pass; name a layer that always runs")
+
+
+@torch.no_grad()
+def count_runs(model: nn.Module, module: nn.Module, name: str, inputs: dict[str, Any]) -> int:
+    """Return how often a module runs in a whole forward pass: more than once if blocks share it.
+
+    Raises:
+        InputError: never, or the model fails before.
+    """
+    runs = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    handle = module.register_forward_hook(hook)
+    try:
+        model(**inputs)
+    except Exception as error:  # a model may fail in any way; the user needs to know which and where
+        # A decoder that is given nothing raises after the encoder has run.
+        if not runs:
+            raise InputError(f"the model fails on a short text before layer {name!r}: {error}") from error
+    finally:
+        handle.remove()
+    if not runs:
+        raise InputError(f"module {name!r} did not run in the forward pass; name a layer that runs")
+    return runs
 
 
 def unpack(output: Any, name: str) -> Tensor:

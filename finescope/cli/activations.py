@@ -54,7 +54,7 @@ def command(
     reporter = Reporter(quiet=quiet)
     corpus.scan()
     store = collect_activations(
-        open_tap(job),
+        open_tap(job, reporter),
         corpus,
         job.folder,
         dtype=job.activation_dtype,

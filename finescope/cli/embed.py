@@ -47,7 +47,8 @@ def command(
     find_sae(str(job.sae_path), job.layer or None)  # before the model: the name may be wrong
     corpus = open_job_corpus(job)
     corpus.scan()
-    tap = open_tap(job)
+    reporter = Reporter(quiet=quiet)
+    tap = open_tap(job, reporter)
     store = embed(
         load_sae(str(job.sae_path), job.device, tap.width, layer=tap.layer, facts=job.sae_facts),
         tap,
@@ -55,7 +56,7 @@ def command(
         job.folder,
         Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),
         name="embedding",
-        reporter=Reporter(quiet=quiet),
+        reporter=reporter,
         overwrite=restart,
     )
     click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.folder}")

@@ -210,7 +210,7 @@ class Context:
         """
         if not self.job.model:
             raise InputError("no model given; name a folder or a Hugging Face id with --model")
-        return open_tap(self.job)
+        return open_tap(self.job, self.reporter)
 
     @cached_property
     def sae(self) -> Autoencoder:
@@ -348,8 +348,11 @@ def chat_template(job: Job) -> str:
     return given if given in ("auto", "plain") else read_words(given, "chat template")
 
 
-def open_tap(job: Job) -> ActivationTap:
-    """Load the model of a job and find its layer, quietly: this package reports its own progress."""
+def open_tap(job: Job, reporter: Reporter) -> ActivationTap:
+    """Load the model of a job and find its layer, quietly: this package reports its own progress.
+
+    What trying the layer tells of it is said.
+    """
     import torch
 
     from finescope.activations import ActivationTap, load_model
@@ -362,7 +365,7 @@ def open_tap(job: Job) -> ActivationTap:
     if not layer:
         model = load_model(job.model, device=job.device, dtype=getattr(torch, job.dtype))
         layer = last_block(model)
-    return ActivationTap(
+    tap = ActivationTap(
         model,
         layer,
         tokenizer=job.model,
@@ -374,6 +377,9 @@ def open_tap(job: Job) -> ActivationTap:
         device=job.device,
         dtype=job.dtype if isinstance(model, str) else None,
     )
+    for remark in tap.remarks:
+        reporter.say(remark)
+    return tap
 
 
 def find_sae(path: str | Path, layer: str | None) -> Path | None:
