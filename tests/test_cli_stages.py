@@ -49,9 +49,13 @@ def test_stage_by_stage_equals_the_whole(job: Path, tmp_path: Path) -> None:
         tmp_path / "whole", "-k", 7, *sizes,
     )  # fmt: skip
     assert whole.exit_code == 0, whole.stderr
-    alone, together = (pq.read_table(path / "scores.parquet") for path in (tmp_path, tmp_path / "whole"))
-    assert alone.column("id").to_pylist() == together.column("id").to_pylist()
-    np.testing.assert_array_equal(alone.column("score").to_numpy(), together.column("score").to_numpy())
+    for recipe in ([], ["--scorer", "contrast+tfidf"]):  # words stand beside the codes, too
+        if recipe:
+            assert invoke(*steps[-2], *recipe).exit_code == 0
+            assert invoke("select", tmp_path / "whole", *recipe).exit_code == 0
+        alone, together = (pq.read_table(path / "scores.parquet") for path in (tmp_path, tmp_path / "whole"))
+        assert alone.column("id").to_pylist() == together.column("id").to_pylist()
+        np.testing.assert_array_equal(alone.column("score").to_numpy(), together.column("score").to_numpy())
     assert [row["finescope_rank"] for row in pq.read_table(picked).to_pylist()] == list(range(1, 8))
 
 

@@ -63,7 +63,7 @@ def test_a_word_that_fills_a_text_is_counted_exactly():
 def test_blocks_of_texts_leave_no_trace(monkeypatch):
     texts = TEXTS * 30
     whole = count_words(texts)
-    monkeypatch.setattr("finescope.curation.scoring.words.BLOCK_ROWS", 8)
+    monkeypatch.setattr("finescope.embeddings.words.PART_ROWS", 8)
     parts = count_words(texts)
     assert len(list(parts.iter_shards())) > 20
     assert parts.vocabulary == whole.vocabulary

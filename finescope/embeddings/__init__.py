@@ -3,6 +3,7 @@
 tokens    codes of tokens, K latents each or as many as fire
 pooler    token codes of documents of any length to one code each
 extract   activations that are there to codes in memory
+words     texts as counts of words, kept beside the codes
 store     document codes on disk: CSR shards, ids and metadata
 rows      a corpus through model, SAE and pooler into a store
 

@@ -49,8 +49,8 @@ def embed_rows(
     store; a row without text has an empty code. A corpus is read through once beforehand, so that a broken
     line near its end is reported before the model has run for hours.
 
-    Beside each code the store keeps the row's id, place, number of tokens and of characters, and the hash of
-    its text, so that nothing that comes after need read the texts again.
+    Beside each code the store keeps the row's id, place, number of tokens and of characters, the hash of its
+    text and the counts of its words, so that nothing that comes after need read the texts again.
 
     Args:
         sae: a trained autoencoder of the tap's width.

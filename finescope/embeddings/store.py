@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
 from finescope.storage import shards
 from finescope.storage.files import PathLike
@@ -109,7 +110,7 @@ class CodeStoreWriter:
             ids: n ids.
             n_tokens: tokens of each document; 0 means that there was no text.
             places: where each row came from.
-            texts: n texts, of which the number of characters and a hash are kept.
+            texts: n texts, of which the number of characters, a hash and the counts of words are kept.
             labels: n labels, "" for none; of what column says the fact ``label_column``.
             dense: floating [n,D], as announced by ``dense_width``.
             columns: n values each, kept in the table (labels, for example).
@@ -148,6 +149,10 @@ class CodeStoreWriter:
             except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
                 raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
         counts = {"rows": n, "tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
+        if texts is not None:
+            words = WordCounts.of(texts)
+            tensors |= words.tensors()
+            counts["words"] = words.counts.num_latents
         self._shards.write(tensors, pa.table(table), {**counts, **entry})
 
     def _check(
@@ -395,6 +400,13 @@ class CodeStore:
         kept = self.table(["text_hash"])["text_hash"].to_pylist()
         return [None if digest is None else digest.hex() for digest in kept]
 
+    def words(self) -> CountedTexts | None:
+        """Return the counts of the N texts' words; None where any shard was written without them."""
+        if not all("words" in entry for entry in self._entries):
+            return None
+        lengths = self.table(["characters"])["characters"].to_numpy()
+        return CountedTexts(_StoredWords(self.directory, self._entries), np.asarray(lengths, np.int64))
+
     def token_counts(self) -> NDArray[np.int64]:
         """Return the number of tokens of each document, int64 [N]; 0 where there was no text."""
         counts = self.table(["n_tokens"])["n_tokens"].fill_null(0).to_numpy()
@@ -428,6 +440,32 @@ class CodeStore:
         except ValueError as error:
             raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
         return codes, dense
+
+
+class _StoredWords(Sequence[WordCounts]):
+    """The counts of words of a store, shard by shard; a shard's pages go when it is no longer looked at."""
+
+    def __init__(self, directory: PathLike, entries: Sequence[Mapping[str, Any]]) -> None:
+        self._directory, self._entries = directory, entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, number: int) -> WordCounts: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[WordCounts]: ...
+    def __getitem__(self, number: int | slice) -> WordCounts | Sequence[WordCounts]:
+        if isinstance(number, slice):
+            return _StoredWords(self._directory, self._entries[number])
+        entry = self._entries[number]
+        try:
+            found = WordCounts.from_tensors(shards.map_shard(self._directory, entry, TENSORS))
+            if (len(found), found.counts.num_latents) != (entry["rows"], entry["words"]):
+                raise ValueError("its words contradict the manifest")
+        except ValueError as error:
+            raise StoreError(f"{self._directory}/{entry['file']} is corrupt: {error}") from error
+        return found
 
 
 def _text_hash(text: str) -> bytes | None:

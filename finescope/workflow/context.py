@@ -17,7 +17,7 @@ from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CORPUS_CODES, SAE, SCORER, TARGET_CODES
+from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, TARGET_CODES
 from finescope.workflow.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from finescope.corpus.row import Row
     from finescope.curation.scoring.evidence import Evidence
     from finescope.curation.scoring.fitted import Scoring
-    from finescope.curation.scoring.words import Words
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
 
 _SEEN_ROWS = 1024
+MAX_COMPARED = 300_000
+"""Texts of larger corpora aren't read for the sake of a comparison."""
 
 
 @dataclass
@@ -265,29 +266,32 @@ class Context:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What is known of the corpus rows; their texts only where something looks at words."""
-        from finescope.workflow.tables import evidence_of
-
-        return evidence_of(self.store(CORPUS_CODES), self.words)
+        """What is known of the corpus rows."""
+        return self._evidence("corpus")
 
     @cached_property
     def seeds(self) -> Evidence:
         """What is known of the targets."""
+        return self._evidence("targets")
+
+    def _evidence(self, name: str) -> Evidence:
+        """What stands beside the codes; codes that were made without words get them from the texts."""
+        from finescope.embeddings.words import CountedTexts
         from finescope.workflow.tables import evidence_of
 
-        texts = None if self.words is None else [row.content for row in self.targets.rows(records=False)]
-        return evidence_of(self.store(TARGET_CODES), texts)
+        store, rows = self.store(CODES[name]), self.rows(name)
+        if store.words() is not None or not self._looks_at_words:
+            return evidence_of(store)
+        self.reporter.say(f"{store.directory} holds no words: reading the texts of {rows.name} for them")
+        return evidence_of(store, CountedTexts.of(row.content for row in rows.rows(records=False)))
 
-    @cached_property
-    def words(self) -> Words | None:
-        """The words of the corpus rows; None where the recipe doesn't look at them and no table compares."""
+    @property
+    def _looks_at_words(self) -> bool:
+        """Whether the recipe does, or a table of methods for whose sake texts are worth reading."""
         from finescope.curation.scoring.sums import parse_scorer
-        from finescope.curation.scoring.words import MAX_COMPARED, count_words
 
         compared = self.job.label_column is not None and len(self.store(CORPUS_CODES)) <= MAX_COMPARED
-        if not compared and "texts" not in parse_scorer(self.job.recipe().scorer).needs:
-            return None
-        return count_words(row.content for row in self.corpus.rows(records=False))
+        return compared or "texts" in parse_scorer(self.job.recipe().scorer).needs
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""

@@ -22,6 +22,7 @@ from finescope.storage.files import atomic_path
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
     from finescope.embeddings.store import CodeStore
+    from finescope.embeddings.words import CountedTexts
 
 SCORE_COLUMNS = (
     "finescope_rank",
@@ -218,12 +219,12 @@ def about_targets(found: Mapping[str, int]) -> list[str]:
     return said
 
 
-def evidence_of(store: CodeStore, texts: Any = None) -> Evidence:
-    """Return what a store of codes, and texts where there are any, tell about its rows."""
+def evidence_of(store: CodeStore, texts: CountedTexts | None = None) -> Evidence:
+    """Return what a store of codes tells about its rows; ``texts`` stand for words that it doesn't keep."""
     return Evidence(
         store,
         str(store.facts.get("pooling", "")),
-        texts,
+        store.words() if texts is None else texts,
         None if store.width is None else store,
         store.token_counts(),
     )

@@ -31,6 +31,7 @@ from finescope.curation.scoring.scorers import Column
 from finescope.curation.scoring.space import Space, Targets
 from finescope.curation.scoring.words import Words, count_words
 from finescope.embeddings.pooler import repool
+from finescope.embeddings.words import CountedTexts
 from finescope.errors import InputError
 
 
@@ -41,14 +42,14 @@ class Evidence:
     Attributes:
         codes: their codes over F latents.
         pooling: how they were pooled; "" where that is what the recipe wants.
-        texts: N texts, or their words where those have been counted; for scorers that need "texts".
+        texts: N texts, or the counts of their words; for scorers that need "texts".
         dense: [N,D] mean-pooled activations, or a store with ``iter_dense()``; for "dense".
         lengths: N numbers, tokens or characters; for "length". Those of the texts where there are none.
     """
 
     codes: Codes
     pooling: str = ""
-    texts: Iterable[str] | Words | None = None
+    texts: Iterable[str] | CountedTexts | None = None
     dense: Any = None
     lengths: Any = None
 
@@ -146,9 +147,7 @@ class Spaces:
         if name == "codes":
             return space.targets(pooled_targets(targets, recipe))
         if name == "words":
-            texts = targets.texts
-            counts = every(texts) if isinstance(texts, Words) else self.words.count(texts or ())
-            return space.targets(self.words.damp(counts))
+            return space.targets(self.words.damp(self.words.count(targets.texts or ())))
         vectors = every(DenseRows(targets.dense))
         if vectors.num_latents != self._vectors.num_latents:
             raise ValueError(
@@ -180,7 +179,7 @@ class Spaces:
             InputError: the texts hold no words, or are not as many as there are codes.
         """
         texts = self.corpus.texts
-        found = texts if isinstance(texts, Words) else count_words(texts or ())
+        found = Words(texts) if isinstance(texts, CountedTexts) else count_words(texts or ())
         if len(found) != self.rows:
             raise InputError(f"there are {len(found)} texts for {self.rows} codes; embed the corpus again")
         return found

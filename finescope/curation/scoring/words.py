@@ -7,54 +7,79 @@ words here too.
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
-from finescope.curation.blocks import BLOCK_ROWS, FloatArray, IntArray, MappedCodes, with_values
+from finescope.curation.blocks import FloatArray, IntArray, MappedCodes, with_values
+from finescope.embeddings.words import CountedTexts, WordCounts, index_type, words_of
 from finescope.errors import InputError
 
-_WORD = re.compile(r"\b\w\w+\b")
-MAX_COMPARED = 300_000
-"""Of corpora with more rows no words are counted for the sake of a comparison."""
-_EXACT = 2048
-"""Up to here every whole number is a float16."""
+__all__ = ["Words", "count_words", "words_of"]
 
 
 class Words:
     """Counts of the words of N texts; codes over V words, as ``iter_shards`` gives them.
 
+    Words seen in one text only can't link two; of more than 100 texts they are left out, which halves the
+    vocabulary. Held in memory is the vocabulary; the counts stay where they are.
+
     Attributes:
+        counted: the counts.
         vocabulary: the V words, ascending.
         document_frequency: int64 [V], texts that hold each word.
         lengths: int64 [N], characters of each text.
     """
 
-    def __init__(
-        self,
-        shards: list[SparseCodes],
-        vocabulary: list[str],
-        document_frequency: IntArray,
-        lengths: IntArray,
-    ):
-        """Take counted words; ``count_words`` counts them."""
-        self._shards = shards
-        self.vocabulary, self.document_frequency, self.lengths = vocabulary, document_frequency, lengths
-        self.num_latents = len(vocabulary)
+    def __init__(self, counted: CountedTexts):
+        """Make one vocabulary of those of the parts.
+
+        Raises:
+            InputError: the texts hold no words.
+        """
+        self.counted, self.lengths = counted, counted.lengths
+        frequency: Counter[str] = Counter()
+        for part in counted.parts:
+            held = np.bincount(part.counts.indices.numpy(), minlength=part.counts.num_latents)
+            frequency.update(dict(zip(part.vocabulary, held.tolist(), strict=True)))
+        minimum = 2 if len(self) > 100 else 1
+        self.vocabulary = sorted(word for word, texts in frequency.items() if texts >= minimum)
+        if not self.vocabulary:
+            raise InputError(f"TF-IDF found no words in the {len(self)} corpus texts")
+        self.document_frequency = np.array([frequency[word] for word in self.vocabulary], np.int64)
+        self.num_latents = len(self.vocabulary)
+        known = {word: place for place, word in enumerate(self.vocabulary)}
+        self._places = [_places(part, known) for part in counted.parts]
+        self._ends = np.cumsum([0, *map(len, counted.parts)]).tolist()
 
     def __len__(self) -> int:
-        return int(self.lengths.size)
+        return len(self.counted)
 
     def iter_shards(self) -> Iterator[SparseCodes]:
         """Yield the counts, shard by shard."""
-        return iter(self._shards)
+        for part, place in zip(self.counted.parts, self._places, strict=True):
+            yield self._renamed(part.counts, place)
+
+    def take(self, rows: IntArray) -> SparseCodes:
+        """Return the counts of some texts, in the order asked for (repeats allowed)."""
+        order = np.argsort(rows, kind="stable")
+        wanted, found = rows[order], list[SparseCodes]()
+        cuts = np.searchsorted(wanted, self._ends).tolist()
+        for number, (low, high) in enumerate(itertools.pairwise(cuts)):
+            if high > low or not (found or rows.size):  # of no rows at least the dtypes
+                counts = self.counted.parts[number].counts
+                picked = counts[wanted[low:high] - self._ends[number]]
+                found.append(self._renamed(picked, self._places[number]))
+        place = np.empty_like(order)
+        place[order] = np.arange(order.size)
+        return SparseCodes.cat(found)[place]
 
     @property
     def idf(self) -> FloatArray:
@@ -81,54 +106,36 @@ class Words:
         # From a table, so that the number does not depend on where in a vector register it is computed.
         return np.array([0.0, *(1.0 + math.log(count) for count in range(1, self._most))])
 
-    def count(self, texts: Iterable[str]) -> SparseCodes:
+    def count(self, texts: Iterable[str] | CountedTexts) -> SparseCodes:
         """Return the counts of other texts' words, T rows over the same V words; other words are left out."""
+        others = texts if isinstance(texts, CountedTexts) else CountedTexts.of(texts)
         known = {word: place for place, word in enumerate(self.vocabulary)}
-        counted = _Counted()
-        for text in texts:
-            counted.add({known[word]: n for word, n in words_of(text).items() if word in known})
-        return counted.shard(np.arange(self.num_latents), self.num_latents)
+        parts = [self._renamed(part.counts, _places(part, known)) for part in others.parts]
+        return SparseCodes.cat(parts or [SparseCodes.from_dense(torch.zeros(0, self.num_latents))])
 
+    def _renamed(self, counts: SparseCodes, place: NDArray[np.int32]) -> SparseCodes:
+        """Return counts over this vocabulary; ``place`` has the number of each word in it, or -1.
 
-def words_of(text: str) -> Counter[str]:
-    """Return how often each word of a text occurs: two letters or more, in lower case."""
-    return Counter(_WORD.findall(text.lower()))
-
-
-class _Counted:
-    """Counts of some texts, as they come."""
-
-    def __init__(self) -> None:
-        self.words, self._counts, self._ends = array("q"), array("q"), array("q", [0])
-
-    def add(self, counts: dict[int, int]) -> None:
-        """Take the counts of a text, by the number of the word."""
-        self.words.extend(counts)
-        self._counts.extend(counts.values())
-        self._ends.append(len(self.words))
-
-    def shard(self, place: IntArray, width: int) -> SparseCodes:
-        """Return the texts as rows over ``width`` words; a word's number is turned into its ``place``."""
-        columns, counts = place[np.array(self.words, np.int64)], np.array(self._counts, np.int64)
-        rows = np.repeat(np.arange(len(self._ends) - 1), np.diff(self._ends))
-        kept = np.flatnonzero(columns >= 0)
-        order = kept[np.argsort(rows[kept] * width + columns[kept])]
-        indptr = np.zeros(len(self._ends), np.int64)
-        np.cumsum(np.bincount(rows[kept], minlength=indptr.size - 1), out=indptr[1:])
-        narrow = torch.float16 if counts.max(initial=0) <= _EXACT else torch.float32
+        Both vocabularies are in order, so words that ascend inside a row still do.
+        """
+        words = place[counts.indices.numpy()]
+        kept = words >= 0
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])[counts.indptr.numpy()]
         return SparseCodes(
             torch.from_numpy(indptr),
-            torch.from_numpy(columns[order].astype(np.uint16 if width <= 1 << 16 else np.int32)),
-            torch.from_numpy(counts[order]).to(narrow),
-            width,
+            torch.from_numpy(words[kept].astype(index_type(self.num_latents))),
+            counts.values[torch.from_numpy(kept)],
+            self.num_latents,
+            check=False,
         )
+
+
+def _places(part: WordCounts, known: dict[str, int]) -> NDArray[np.int32]:
+    return np.array([known.get(word, -1) for word in part.vocabulary], np.int32)
 
 
 def count_words(texts: Iterable[str]) -> Words:
     """Count the words of N texts in one reading.
-
-    Words seen in one text only can't link two; of more than 100 texts they are left out, which halves the
-    vocabulary. Held in memory are the counts, some six bytes for each different word of a text.
 
     Args:
         texts: N texts; a stream is fine.
@@ -136,24 +143,4 @@ def count_words(texts: Iterable[str]) -> Words:
     Raises:
         InputError: the texts hold no words.
     """
-    numbers: dict[str, int] = {}
-    parts: list[_Counted] = []
-    lengths = array("q")
-    for text in texts:
-        if len(lengths) % BLOCK_ROWS == 0:
-            parts.append(_Counted())
-        parts[-1].add({numbers.setdefault(word, len(numbers)): n for word, n in words_of(text).items()})
-        lengths.append(len(text))
-    frequency = np.zeros(len(numbers), np.int64)
-    for part in parts:
-        frequency += np.bincount(part.words, minlength=frequency.size)
-    minimum = 2 if len(lengths) > 100 else 1
-    names = np.array(list(numbers), dtype=object)
-    kept = np.flatnonzero(frequency >= minimum)
-    if kept.size == 0:
-        raise InputError(f"TF-IDF found no words in the {len(lengths)} corpus texts")
-    kept = kept[np.argsort(names[kept])]
-    place = np.full(frequency.size, -1, np.int64)
-    place[kept] = np.arange(kept.size)
-    shards = [part.shard(place, kept.size) for part in parts]
-    return Words(shards, names[kept].tolist(), frequency[kept], np.array(lengths, np.int64))
+    return Words(CountedTexts.of(texts))
