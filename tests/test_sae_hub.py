@@ -115,7 +115,11 @@ LLAMA = ["L15R/hyperparams.json", "L15R/checkpoints/final.safetensors", "L15R/ch
 @pytest.mark.parametrize(
     ("files", "hookpoint", "wanted"),
     [
-        (["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "trainer_state.pt"], None, [0, 1]),
+        (
+            ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "trainer_state.pt"],
+            None,
+            [0, 1, 2],
+        ),
         (STEPS, "a", [0, 1]),
         (LLAMA, "L15R", [1, 0]),
         (["config.yaml", "layer_0.safetensors", "layer_1.safetensors"], "layer_1.safetensors", [0, 2]),

@@ -11,7 +11,7 @@ from finescope import __version__
 from finescope.cli.common import ErrorPrinter
 from finescope.cli.memory import give_back_large_blocks
 
-COMMANDS = ("demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "info")
+COMMANDS = ("demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "sae", "info")
 """Sub-commands in the order of a run."""
 
 

@@ -64,6 +64,21 @@ class Frame:
         """Return the fields that aren't at their defaults."""
         return {name: value for name, value in vars(self).items() if value != getattr(_PLAIN, name)}
 
+    def words(self) -> list[str]:
+        """Return what is done to activations, in order, for people; empty if they are taken as they are."""
+        said = []
+        if self.round_to:
+            said.append(f"everything is rounded to {self.round_to}")
+        if self.remove_mean:
+            said.append("the mean over the width is taken out")
+        if self.normalise == "layer_norm":
+            said.append("mean 0 and standard deviation 1 over the width")
+        elif self.normalise == "constant_norm":
+            said.append("brought to the norm √D")
+        if self.scale != 1:
+            said.append(f"multiplied by {self.scale:.6g}")
+        return said
+
     def round(self, x: Tensor) -> Tensor:
         """Return values rounded to the library's element type, if it computes in a narrow one."""
         return x.to(getattr(torch, self.round_to)).to(x.dtype) if self.round_to else x

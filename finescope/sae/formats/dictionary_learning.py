@@ -24,8 +24,10 @@ from torch import Tensor
 from finescope.errors import InputError, StoreError
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import check_tensors, read_json, read_pickle, whole
+from finescope.sae.formats.folded import folded, is_transcoder
 from finescope.sae.formats.format import Facts, Format
 from finescope.sae.frame import Frame
+from finescope.storage.files import atomic_path, write_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "ae.pt"
@@ -158,16 +160,75 @@ def _widths(path: Path, held: dict[str, Any], num_latents: int) -> list[int]:
 
 def _bring_to_unit_length(tensors: dict[str, Tensor]) -> bool:
     """Divide decoder rows by their norms and multiply the encoder's by them; return whether it was due."""
-    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1)
-    if torch.allclose(norms, torch.ones_like(norms)):  # the library's own test
+    if _is_unit(tensors["W_dec"]):
         return False
+    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1)
     tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
     tensors["encoder.weight"] = tensors["encoder.weight"] * norms[:, None]
     tensors["encoder.bias"] = tensors["encoder.bias"] * norms
     return True
 
 
-FORMAT = Format("dictionary_learning", WEIGHTS_NAME, read, beside=(CONFIG_NAME,))
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint as the class of the library that makes the same codes of it.
+
+    Raises:
+        InputError: there is no such class; says why.
+        StoreError: a file can't be written.
+    """
+    architecture = checkpoint.architecture
+    unit = architecture == "relu" and _is_unit(checkpoint.tensors["W_dec"].float())
+    kinds = [
+        name
+        for name, (ours, subtract, _) in _CLASSES.items()
+        if ours == architecture and (ours != "relu" or subtract == unit)
+    ]
+    if not kinds:
+        known = dict.fromkeys(ours for ours, _, _ in _CLASSES.values())
+        raise InputError(f"dictionary_learning has no {architecture} autoencoders, only {', '.join(known)}")
+    (kind,) = kinds
+    _, subtract, names = _CLASSES[kind]
+    if is_transcoder(checkpoint) or "W_skip" in checkpoint.tensors:
+        raise InputError("dictionary_learning has no transcoders and no skip connections")
+    if checkpoint.frame.normalise != "none" or checkpoint.frame.round_to:
+        how = checkpoint.frame.normalise.replace("_", " ")
+        what = f"computed in {checkpoint.frame.round_to}" if how == "none" else f"of activations under {how}"
+        raise InputError(f"dictionary_learning can't hold an autoencoder {what}")
+    ready = folded(checkpoint, "dictionary_learning", subtract=subtract)
+    tensors = {
+        theirs: ready.tensors[ours].T if theirs in _TURNED else ready.tensors[ours]
+        for ours, theirs in names.items()
+    }
+    num_latents, d_in = ready.tensors["encoder.weight"].shape
+    trainer: dict[str, Any] = {
+        "dict_class": kind,
+        "trainer_class": ready.origin.trained_as,
+        "activation_dim": d_in,
+        "dict_size": num_latents,
+        "lm_name": ready.origin.model,
+        "submodule_name": ready.origin.hook,
+    }
+    if kind in _TOPK:
+        k = int(ready.options["k"])
+        trainer["k"] = k
+        tensors["k"] = torch.tensor(k, dtype=torch.int32)
+        # What says that there is none: a TopK needs none, and without it a BatchTopK keeps every p above 0.
+        limit = float(ready.tensors.get("threshold", torch.tensor(-1.0)))
+        tensors["threshold"] = torch.tensor(limit if limit > 0 else -1.0, dtype=torch.float32)
+    if architecture == "matryoshka":
+        widths = ready.options["matryoshka_widths"]
+        tensors["group_sizes"] = torch.tensor(widths).diff(prepend=torch.zeros(1, dtype=torch.int64))
+    with atomic_path(folder / WEIGHTS_NAME) as path:
+        torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    write_json(folder / CONFIG_NAME, {"trainer": trainer, "buffer": {}})
+
+
+def _is_unit(decoder: Tensor) -> bool:
+    norms = torch.linalg.vector_norm(decoder, dim=1)
+    return torch.allclose(norms, torch.ones_like(norms))  # the library's own test
+
+
+FORMAT = Format("dictionary_learning", WEIGHTS_NAME, read, beside=(CONFIG_NAME,), write=write)
 STEP = Format(
     "dictionary_learning",
     "ae_*.pt",

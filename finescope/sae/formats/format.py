@@ -17,10 +17,19 @@ _Value = TypeVar("_Value", bool, int, float, str)
 class Facts:
     """What a caller says about an SAE because its files don't. What nobody asks for is refused."""
 
-    def __init__(self, given: Mapping[str, Any], public: Mapping[str, Any] | None = None) -> None:
-        """Hold what the caller gave and, below it, what is known of a public SAE of that name."""
+    def __init__(
+        self, given: Mapping[str, Any], public: Mapping[str, Any] | None = None, *, ask: bool = True
+    ) -> None:
+        """Hold what the caller gave and, below it, what is known of a public SAE of that name.
+
+        Args:
+            given, public: by name.
+            ask: whether what nobody says is an error; else it is noted in ``missing``.
+        """
         self._given, self._public = dict(given), dict(public or {})
         self._asked: set[str] = set()
+        self._ask = ask
+        self.missing: dict[str, str] = {}
 
     def get(self, name: str, kind: type[_Value], default: _Value | None = None) -> _Value | None:
         """Return a fact, or the default.
@@ -49,6 +58,9 @@ class Facts:
             InputError: nobody says it; names the argument.
         """
         value = self.get(name, kind)
+        if value is None and not self._ask:
+            self.missing[name] = meaning
+            return kind(1)
         if value is None:
             raise InputError(
                 f"{place} doesn't say {meaning}, and without it the codes would be wrong; give it as {name}=…"

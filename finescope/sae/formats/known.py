@@ -49,10 +49,20 @@ _ALL: tuple[Format, ...] = (
 )
 """In the order in which they are tried; one name may stand for several marks."""
 FORMATS = tuple(dict.fromkeys(format.name for format in _ALL))
+WRITABLE = tuple(format.name for format in _ALL if format.write is not None)
+"""Those that FineScope writes."""
 
 
 class SeveralError(InputError):
-    """There are several autoencoders, and nobody says which is meant."""
+    """There are several autoencoders, and nobody says which is meant.
+
+    Attributes:
+        names: of all of them.
+    """
+
+    def __init__(self, where: str, names: list[str]) -> None:
+        super().__init__(f"{where} has several autoencoders; name a hookpoint: {_some(names)}")
+        self.names = names
 
 
 _DEPTH = 5  # folders below the one given that are looked into: layer_5/width_16k/average_l0_71/…
@@ -79,14 +89,38 @@ def read(
             what must be known.
         StoreError: a damaged file.
     """
+    return _read(path, hookpoint, format, facts or {}, ask=True)[0]
+
+
+def look(
+    path: str | Path, *, hookpoint: str | None = None, format: str = "auto", facts: Mapping[str, Any]
+) -> tuple[Checkpoint, dict[str, str]]:
+    """Read an autoencoder to be described, not used: facts that nobody gives don't stop it.
+
+    Args:
+        path, hookpoint, format, facts: as :func:`read` takes them.
+
+    Returns:
+        the checkpoint, and by name the meaning of the facts that :func:`read` would ask for; where they are
+        used it has made-up values.
+
+    Raises:
+        InputError, StoreError: as :func:`read`.
+    """
+    return _read(path, hookpoint, format, facts, ask=False)
+
+
+def _read(
+    path: str | Path, hookpoint: str | None, format: str, facts: Mapping[str, Any], *, ask: bool
+) -> tuple[Checkpoint, dict[str, str]]:
     if format != "auto" and format not in FORMATS:
         raise InputError(f"there is no format {format!r} of autoencoders; known are {', '.join(FORMATS)}")
     place = locate(path, hookpoint)
     chosen = _recognise(place, format)
-    known = Facts(facts or {}, facts_of_path(place))
+    known = Facts(facts, facts_of_path(place), ask=ask)
     checkpoint = chosen.read(place, known)
     known.refuse_unused(chosen.name)
-    return checkpoint
+    return checkpoint, known.missing
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -96,7 +130,29 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         StoreError: the files can't be written.
     """
-    (sparsify if sparsify.holds(checkpoint) else native).write(checkpoint, folder)
+    # sparsify's files don't say which model's activations an autoencoder of another library wants.
+    holds = checkpoint.origin.format in ("finescope", "sparsify") and sparsify.holds(checkpoint)
+    (sparsify if holds else native).write(checkpoint, folder)
+
+
+def convert(checkpoint: Checkpoint, format: str, folder: Path) -> None:
+    """Write a checkpoint as another library has it, which then makes the same codes and reconstructions.
+
+    Args:
+        checkpoint: of any format.
+        format: a name of :data:`WRITABLE`.
+        folder: where to.
+
+    Raises:
+        InputError: the format can't hold it, or isn't one that is written; or the folder isn't empty.
+        StoreError: the files can't be written.
+    """
+    writers = {each.name: each.write for each in _ALL if each.write is not None}
+    if format not in writers:
+        raise InputError(f"{format!r} is no format that is written; there are {', '.join(writers)}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and isn't empty; name a new folder")
+    writers[format](checkpoint, folder)
 
 
 def locate(path: str | Path, hookpoint: str | None = None) -> Path:
@@ -192,7 +248,7 @@ def choose(found: list[str], hookpoint: str | None, root: str, where: str) -> st
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise SeveralError(f"{where} has several autoencoders; name a hookpoint: {_some(chosen)}")
+        raise SeveralError(where, chosen)
     marks = dict.fromkeys(format.mark for format in _ALL)
     raise InputError(
         f"no autoencoder in {where}: none of {', '.join(marks)} is there or up to {_DEPTH} folders below"

@@ -8,6 +8,7 @@ activations into the way in.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from torch import Tensor
 from finescope.errors import InputError, StoreError
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import check_tensors, read_json, read_tensors, whole
+from finescope.sae.formats.folded import folded, is_transcoder
 from finescope.sae.formats.format import Facts, Format
 from finescope.sae.frame import Frame
+from finescope.storage.files import write_json, write_tensors
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 SCALER_NAME = "activation_scaler.json"
 WHITENING_NAME = "activation_whitening.safetensors"
+SPARSITY_NAME = "sparsity.safetensors"
 
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 
@@ -48,6 +52,19 @@ _WAYS = {
     "expected_average_only_in": "none",
     "covariance_whitening": "none",
 }
+# What the library writes each of our architectures as; of transcoders only the last two.
+_WRITTEN = {
+    "topk": "topk",
+    "abstopk": "abstopk",
+    "gated": "gated",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "jumprelu": "jumprelu",
+    "relu": "standard",
+}
+_TRAINED_AS = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
+_LAYOUT = "6.54.12"
+"""Version of the library whose files these are."""
 _RESCALED = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 _NAMES = {"b_enc": "encoder.bias", "b_gate": "gate_bias", "b_mag": "mag_bias", "topk_threshold": "threshold"}
 
@@ -101,10 +118,19 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         bos=metadata.get("prepend_bos"),
         trained_as=metadata.get("training_architecture"),
         k=k,
-        l0=metadata.get("l0"),
+        l0=metadata.get("l0") or _measured_l0(folder / SPARSITY_NAME),
         notes=tuple(notes),
     )
     return Checkpoint(architecture, tensors, options, frame, origin)
+
+
+def _measured_l0(path: Path) -> float | None:
+    """Return how many latents fired per token at the end of a run: the sum of their frequencies."""
+    if not path.is_file():
+        return None
+    logarithms = read_tensors(path).get("sparsity")
+    found = None if logarithms is None else float((10 ** logarithms.double()).sum())
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _current(config: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -268,4 +294,78 @@ def _dtype(path: Path, config: dict[str, Any]) -> torch.dtype:
     return kind  # type: ignore[no-any-return]
 
 
-FORMAT = Format("saelens", WEIGHTS_NAME, read, _recognises, beside=(CONFIG_NAME, SCALER_NAME, WHITENING_NAME))
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint as SAELens does at the end of a run.
+
+    Raises:
+        InputError: the library has nothing that makes the same codes; says why.
+        StoreError: a file can't be written.
+    """
+    name = _written_name(checkpoint)
+    subtract = checkpoint.frame.subtract_b_dec and "transcoder" not in name
+    ready = folded(checkpoint, "SAELens", subtract=subtract)
+    tensors, options, origin = dict(ready.tensors), ready.options, ready.origin
+    num_latents, d_in = tensors["encoder.weight"].shape
+    if "threshold" in tensors and not tensors["threshold"].dim():
+        limit = tensors["threshold"].clamp(min=0).to(tensors["W_dec"].dtype)
+        tensors["threshold"] = limit.expand(num_latents).contiguous()
+    _, besides = _KINDS[name]
+    held = {theirs: tensors[_NAMES.get(theirs, theirs)] for theirs in ("W_dec", "b_dec", *besides)}
+    held["W_enc"] = tensors["encoder.weight"].T
+    details = {key: options[key] for key in ("k", "matryoshka_widths") if options.get(key)}
+    metadata = {
+        "sae_lens_version": _LAYOUT,
+        "model_name": origin.model,
+        "hook_name": origin.hook,
+        "hook_name_out": origin.hook_out,
+        "prepend_bos": origin.bos,
+        "l0": origin.l0,
+        "training_architecture": origin.trained_as or _TRAINED_AS.get(ready.architecture),
+        "training_architecture_details": details if name == "jumprelu" else None,
+    }
+    way = next(theirs for theirs, ours in _WAYS.items() if ours == ready.frame.normalise)
+    config: dict[str, Any] = {
+        "architecture": name,
+        "d_in": d_in,
+        "d_sae": num_latents,
+        "dtype": str(held["W_dec"].dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": subtract,
+        "normalize_activations": way,
+        "reshape_activations": "hook_z" if (origin.hook or "").endswith("hook_z") else "none",
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+    }
+    if "transcoder" in name:
+        config["d_out"] = len(held["b_dec"])
+    if name in _RESCALED:
+        config |= {"k": int(options["k"]), "rescale_acts_by_decoder_norm": False}
+    write_tensors(folder / WEIGHTS_NAME, {key: held[key].contiguous() for key in sorted(held)}, {})
+    write_json(folder / CONFIG_NAME, config)
+
+
+def _written_name(checkpoint: Checkpoint) -> str:
+    """Return which of the library's architectures makes the codes of a checkpoint."""
+    architecture = checkpoint.architecture
+    if architecture not in _WRITTEN:
+        raise InputError(f"SAELens has no {architecture} autoencoders, only {', '.join(_WRITTEN)}")
+    name = _WRITTEN[architecture]
+    skips = "W_skip" in checkpoint.tensors
+    if not (skips or is_transcoder(checkpoint)):
+        return name
+    if name not in ("standard", "jumprelu"):
+        raise InputError(
+            f"SAELens has transcoders and skip connections of relu and jumprelu only, not {name}"
+        )
+    if checkpoint.frame.undo and checkpoint.frame.normalise != "none":
+        raise InputError("SAELens doesn't bring what its transcoders predict back from a normalisation")
+    return ("" if name == "standard" else "jumprelu_") + ("skip_transcoder" if skips else "transcoder")
+
+
+FORMAT = Format(
+    "saelens",
+    WEIGHTS_NAME,
+    read,
+    _recognises,
+    beside=(CONFIG_NAME, SCALER_NAME, WHITENING_NAME, SPARSITY_NAME),
+    write=write,
+)

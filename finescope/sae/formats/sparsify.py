@@ -17,6 +17,7 @@ from finescope.config import SaeConfig
 from finescope.errors import InputError, StoreError
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import check_tensors, read_json, read_tensors, whole
+from finescope.sae.formats.folded import folded, is_transcoder
 from finescope.sae.formats.format import Facts, Format
 from finescope.sae.frame import Frame
 from finescope.storage.files import write_json, write_tensors
@@ -121,13 +122,32 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     write_json(folder / CONFIG_NAME, config)
 
 
+def convert(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write any checkpoint of which codes and reconstructions stay the same in sparsify's form.
+
+    Raises:
+        InputError: there is no such form; says why.
+        StoreError: a file can't be written.
+    """
+    _refuse_architecture(checkpoint)
+    if not holds(checkpoint):
+        checkpoint = folded(checkpoint, "sparsify", subtract=not is_transcoder(checkpoint))
+    write(checkpoint, folder)
+
+
+def _refuse_architecture(checkpoint: Checkpoint) -> None:
+    if checkpoint.architecture not in ("topk", "groupmax"):
+        raise InputError(f"sparsify has no {checkpoint.architecture} autoencoders, only topk and groupmax")
+
+
 def holds(checkpoint: Checkpoint) -> bool:
-    """Whether the format has room for all that the checkpoint is."""
+    """Whether the format has room for all that the checkpoint is, as it is."""
     try:
         to_files(checkpoint)
     except InputError:
         return False
-    return True
+    # An encoder that doesn't see x − b_dec is a transcoder's there, which reads the input of a module.
+    return checkpoint.frame.subtract_b_dec != is_transcoder(checkpoint)
 
 
 def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,8 +155,7 @@ def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
     frame, tensors = checkpoint.frame, checkpoint.tensors
     lost = sorted(set(tensors) - {"encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip"})
     d_in = tensors["encoder.weight"].shape[1]
-    if checkpoint.architecture not in ("topk", "groupmax"):
-        raise InputError(f"sparsify has no {checkpoint.architecture} autoencoders, only topk and groupmax")
+    _refuse_architecture(checkpoint)
     if lost or not frame.plain:
         raise InputError(
             f"sparsify can't hold {', '.join(lost) or 'activations that are normalised or scaled first'}"
@@ -167,4 +186,4 @@ def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
     return config, tensors
 
 
-FORMAT = Format("sparsify", WEIGHTS_NAME, read, beside=(CONFIG_NAME,), write=write)
+FORMAT = Format("sparsify", WEIGHTS_NAME, read, beside=(CONFIG_NAME,), write=convert)
