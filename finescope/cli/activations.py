@@ -46,6 +46,7 @@ def command(
     """
     from finescope.progress import Reporter
     from finescope.workflow.context import open_job_corpus, open_tap
+    from finescope.workflow.sending import sending
     from finescope.workflow.stages.activations import collect_activations
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
@@ -53,14 +54,15 @@ def command(
     corpus = open_job_corpus(job)
     reporter = Reporter(quiet=quiet)
     corpus.scan()
-    store = collect_activations(
-        open_tap(job, reporter),
-        corpus,
-        job.folder,
-        dtype=job.activation_dtype,
-        max_tokens=max_tokens,
-        seed=job.seed,
-        reporter=reporter,
-        overwrite=restart,
-    )
-    click.echo(f"{store.num_tokens:,} tokens of width {store.width} from {len(store):,} rows in {job.folder}")
+    with sending(job.out, reporter):
+        store = collect_activations(
+            open_tap(job, reporter),
+            corpus,
+            job.folder,
+            dtype=job.activation_dtype,
+            max_tokens=max_tokens,
+            seed=job.seed,
+            reporter=reporter,
+            overwrite=restart,
+        )
+    click.echo(f"{store.num_tokens:,} tokens of width {store.width} from {len(store):,} rows in {job.out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
@@ -42,6 +43,33 @@ class ErrorPrinter(click.Group):
                 raise
             explain("error", describe(error))
             ctx.exit(1)
+
+
+class Place(click.Path):
+    """A path that exists, or a URL, as ``fsspec`` has them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a ``Path``, or a URL as it is."""
+        from finescope.storage.remote import is_url
+
+        if is_url(value):
+            return value
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class Fetched(Place):
+    """A folder that exists; one behind a URL is brought to this machine first."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the ``Path`` of the folder."""
+        from finescope.storage.remote_folder import Remote
+
+        place = super().convert(value, param, ctx)
+        if isinstance(place, Path):
+            return place
+        remote = Remote(place)
+        remote.receive()
+        return remote.folder
 
 
 def describe(error: BaseException) -> str:

@@ -40,6 +40,7 @@ def command(
     """
     from finescope.progress import Reporter
     from finescope.workflow.context import find_sae, load_sae, open_job_corpus, open_tap
+    from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, embed
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
@@ -49,14 +50,15 @@ def command(
     corpus.scan()
     reporter = Reporter(quiet=quiet)
     tap = open_tap(job, reporter)
-    store = embed(
-        load_sae(str(job.sae_path), job.device, tap.width, layer=tap.layer, facts=job.sae_facts),
-        tap,
-        corpus,
-        job.folder,
-        Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),
-        name="embedding",
-        reporter=reporter,
-        overwrite=restart,
-    )
-    click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.folder}")
+    with sending(job.out, reporter):
+        store = embed(
+            load_sae(str(job.sae_path), job.device, tap.width, layer=tap.layer, facts=job.sae_facts),
+            tap,
+            corpus,
+            job.folder,
+            Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),
+            name="embedding",
+            reporter=reporter,
+            overwrite=restart,
+        )
+    click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.out}")

@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import merge_options
+from finescope.cli.common import Place, merge_options
 
 
 @click.command("evaluate", short_help="Measure a run, against labels and beside every baseline.")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=Place(exists=True, file_okay=False))
 @options.label_options
 @options.option("draws", default="as in the run")
 @options.quiet_option
-def command(run: Path, quiet: bool, **given: Any) -> None:
+def command(run: Path | str, quiet: bool, **given: Any) -> None:
     """Measure the selection in RUN, the --out folder of `finescope curate`; write metrics and report anew.
 
     With --label-column every method (the run's own, the presets, TF-IDF, dense activations, length, random)

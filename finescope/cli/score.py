@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import config_options
+from finescope.cli.common import Fetched, config_options
 
 
 @click.command("score", short_help="Compare saved codes of a corpus with those of targets.")
-@click.argument("corpus_codes", type=click.Path(file_okay=False, path_type=Path))
-@click.argument("target_codes", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--out", default="scores.parquet", show_default=True, metavar="FILE", help="Table to write.")
+@click.argument("corpus_codes", type=Fetched(file_okay=False))
+@click.argument("target_codes", type=Fetched(file_okay=False))
+@click.option(
+    "--out", default="scores.parquet", show_default=True, metavar="FILE|URL", help="Table to write."
+)
 @options.recipe_options
 @config_options
 @options.quiet_option
@@ -49,7 +51,7 @@ def command(
     corpus, targets = CodeStore(corpus_codes), CodeStore(target_codes)
     scoring = Scoring(evidence_of(corpus), evidence_of(targets), job.recipe(), seed=job.seed)
     scored = score_stores(corpus, targets, scoring)
-    write_scores(Path(out), scored)
+    write_scores(out, scored)
     for words in about_targets(scored.targets_in_corpus):
         Reporter(quiet=quiet).say(words)
     click.echo(f"{len(scored.table):,} scores ({job.recipe().name}) in {out}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import merge_options
+from finescope.cli.common import Fetched, Place, merge_options
 
 OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "text_template", "id_column", "limit")
 OF_RUNS = (
@@ -26,7 +26,7 @@ OF_RUNS = (
 
 
 @click.command("select", short_help="Choose rows from saved scores, again and again, in seconds.")
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=Place(exists=True))
 @options.selection_options
 @options.recipe_options
 @options.label_options
@@ -34,14 +34,17 @@ OF_RUNS = (
 @options.option("draws", default="as in the run")
 @options.option("format", default="as in the run")
 @options.option("corpus", help="With a table of scores: the corpus scored")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="With a table: file to write.")
-@click.option("--codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: corpus codes.")
+@click.option("--out", metavar="FILE|URL", help="With a table: file to write.")
+@click.option("--codes", type=Fetched(file_okay=False), metavar="DIR", help="With a table: corpus codes.")
 @click.option(
-    "--target-codes", type=click.Path(path_type=Path), metavar="DIR", help="With a table: target codes."
+    "--target-codes",
+    type=Fetched(file_okay=False),
+    metavar="DIR",
+    help="With a table: target codes.",
 )
 @options.column_options
 @options.quiet_option
-def command(source: Path, quiet: bool, **given: Any) -> None:
+def command(source: Path | str, quiet: bool, **given: Any) -> None:
     """Select rows again from SOURCE: the --out folder of `finescope curate`, or a table of `finescope score`.
 
     Uses saved codes and scores; the model is not touched. In a folder, limits given here replace those of the
@@ -62,7 +65,7 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
     from finescope.progress import Reporter
 
     reporter = Reporter(quiet=quiet)
-    if source.is_dir():
+    if is_run(source):
         _refuse(given, OF_TABLES, "a table of scores, not with a folder")
         from finescope.workflow.run import open_run
 
@@ -76,7 +79,12 @@ def command(source: Path, quiet: bool, **given: Any) -> None:
     _from_table(source, reporter, given)
 
 
-def _from_table(source: Path, reporter: Any, given: dict[str, Any]) -> None:
+def is_run(source: Path | str) -> bool:
+    """Whether a source is a folder, and not a table of scores."""
+    return source.is_dir() if isinstance(source, Path) else not source.lower().endswith(".parquet")
+
+
+def _from_table(source: Path | str, reporter: Any, given: dict[str, Any]) -> None:
     from finescope.curation.selection import select
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import open_job_corpus

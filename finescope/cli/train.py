@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import config_options
+from finescope.cli.common import Fetched, config_options
 from finescope.config import SaeConfig
 
 
 @click.command("train", short_help="Train a sparse autoencoder on saved activations.")
-@click.argument("activations", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--out", default="sae", show_default=True, metavar="DIR", help="Folder of the SAE.")
+@click.argument("activations", type=Fetched(file_okay=False))
+@click.option("--out", default="sae", show_default=True, metavar="DIR|URL", help="Folder of the SAE.")
 @options.option("sae.num_latents", help="F, latents in all", default="from the tokens there are")
 @options.option("sae.k", help="K, latents per token", default=f"{SaeConfig().k}, fewer for a small SAE")
 @options.option("training.num_epochs", default="about 400 steps")
@@ -44,12 +44,15 @@ def command(
     from finescope.activations import ActivationStore
     from finescope.progress import Reporter
     from finescope.sae.metrics import training_log
+    from finescope.workflow.sending import sending
     from finescope.workflow.stages.train import plan_for, train
 
     job = options.job_from(config_path, overrides, {"out": out, **given})
     store = ActivationStore(activations)
     plan = plan_for(job, store.num_tokens, store.width)
-    sae = train(store, plan, job.folder, reporter=Reporter(quiet=quiet))
+    reporter = Reporter(quiet=quiet)
+    with sending(job.out, reporter):
+        sae = train(store, plan, job.folder, reporter=reporter)
     log = training_log(job.folder)
     quality = f", FVU {log[-1]['fvu']:.4f}, {log[-1]['dead_fraction']:.1%} dead latents" if log else ""
-    click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.folder}{quality}")
+    click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.out}{quality}")

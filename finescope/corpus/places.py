@@ -18,6 +18,7 @@ from finescope.corpus.source import Source
 from finescope.corpus.tables import ArrowSource, DatasetSource, ParquetSource
 from finescope.errors import InputError, StoreError, nearest_names
 from finescope.storage.files import PathLike, read_json
+from finescope.storage.remote import file_system, is_url, protocols
 
 FORMATS = (
     ".jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet, .arrow, a folder of those, a saved Hugging Face "
@@ -80,25 +81,14 @@ class _Place:
 
     @classmethod
     def at(cls, text: str) -> _Place:
-        if "://" not in text and "::" not in text:
+        if not is_url(text):
             return cls(os.path.expanduser(text))
-        from fsspec.core import url_to_fs
-
-        try:
-            system, path = url_to_fs(text)
-        except ImportError as error:
-            raise InputError(
-                f"{text} needs a package that isn't installed ({error}): pip install 'finescope[urls]'"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{text} can't be opened: {error}") from error
-        if "file" in _protocols(system):
-            return cls(path)
+        system, path = file_system(text)
         return cls(path, system)
 
     @property
     def over_http(self) -> bool:
-        return self.system is not None and "http" in _protocols(self.system)
+        return self.system is not None and "http" in protocols(self.system)
 
     def file(self, path: str, constants: dict[str, Any], root: str | None = None) -> File:
         label = path[len(root) :].lstrip("/") if root is not None else ""
@@ -138,10 +128,6 @@ class _Place:
             near = nearest_names(name, os.listdir(parent or "."))
             return f"{message}; did you mean {os.path.join(parent, near[0])}?" if near else message
         return f"{message}, nor does its folder"
-
-
-def _protocols(system: Any) -> tuple[str, ...]:
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def _in_folder(place: _Place, folder: str, split: str | None, content: ContentReader) -> Found:

@@ -33,8 +33,8 @@ def copy_rows(
     the text that they had there, byte for byte. Only these rows are held in memory.
 
     Args:
-        path: its ending says the format: .jsonl, .ndjson or .json (one object a line; also .gz or .zst) or
-            .parquet.
+        path: a path or an ``fsspec`` URL; its ending says the format: .jsonl, .ndjson or .json (one object a
+            line; also .gz or .zst) or .parquet.
         corpus: where the rows are.
         rows: R row numbers, from 0.
         columns: more columns, R values each (lists or pyarrow arrays); they take the place of columns of the
@@ -47,8 +47,7 @@ def copy_rows(
     """
     import pyarrow as pa
 
-    path = Path(path)
-    suffix = output_suffix(path)
+    suffix, name = output_suffix(path), Path(path).name
     rows = [int(row) for row in rows]
     extra = pa.table(dict(columns)) if columns else None
     if extra is not None and extra.num_rows != len(rows):
@@ -63,7 +62,7 @@ def copy_rows(
                 for table in output.table_blocks(rows, extra, check):
                     writer.write_table(table)
             return len(rows)
-        with packed(temporary, path.name) as file:
+        with packed(temporary, name) as file:
             for line in output.lines(rows, extra, check):
                 file.write(line.encode("utf-8", "surrogatepass") + b"\n")
     return len(rows)
@@ -110,7 +109,8 @@ def write_rows(path: PathLike, rows: Iterable[Mapping[str, Any]], schema_like: C
     """Write records to one file whose ending says the format; return how many.
 
     Args:
-        path: ends in .jsonl, .ndjson or .json (one object a line; also .gz or .zst) or in .parquet.
+        path: a path or an ``fsspec`` URL that ends in .jsonl, .ndjson or .json (one object a line; also .gz
+            or .zst) or in .parquet.
         rows: records; columns beyond those of ``schema_like`` are appended, with types taken from the first
             10 000 rows.
         schema_like: the corpus the rows came from: its Parquet column types are kept.
@@ -119,12 +119,12 @@ def write_rows(path: PathLike, rows: Iterable[Mapping[str, Any]], schema_like: C
         InputError: an unknown ending, or a value that the format can't hold.
         StoreError: the disk is full. ``path`` then keeps what it held before.
     """
-    path = Path(path)
+    name = Path(path).name
     records = (dict(row) for row in rows)
     if output_suffix(path) == ".parquet":
         return _write_parquet(path, records, schema_like.arrow_schema() if schema_like else None)
     count = 0
-    with atomic_path(path) as temporary, packed(temporary, path.name) as file:
+    with atomic_path(path) as temporary, packed(temporary, name) as file:
         for record in records:
             file.write(record_as_line(record).encode("utf-8", "surrogatepass") + b"\n")
             count += 1
@@ -147,7 +147,7 @@ def packed(path: Path, name: str) -> Iterator[IO[bytes]]:
             yield stream  # type: ignore[misc]
 
 
-def _write_parquet(path: Path, records: Iterator[dict[str, Any]], schema: Any) -> int:
+def _write_parquet(path: PathLike, records: Iterator[dict[str, Any]], schema: Any) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -159,7 +159,7 @@ def _write_parquet(path: Path, records: Iterator[dict[str, Any]], schema: Any) -
             with pq.ParquetWriter(temporary, schema) as writer:
                 while group:
                     _check_columns(group, schema.names, count)
-                    writer.write_table(records_as_table(group, schema, path.name))
+                    writer.write_table(records_as_table(group, schema, Path(path).name))
                     count += len(group)
                     group = list(itertools.islice(records, _GROUP_ROWS))
         except pa.ArrowException as error:

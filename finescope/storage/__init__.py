@@ -1,6 +1,9 @@
 """Files that others may trust: written whole or not at all, known by what they hold, resumable.
 
+remote     files behind URLs
 files      atomic writes; JSON and tensors; the words for files that are missing or damaged
+remote_folder
+           folders whose results belong at a URL
 identity   hashes, and what tells two sets of plain values apart
 mapping    mapped files: advice to the system, reading ahead
 lock       one run at a time in one folder

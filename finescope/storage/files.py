@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from finescope.errors import StoreError
+from finescope.storage.remote import file_system, is_url, uploaded
 
 PathLike = str | os.PathLike[str]
 
@@ -36,11 +37,18 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success flush it to the disk and rename it to ``path``.
 
     On any exception, Ctrl-C included, the temporary file is removed and ``path`` keeps what it held. Missing
-    parent folders are made.
+    parent folders are made. With a URL the file is made on this machine, and put there whole.
 
     Raises:
         StoreError: the disk is full, or the place can't be written to. Nothing is left behind.
     """
+    if is_url(path):
+        system, local = file_system(os.fspath(path))
+        if system is not None:
+            with uploaded(os.fspath(path)) as temporary:
+                yield temporary
+            return
+        path = local
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -34,9 +34,10 @@ from finescope.fields import (
     one_of,
 )
 from finescope.sae.architectures import TRAINED
+from finescope.storage.remote_folder import working_folder
 from finescope.storage.yaml12 import dump_yaml
 
-Folder = Annotated[Text, Metavar("DIR")]
+Folder = Annotated[Text, Metavar("DIR|URL")]
 Column = Annotated[Text, Metavar("NAME")]
 ScorerName = Annotated[
     str,
@@ -62,7 +63,7 @@ class Job(Configuration):
     corpus: list[Annotated[Text, Metavar("FILE|DIR")]] = field(default_factory=list)
     """Rows to choose from: a file, a folder or an ``hf:`` name."""
     out: Folder = "curated"
-    """Folder for all results."""
+    """Folder for all results, or the URL of one: s3://bucket/run."""
     text_column: Column = "text"
     """Column of the text, or several with commas between; a.b reaches into objects."""
     text_template: Annotated[Text, Metavar("JINJA|FILE")] | None = None
@@ -192,8 +193,8 @@ class Job(Configuration):
 
     @property
     def folder(self) -> Path:
-        """The output folder."""
-        return Path(self.out)
+        """The output folder; of a URL, the folder of this machine that is copied there."""
+        return working_folder(self.out)
 
 
 def _checked(kind: type[Job], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from finescope.errors import InputError
 from finescope.progress import Reporter, duration
 from finescope.storage.files import make_folder, read_json
 from finescope.storage.lock import FolderLock
+from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
 from finescope.workflow.job import Job
-from finescope.workflow.layout import MANIFEST, METRICS, SCORES, SELECTION
+from finescope.workflow.layout import ACTIVATIONS, MANIFEST, METRICS, SCORES, SELECTION
+from finescope.workflow.sending import sending
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.activations import CollectActivations
 from finescope.workflow.stages.check import Check
@@ -65,7 +67,7 @@ class Run:
     def curate(self) -> Outcome:
         """Do every stage that is not done yet, and write the report."""
         start = time.monotonic()
-        with self._alone():
+        with self._alone(), self._sending():
             self.prepare_scores()
             outcome = self.finish()
         outcome.seconds = time.monotonic() - start
@@ -96,9 +98,13 @@ class Run:
 
     def reselect(self) -> Outcome:
         """Score again if the recipe has changed, then select, evaluate, report. No model is touched."""
-        with self._alone():
+        with self._alone(), self._sending():
             self._do(Score())
             return self.finish()
+
+    def _sending(self) -> contextlib.AbstractContextManager[None]:
+        """What the SAE learnt from stays on this machine."""
+        return sending(self.context.job.out, self.context.reporter, leave=(ACTIVATIONS,))
 
     def _do(self, *stages: Stage) -> None:
         with self._alone():
@@ -129,12 +135,18 @@ class Run:
                 self._held = False
 
 
-def open_run(folder: Path, reporter: Reporter | None = None, changes: Mapping[str, Any] | None = None) -> Run:
-    """Open the finished run in ``folder``, with some of the job's values changed.
+def open_run(
+    out: str | Path, reporter: Reporter | None = None, changes: Mapping[str, Any] | None = None
+) -> Run:
+    """Open the finished run in a folder or at a URL, with some of the job's values changed.
 
     Raises:
         InputError: there is no finished run.
+        StoreError: there is none at the URL, or it can't be read.
     """
+    remote = Remote(str(out))
+    remote.receive()
+    folder = remote.folder
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(
@@ -145,5 +157,5 @@ def open_run(folder: Path, reporter: Reporter | None = None, changes: Mapping[st
         raise InputError(
             f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
         )
-    configuration["out"] = str(folder)
+    configuration["out"] = str(out)
     return Run(Job.from_dict({**configuration, **(changes or {})}), reporter)

@@ -17,7 +17,8 @@ from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import StoreError
 from finescope.progress import counted
-from finescope.storage.files import atomic_path
+from finescope.storage.files import PathLike, atomic_path
+from finescope.storage.remote import downloaded, is_url
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
@@ -64,7 +65,7 @@ class ScoredRows:
         return self.target_ids[target] if target >= 0 else None
 
 
-def write_scores(path: Path, scored: ScoredRows) -> None:
+def write_scores(path: PathLike, scored: ScoredRows) -> None:
     """Write one line per corpus row, in the corpus' order.
 
     Raises:
@@ -91,7 +92,7 @@ def write_scores(path: Path, scored: ScoredRows) -> None:
         pq.write_table(written, temporary)
 
 
-def read_scores(path: Path) -> ScoredRows:
+def read_scores(path: PathLike) -> ScoredRows:
     """Read what ``write_scores`` wrote.
 
     Raises:
@@ -119,11 +120,16 @@ def read_scores(path: Path) -> ScoredRows:
     )
 
 
-def _read(path: Path, columns: Sequence[str] | None, what: str, remedy: str) -> tuple[Any, dict[str, Any]]:
+def _read(
+    path: PathLike, columns: Sequence[str] | None, what: str, remedy: str
+) -> tuple[Any, dict[str, Any]]:
     """Return a table of ours and the notes in its header."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if is_url(path):
+        with downloaded(str(path)) as copy:
+            return _read(copy, columns, what, remedy)
     try:
         table = pq.read_table(path, columns=None if columns is None else list(columns))
     except FileNotFoundError:
@@ -181,7 +187,7 @@ def read_selection(path: Path) -> Selection:
     )
 
 
-def write_curated(path: Path, corpus: Corpus, scored: ScoredRows, selected: NDArray[np.int64]) -> int:
+def write_curated(path: PathLike, corpus: Corpus, scored: ScoredRows, selected: NDArray[np.int64]) -> int:
     """Write the selected rows as they came, best first, with ``SCORE_COLUMNS`` appended; return how many.
 
     Raises:

@@ -1,0 +1,139 @@
+"""Folders whose results belong at a URL.
+
+A run works in a folder on this machine, since its codes are memory-mapped, its shards renamed and its lock
+held there. With a URL for ``--out`` that folder lies in the user's cache, and what others need of it is
+copied to the URL, the manifest last: whoever sees a manifest sees a whole run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finescope.errors import StoreError
+from finescope.storage.files import read_json, write_json
+from finescope.storage.remote import file_system, is_url, put, saying
+
+_COPIED = ".copied.json"
+"""What of a folder is at its URL already: size and time of change by name."""
+_LAST = "manifest.json"
+
+
+def working_folder(out: str) -> Path:
+    """Return the folder on this machine where what belongs at ``out`` is made: itself, unless it is a URL."""
+    if not is_url(out):
+        return Path(out)
+    system, path = file_system(out)
+    if system is None:
+        return Path(path)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = posixpath.basename(path.rstrip("/")) or "run"
+    return Path(
+        cache, "finescope", "runs", f"{name}-{hashlib.sha256(out.rstrip('/').encode()).hexdigest()[:12]}"
+    )
+
+
+class Remote:
+    """The copy, behind a URL, of a folder of this machine."""
+
+    def __init__(self, url: str) -> None:
+        """Name the place; nothing is read or written yet.
+
+        Raises:
+            InputError: see ``file_system``.
+        """
+        self.url = url.rstrip("/")
+        self.folder = working_folder(url)
+        self._system: Any = None
+        path = url
+        if is_url(url):
+            self._system, path = file_system(url)
+        self._path = path.rstrip("/")
+
+    def __bool__(self) -> bool:
+        """Whether the place is another than the folder itself."""
+        return self._system is not None
+
+    def try_writing(self) -> None:
+        """Write a small file and remove it, so that a refusal comes before the work and not after it.
+
+        Raises:
+            StoreError: the store refuses it.
+        """
+        if self:
+            probe = f"{self._path}/.finescope-{os.getpid()}"
+            with saying("write to", self.url):
+                self._system.makedirs(self._path, exist_ok=True)
+                self._system.pipe_file(probe, b"finescope\n")
+                self._system.rm_file(probe)
+
+    def send(self, leave: tuple[str, ...] = ()) -> tuple[int, int]:
+        """Copy what has changed since the last time, the manifest last; return how many files and bytes.
+
+        Args:
+            leave: folders that stay here.
+
+        Raises:
+            StoreError: the store refuses a file; run again to send the rest.
+        """
+        if not self:
+            return 0, 0
+        ledger = self.folder / _COPIED
+        known = read_json(ledger) if ledger.is_file() else {}
+        here = {name: file for name, file in self._files() if name.partition("/")[0] not in leave}
+        count = total = 0
+        try:
+            for name in sorted(here, key=lambda name: (name == _LAST, name)):
+                found = here[name].stat()
+                stamp = [found.st_size, found.st_mtime_ns]
+                if known.get(name) == stamp:
+                    continue
+                with saying("write", f"{self.url}/{name}"):
+                    put(self._system, here[name], f"{self._path}/{name}")
+                known[name] = stamp
+                count, total = count + 1, total + found.st_size
+            for name in sorted(known.keys() - here.keys()):  # of an earlier selection in another format
+                with saying("remove", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+                    self._system.rm_file(f"{self._path}/{name}")
+                del known[name]
+        finally:
+            write_json(ledger, known)
+        return count, total
+
+    def receive(self) -> None:
+        """Bring a run that was finished elsewhere to this machine, unless it is here in that state.
+
+        Raises:
+            StoreError: there is no finished run at the URL, or it can't be read.
+        """
+        if not self:
+            return
+        with saying("read", f"{self.url}/{_LAST}"):
+            manifest = self._system.cat_file(f"{self._path}/{_LAST}")
+        ours = self.folder / _LAST
+        if ours.is_file() and ours.read_bytes() == manifest:
+            return
+        known = {}
+        with saying("read", self.url):
+            for path in self._system.find(self._path):
+                name = path[path.index(self._path) + len(self._path) :].lstrip("/")
+                if ".." in name.split("/"):
+                    raise StoreError(
+                        f"{self.url}/{name} would be written outside of {self.folder}; remove it"
+                    )
+                file = self.folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._system.get_file(path, str(file))
+                known[name] = [file.stat().st_size, file.stat().st_mtime_ns]
+        write_json(self.folder / _COPIED, known)
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+                yield name, path
