@@ -175,12 +175,12 @@ def test_help_says_what_happens_without_an_option() -> None:
         "Tokens per forward pass. [default: 8192] [x>=1]",
         "longer texts are read in several. [default: the model's limit]",
         "Tokens by which windows overlap. [default: none]",
-        "Module to read, e.g. layers.10. [default: the last block]",
+        "its n-th run with @n behind it. [default: the last block]",
         "[default: train one]",
         "[default: 100 if nothing else limits]",
         "may be repeated. [default: the labels of the targets]",
         "Share of all N rows to select, at most, rounded up. [0<x<=1]",
-        "Bootstrap resamples behind the intervals. [default: 50]",
+        "Targets or groups of them left out in turn for the intervals. [default: 50]",
     ):
         assert words in text
 

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from finescope.curation import (
     average_precision,
     base_rate,
-    bootstrap_interval,
     domain_distribution,
     lift_at_k,
-    percentile_interval,
     precision_at_k,
     random_average_precision,
     recall_at_k,
@@ -72,33 +70,3 @@ def test_domain_distribution_lists_every_label_in_order():
     assert table["b"] == {"count": 2, "share": 2 / 3, "corpus_share": 0.5, "lift": pytest.approx(4 / 3)}
     assert table["c"] == {"count": 0, "share": 0.0, "corpus_share": pytest.approx(1 / 6), "lift": 0.0}
     assert all(line["share"] == 0 for line in domain_distribution(["a", "b"], np.array([], int)).values())
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(200):
-        sample = rng.normal(0, 1, 40)
-        interval = bootstrap_interval(
-            lambda rows, s=sample: float(s[rows].mean()), 40, draws=200, seed=trial, level=0.9
-        )
-        inside += interval.low <= 0 <= interval.high
-    assert 165 <= inside <= 196  # 180 expected, a little fewer for a percentile interval
-
-
-def test_bootstrap_is_seeded_and_ordered():
-    data = np.random.default_rng(1).random(30)
-    first = bootstrap_interval(lambda rows: float(data[rows].mean()), 30, seed=3)
-    assert first == bootstrap_interval(lambda rows: float(data[rows].mean()), 30, seed=3)
-    assert first != bootstrap_interval(lambda rows: float(data[rows].mean()), 30, seed=4)
-    assert first.low < first.value < first.high
-    still = bootstrap_interval(lambda rows: float(data[rows].mean()), 30, draws=0)
-    assert still.low == still.value == still.high
-
-
-def test_interval_holds_its_value_and_leaves_out_undefined_samples():
-    interval = percentile_interval(5.0, [1.0, 2.0, math.nan])
-    assert (interval.low, interval.high) == (pytest.approx(1.025), 5.0)
-    assert str(percentile_interval(0.5, [])) == "0.500 [0.500, 0.500]"
-    with pytest.raises(ValueError, match="level"):
-        percentile_interval(1.0, [1.0], level=1.0)

@@ -20,8 +20,8 @@ def command(run: Path | str, quiet: bool, **given: Any) -> None:
     """Measure the selection in RUN, the --out folder of `finescope curate`; write metrics and report anew.
 
     With --label-column every method (the run's own, the presets, TF-IDF, dense activations, length, random)
-    ranks the same rows for the same targets: average precision, precision, recall and lift, with bootstrap
-    intervals. Without labels only similarity, diversity, coverage and length bias can be measured.
+    ranks the same rows for the same targets: average precision, precision, recall and lift, with intervals
+    over targets. Without labels only similarity, diversity, coverage and length bias can be measured.
 
     \b
     Example:

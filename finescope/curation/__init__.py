@@ -8,7 +8,7 @@ exclusion   rows that are targets themselves
 quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
 ranks       the same found by counting, block by block
-bootstrap   intervals by resampling
+intervals   how much a number would move with other targets
 compare     methods × metrics with such intervals
 baselines   random, length, TF-IDF and dense activations by themselves
 blocks      codes read in blocks or row by row, never all at once
@@ -20,10 +20,10 @@ methods. scipy and scikit-learn are imported by the functions that need them.
 """
 
 from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_scores, random_scores
-from finescope.curation.bootstrap import Interval, bootstrap_interval, percentile_interval
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
 from finescope.curation.exclusion import TargetRows, find_targets, is_target
+from finescope.curation.intervals import Interval, jackknife, jackknife_interval, percentile_interval
 from finescope.curation.metrics import (
     METRICS_VERSION,
     average_precision,
@@ -82,7 +82,6 @@ __all__ = [
     "average_precision",
     "average_results",
     "base_rate",
-    "bootstrap_interval",
     "cluster_candidates",
     "compare_methods",
     "curation_quality",
@@ -93,6 +92,8 @@ __all__ = [
     "greedy_filter",
     "idf_weights",
     "is_target",
+    "jackknife",
+    "jackknife_interval",
     "kmeans_labels",
     "latent_coverage",
     "length_bias",

@@ -11,7 +11,7 @@ import numpy as np
 
 from finescope.curation.baselines import random_scores
 from finescope.curation.blocks import BLOCK_ROWS, BoolArray, FloatArray, IntArray, iter_shard_codes
-from finescope.curation.bootstrap import Interval, percentile_interval, resample
+from finescope.curation.intervals import Interval, jackknife_interval, leave_out, percentile_interval
 from finescope.curation.metrics import random_average_precision
 from finescope.curation.ranks import Ranks
 from finescope.curation.scoring.evidence import Evidence, Spaces
@@ -47,7 +47,7 @@ class MethodResult:
     name: str
     summary: str
     metrics: dict[str, Interval] = field(default_factory=dict)
-    intervals: str = "bootstrap over targets"
+    intervals: str = "jackknife over targets"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; undefined numbers are None."""
@@ -79,8 +79,9 @@ def compare_methods(
     """Rank a labelled corpus by every method and measure the rankings.
 
     All methods rank the same rows: those that are not excluded and hold at least one latent. Intervals are
-    percentile intervals over targets drawn with replacement; for random orders they are over orders. Random's
-    own values are exact expectations. Length does not depend on targets and has no interval.
+    those of the jackknife over targets: what other targets from the same source would give. For random orders
+    they hold most orders; its own values are exact expectations. Length does not depend on targets and has no
+    interval.
 
     All methods and all draws are functions of the same cosines, so the corpus is read twice, however many
     there are: once for the scores of the relevant rows, once to count what stands before each of them.
@@ -93,8 +94,9 @@ def compare_methods(
             or a pooling that can't be derived from the stored one.
         exclude: bool [N], rows that are targets.
         at: the k of precision, recall and lift.
-        draws: resamples per method; 0 leaves intervals without width.
-        seed: of all resampling.
+        draws: groups of targets left out in turn, at most, and random orders; 0 leaves intervals without
+            width.
+        seed: of the random orders.
 
     Returns:
         One result per method, in order of average precision, best first, random wherever it falls.
@@ -107,7 +109,7 @@ def compare_methods(
     rows, count = _Rows.of(spaces.corpus, relevant, exclude), targets.check("target_")
     every = [_line(method, spaces, targets) for method in methods]
     lines = list({line.name: line for line in every if line is not None}.values())
-    picks = [np.arange(count), *resample(count, draws, seed)]
+    picks = [np.arange(count), *leave_out(count, draws)]
     results = _measured(lines, rows, picks, tuple(at))
     if any(_is_random(method) for method in methods):
         results.append(_random_result(rows, tuple(at), draws, seed))
@@ -257,8 +259,8 @@ def _measured(
         MethodResult(
             line.name,
             line.summary,
-            _intervals(of_line[0], of_line[1:]),
-            "none: needs no targets" if line.fixed else "bootstrap over targets",
+            {name: _interval(name, number, of_line[1:]) for name, number in of_line[0].items()},
+            "none: needs no targets" if line.fixed else "jackknife over targets",
         )
         for line, of_line in zip(lines, found, strict=True)
     ]
@@ -313,10 +315,9 @@ def _blocks(terms: Iterable[_Term], rows: _Rows) -> Iterator[tuple[slice, dict[S
         yield block, dict(zip(of_space, seen, strict=True))
 
 
-def _intervals(value: Mapping[str, float], spread: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    return {
-        name: percentile_interval(number, [one[name] for one in spread]) for name, number in value.items()
-    }
+def _interval(metric: str, value: float, left: Sequence[Mapping[str, float]]) -> Interval:
+    bounds = (0.0, math.inf) if metric.startswith("lift") else (0.0, 1.0)
+    return jackknife_interval(value, [one[metric] for one in left], bounds=bounds)
 
 
 def _is_random(method: str | Preset | Scorer) -> bool:
@@ -337,20 +338,17 @@ def _random_result(rows: _Rows, at: tuple[int, ...], draws: int, seed: int) -> M
         ranks = Ranks(score[rows.relevant], rows.relevant)
         ranks.add(score[others], others)
         spread.append(ranks.metrics(at))
-    return MethodResult(
-        "random", "a random order; exact expectation", _intervals(value, spread), "random orders"
-    )
+    metrics = {
+        name: percentile_interval(number, [one[name] for one in spread]) for name, number in value.items()
+    }
+    return MethodResult("random", "a random order; exact expectation", metrics, "random orders")
 
 
-def average_results(
-    tables: Sequence[Sequence[MethodResult]], *, draws: int = 1000, seed: int = 42
-) -> list[MethodResult]:
-    """Average the tables of several target domains, with intervals from resampling the domains.
+def average_results(tables: Sequence[Sequence[MethodResult]]) -> list[MethodResult]:
+    """Average the tables of several target domains, with Student's intervals over the domains.
 
     Args:
         tables: one result of ``compare_methods`` per domain; methods missing in any are left out.
-        draws: resamples of domains.
-        seed: of the resamples.
 
     Raises:
         ValueError: no tables.
@@ -358,7 +356,7 @@ def average_results(
     if not tables:
         raise ValueError("average_results needs at least one table")
     shared = set.intersection(*({item.name for item in table} for table in tables))
-    samples = resample(len(tables), draws, seed)
+    without = leave_out(len(tables), len(tables))
     results = []
     for first in tables[0]:
         if first.name not in shared:
@@ -367,10 +365,10 @@ def average_results(
         metrics = {}
         for name in first.metrics:
             values = np.asarray([line.metrics[name].value for line in lines])
-            metrics[name] = percentile_interval(
-                float(values.mean()), [float(values[rows].mean()) for rows in samples]
+            metrics[name] = _interval(
+                name, float(values.mean()), [{name: float(values[rows].mean())} for rows in without]
             )
         results.append(
-            MethodResult(first.name, first.summary, metrics, f"bootstrap over {len(tables)} domains")
+            MethodResult(first.name, first.summary, metrics, f"Student's t over {len(tables)} domains")
         )
     return sorted(results, key=lambda item: -item.metrics["average_precision"].value)

@@ -192,7 +192,7 @@ def measure_topics(
         topic: {line.name: line.metrics["average_precision"].value for line in table}
         for topic, table in zip(topics, tables, strict=True)
     }
-    return average_results(tables, seed=context.job.seed), by_topic
+    return average_results(tables), by_topic
 
 
 def _corpus(

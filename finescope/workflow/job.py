@@ -117,7 +117,7 @@ class Job(Configuration):
     seed: Seed = 42
     """Seed of everything random."""
     draws: Count = 50
-    """Bootstrap resamples behind the intervals."""
+    """Targets or groups of them left out in turn for the intervals."""
     report_rows: Count = 100
     """Selected rows shown in the report."""
     sae: Annotated[dict[str, Any], Section(SaeConfig)] = field(default_factory=dict)

@@ -28,7 +28,7 @@ def methods(*names: str) -> list[dict[str, Any]]:
         {
             "name": name,
             "summary": name,
-            "intervals": "bootstrap over targets",
+            "intervals": "jackknife over targets",
             "metrics": {
                 "average_precision": interval(0.7, 0.6, 0.8),
                 "precision@10": interval(0.9, 0.9, 0.9),

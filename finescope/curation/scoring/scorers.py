@@ -51,17 +51,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pick:
-    """The targets that a score is made from, P of T; a resample holds some of them several times.
+    """The targets that a score is made from, P of T.
 
     Attributes:
         columns: int64 [P], distinct rows of ``Seen.cosines``, ascending.
-        counts: float64 [P], how often each is held.
         norms: float64 [P], ‖w∘t‖.
         unit: scipy CSR float64 [P,F], t̂.
     """
 
     columns: IntArray
-    counts: FloatArray
     norms: FloatArray
     unit: Any
 
@@ -168,7 +166,7 @@ class Mean(Linear):
 
     def shares(self, pick: Pick) -> tuple[FloatArray, float]:
         """Return equal shares."""
-        return np.asarray(pick.counts / pick.counts.sum()), 0.0
+        return np.full(pick.columns.size, 1.0 / pick.columns.size), 0.0
 
 
 class Contrast(Mean):
@@ -184,7 +182,7 @@ class Centroid(Linear):
 
     def shares(self, pick: Pick) -> tuple[FloatArray, float]:
         """Return shares in proportion to the targets' norms."""
-        raw = pick.counts * pick.norms
+        raw = pick.norms
         length = math.sqrt(max(0.0, math.fsum((raw[:, None] * pick.gram * raw).ravel())))
         return (raw / length if length > 0 else np.zeros_like(raw)), 0.0
 
@@ -206,7 +204,7 @@ class Best(SpaceScorer):
             for column in pick.columns[1:].tolist():
                 np.maximum(best, seen.cosines[column], out=best)
             return np.asarray(best)
-        cosines = seen.cosines[np.repeat(pick.columns, pick.counts.astype(np.int64))]
+        cosines = seen.cosines[pick.columns]
         keep = min(self.m, len(cosines))
         cosines.partition(len(cosines) - keep, axis=0)
         largest = np.sort(cosines[len(cosines) - keep :], axis=0)
@@ -214,11 +212,10 @@ class Best(SpaceScorer):
 
     def mixture(self, seen: Seen, pick: Pick) -> Mixture:
         """Return the mean of every row's m nearest targets, the first of equals."""
-        held = np.repeat(np.arange(pick.columns.size), pick.counts.astype(np.int64))
-        keep = min(self.m, held.size)
-        order = np.argsort(-seen.cosines[pick.columns[held]], axis=0, kind="stable")[:keep]
+        keep = min(self.m, pick.columns.size)
+        order = np.argsort(-seen.cosines[pick.columns], axis=0, kind="stable")[:keep]
         shares = np.zeros((seen.cosines.shape[1], pick.columns.size))
-        np.add.at(shares, (np.arange(len(shares)), held[order]), 1.0 / keep)
+        np.add.at(shares, (np.arange(len(shares)), order), 1.0 / keep)
         return Mixture(shares)
 
 

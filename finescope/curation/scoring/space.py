@@ -232,17 +232,14 @@ class Targets:
     count: int
 
     def pick(self, positions: IntArray) -> Pick | None:
-        """Return the usable ones among ``positions`` of T, with repeats; None where there is none."""
-        counts = np.bincount(positions, minlength=self.count)[self.usable].astype(np.float64)
-        columns = np.flatnonzero(counts)
-        if columns.size == 0:
-            return None
-        return Pick(columns, counts[columns], self.norms[columns], self.unit[columns])
+        """Return the usable ones among ``positions`` of T; None where there is none."""
+        columns = np.flatnonzero(np.isin(self.usable, positions))
+        return Pick(columns, self.norms[columns], self.unit[columns]) if columns.size else None
 
     @property
     def everything(self) -> Pick:
         """All of them, each once."""
-        return Pick(np.arange(self.usable.size), np.ones(self.usable.size), self.norms, self.unit)
+        return Pick(np.arange(self.usable.size), self.norms, self.unit)
 
 
 @dataclass(frozen=True)
