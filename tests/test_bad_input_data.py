@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -161,11 +163,28 @@ def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     _refused("pip install zstandard", path)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    pq.write_table(table, tmp_path / "c.parquet")
+    _refused(r"c\.parquet: two columns are called 'text'; rename one", tmp_path / "c.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    _refused(r"c\.arrow: two columns are called 'text'; rename one", tmp_path / "c.arrow")
+
+
+@pytest.mark.parametrize("name", ["c.json.bz2", "c.jsonl.xz"])
+def test_packings_that_are_only_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"garbage" * 100)
+    assert "can't be unpacked" in _refused(name.replace(".", r"\."), tmp_path / name)
+    with pytest.raises(InputError, match="can't write this format"):
+        write_rows(tmp_path / name, [{"text": "a"}])
+
+
 def test_nothing_there_and_unknown_formats(tmp_path: Path) -> None:
     _write(tmp_path / "corpus.jsonl", '{"text": "a"}')
     _refused("did you mean .*corpus.jsonl", tmp_path / "corpsu.jsonl")
     _refused("nor does its folder", tmp_path / "no" / "such.jsonl")
-    _refused(r"the format \.csv isn't read; wanted: \.jsonl", _write(tmp_path / "c.csv", "text"))
+    _refused(r"the format \.csv isn't read; wanted: \.jsonl or", _write(tmp_path / "c.csv", "text"))
     (tmp_path / "empty").mkdir()
     _refused("folder without corpus files", tmp_path / "empty")
     with pytest.raises(InputError, match=r"end the name in \.jsonl"):

@@ -1,11 +1,13 @@
-"""JSON files: one object a line, an array of objects, or one object after the other; plain, gzip or zstd."""
+"""JSON files: one object a line, an array of objects, or one object after the other; plain or packed."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
 import json
+import lzma
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -17,7 +19,7 @@ from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table,
 from finescope.errors import InputError
 
 _LINES = (".jsonl", ".ndjson", ".json")
-JSON_ENDINGS = tuple(ending + packed for ending in _LINES for packed in ("", ".gz", ".zst"))
+JSON_ENDINGS = tuple(ending + packed for ending in _LINES for packed in ("", ".gz", ".zst", ".bz2", ".xz"))
 _HEAD = 1 << 16
 
 
@@ -34,6 +36,7 @@ class JsonSource:
         ending = next(ending for ending in reversed(JSON_ENDINGS) if file.name.lower().endswith(ending))
         self.stem = file.name[: -len(ending)]
         self._packed = PurePath(ending).suffix
+        self._is_packed = ending not in _LINES
         self._may_hold_values = ending.startswith(".json") and not ending.startswith(".jsonl")
         self.suffix = ".jsonl" + (self._packed if self._packed in (".gz", ".zst") else "")
 
@@ -144,9 +147,9 @@ class JsonSource:
     def _unpacking(self, line: int) -> Iterator[None]:
         try:
             yield
-        except (EOFError, OSError, zlib.error) as error:
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise InputError(
-                f"{self.name}:{line}: can't be {'unpacked' if self._packed in ('.gz', '.zst') else 'read'} "
+                f"{self.name}:{line}: can't be {'unpacked' if self._is_packed else 'read'} "
                 f"({error}); the file is truncated or corrupt"
             ) from error
 
@@ -156,6 +159,10 @@ class JsonSource:
             return gzip.GzipFile(fileobj=raw, mode="rb")  # it has a buffer of its own
         if self._packed == ".zst":
             return io.BufferedReader(ZstdReader(raw, self.name), 1 << 20)
+        if self._packed == ".bz2":
+            return io.BufferedReader(bz2.BZ2File(raw), 1 << 20)
+        if self._packed == ".xz":
+            return io.BufferedReader(lzma.LZMAFile(raw), 1 << 20)
         return raw
 
 
@@ -223,7 +230,8 @@ class ZstdReader(io.RawIOBase):
                 "zstandard"
             ) from error
         self._error = zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor().decompressobj
+        # Dumps are packed with windows of up to 2 GiB (--long=31), of which what a file needs is allotted.
+        self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
         self._file = file
         self._frame: Any = None
         self._ready = b""

@@ -21,10 +21,11 @@ from finescope.storage.files import PathLike, read_json
 from finescope.storage.remote import file_system, is_url, protocols
 
 FORMATS = (
-    ".jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet, .arrow, a folder of those, a saved Hugging Face "
-    "dataset, or hf:NAME"
+    ".jsonl or .json (also .gz, .zst, .bz2, .xz), .parquet, .arrow, .feather, a folder of those, a saved "
+    "Hugging Face dataset, or hf:NAME"
 )
-_ENDINGS = (*JSON_ENDINGS, ".parquet", ".arrow")
+_ARROW = (".arrow", ".feather")
+_ENDINGS = (*JSON_ENDINGS, ".parquet", *_ARROW)
 _HIDDEN = (".", "_")
 """Beginnings of names that writers give to what is no data: ``_SUCCESS``, ``.cache``."""
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -242,7 +243,7 @@ def _source(file: File) -> Source:
     lower = file.name.lower()
     if lower.endswith(".parquet"):
         return ParquetSource(file)
-    if lower.endswith(".arrow"):
+    if lower.endswith(_ARROW):
         return ArrowSource([file])
     if lower.endswith(JSON_ENDINGS):
         return JsonSource(file)

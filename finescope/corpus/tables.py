@@ -102,6 +102,9 @@ class TableSource:
     def _with_constants(self, schema: Any) -> Any:
         import pyarrow as pa
 
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{self.name}: two columns are called {twice!r}; rename one and write it again")
         for name, value in self.constants.items():
             if name not in schema.names:
                 schema = schema.append(pa.field(name, pa.int64() if isinstance(value, int) else pa.string()))
@@ -249,7 +252,7 @@ class ArrowSource(TableSource):
         self._files = list(files)
         self.constants = files[0].constants
         self.name = files[0].label if name is None else name
-        self.stem = files[0].name.removesuffix(".arrow") if name is None else name
+        self.stem = os.path.splitext(files[0].name)[0] if name is None else name
 
     def _open(self, file: File) -> Any:
         import pyarrow as pa

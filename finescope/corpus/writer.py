@@ -97,11 +97,11 @@ def output_suffix(path: PathLike) -> str:
     lower = Path(path).name.lower()
     if lower.endswith(".parquet"):
         return ".parquet"
-    if not lower.endswith(JSON_ENDINGS):
+    packing = Path(lower).suffix
+    if not lower.endswith(JSON_ENDINGS) or packing in (".bz2", ".xz"):
         raise InputError(
             f"{path}: can't write this format; end the name in .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
         )
-    packing = Path(lower).suffix
     return f".jsonl{packing}" if f".jsonl{packing}" in OUTPUTS else ".jsonl"
 
 
