@@ -14,6 +14,7 @@ from finescope.errors import InputError, nearest_names
 # What model families call their stack of blocks. `layers.3` finds `encoder.layer.3`, `h.3` and `block.3` too.
 _BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
 _RUN = re.compile(r"(.+)@([1-9]\d*)")
+_INPUT, _OUTPUT = ".input", ".output"
 _BLOCK = re.compile(rf"(?:^|.*\.)(?:{'|'.join(_BLOCK_LISTS)})\.(\d+)((?:\.[^.]+)*)$")
 
 
@@ -23,8 +24,22 @@ def split_run(name: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (name, None)
 
 
+def split_side(model: nn.Module, name: str) -> tuple[str, bool]:
+    """Return the name of a module, and whether it is its input that is meant: ``.input`` stands behind it.
+
+    Args:
+        model: of the module; one of its own that is called so comes first.
+        name: as ``resolve_hookpoint`` returns it, without ``@n``.
+    """
+    if name.endswith(_INPUT) and name not in dict(model.named_modules()):
+        return name.removesuffix(_INPUT), True
+    return name, False
+
+
 def resolve_hookpoint(model: nn.Module, name: str) -> str:
     """Return the full name of the module of ``model`` that ``name`` means, with ``@n`` if that stands there.
+
+    ``.input`` behind a name means what goes into the module; ``.output`` what comes out, as no ending does.
 
     Tried in this order: the exact name; the name with leading parts that the model lacks removed
     (``model.layers.3`` for ``layers.3``); a module whose name ends so (``layer.3`` for ``encoder.layer.3``);
@@ -54,6 +69,10 @@ def resolve_hookpoint(model: nn.Module, name: str) -> str:
         candidate = f"{stacks[0]}.{block.group(1)}{block.group(2)}"
         if candidate in known:
             return candidate
+    if name.endswith(_INPUT):
+        return resolve_hookpoint(model, name.removesuffix(_INPUT)) + _INPUT
+    if name.endswith(_OUTPUT):
+        return resolve_hookpoint(model, name.removesuffix(_OUTPUT))
     raise InputError(_no_such_module(name, modules, ending, stacks, model))
 
 
@@ -133,7 +152,9 @@ class _Stop(BaseException):
     """Ends a forward pass. A BaseException, so that a model's own ``except Exception`` lets it through."""
 
 
-def output_of(model: nn.Module, module: nn.Module, name: str, run: int, inputs: dict[str, Any]) -> Tensor:
+def output_of(
+    model: nn.Module, module: nn.Module, name: str, run: int, inputs: dict[str, Any], *, before: bool = False
+) -> Tensor:
     """Return the hidden states that a module gives in a forward pass, which ends there.
 
     Args:
@@ -142,6 +163,7 @@ def output_of(model: nn.Module, module: nn.Module, name: str, run: int, inputs: 
         name: what it is called in messages.
         run: which of its runs is read, from 1.
         inputs: of the model.
+        before: read what goes into the module instead; the pass ends there then.
 
     Raises:
         InputError: the module doesn't run so often, or its output holds no tensor.
@@ -149,14 +171,24 @@ def output_of(model: nn.Module, module: nn.Module, name: str, run: int, inputs: 
     runs = 0
     found: Any = None
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def see(value: Any) -> None:
         nonlocal runs, found
         runs += 1
         if runs == run:
-            found = output
+            found = value
             raise _Stop
 
-    handle = module.register_forward_hook(hook)
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        see(output)
+
+    def hook_before(_module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        see(given or tuple(named.values()))
+
+    handle = (
+        module.register_forward_pre_hook(hook_before, with_kwargs=True)
+        if before
+        else module.register_forward_hook(hook)
+    )
     try:
         model(**inputs)
     except _Stop:

@@ -7,19 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finescope.activations.hookpoints import count_runs, output_of, resolve_hookpoint, split_run
+from finescope.activations.hookpoints import (
+    count_runs,
+    output_of,
+    resolve_hookpoint,
+    split_run,
+    split_side,
+)
 from finescope.errors import InputError
 from finescope.progress import counted
 
 
 class Layer:
-    """Reads the output of one module as [rows, length, D]; nothing after it is computed.
+    """Reads the output, or the input, of one module as [rows, length, D]; nothing after it is computed.
 
     What can't be seen from outside is found by running the whole model once, on two short rows: how often the
     module runs, and whether it gives [rows, length, D] or, as XLNet does, [length, rows, D].
 
     Attributes:
-        name: full name of the module, with ``@n`` if its n-th run is asked for.
+        name: full name of the module, with ``.input`` if what goes into it is read, and with ``@n`` if its
+            n-th run is asked for.
         run: which run of the module is read: the one asked for, else the last.
         runs: how often it runs in a forward pass; more than once where blocks share it.
         width: D.
@@ -43,6 +50,7 @@ class Layer:
         """
         self.name = resolve_hookpoint(model, name)
         found, run = split_run(self.name)
+        found, self._before = split_side(model, found)
         self._model, self._module = model, model.get_submodule(found)
         self._device, self._options = device, options
         rows, length = (3 if len(probe) == 2 else 2), len(probe)
@@ -107,7 +115,8 @@ class Layer:
 
     @torch.no_grad()
     def _output(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return output_of(self._model, self._module, self.name, self.run, self._inputs(ids, mask))
+        inputs = self._inputs(ids, mask)
+        return output_of(self._model, self._module, self.name, self.run, inputs, before=self._before)
 
     def _inputs(self, ids: Tensor, mask: Tensor) -> dict[str, Any]:
         return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device), **self._options}
