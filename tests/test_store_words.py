@@ -7,7 +7,6 @@ all shards be read; damage goes unnoticed; a store that was begun without words 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from finescope.curation.scoring.words import Words, count_words
 from finescope.embeddings import CodeStore, CodeStoreWriter
 from finescope.embeddings import store as stores
 from finescope.errors import StoreError
+from finescope.storage.manifest import ShardEntry
 
 LATENTS = 12
 SIZES = (50, 1, 60, 0, 30)
@@ -82,13 +82,13 @@ def test_scores_from_a_store_have_the_bytes_of_those_from_texts(tmp_path: Path) 
 def test_few_rows_read_the_shards_that_hold_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(stored(tmp_path)[0])
     opened: list[str] = []
-    reading = stores.shards.map_shard
+    reading = stores.map_shard
 
-    def counted(folder: Any, entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-        opened.append(entry["file"])
+    def counted(folder: Any, entry: ShardEntry, names: tuple[str, ...]) -> Any:
+        opened.append(entry.file)
         return reading(folder, entry, names)
 
-    monkeypatch.setattr(stores.shards, "map_shard", counted)
+    monkeypatch.setattr(stores, "map_shard", counted)
     words.take(np.array([130, 2, 131]))
     assert opened == ["shard-00000.safetensors", "shard-00004.safetensors"]
 

@@ -82,9 +82,9 @@ def _fill(
 ) -> None:
     chain = _Chain(known=isinstance(rows, Corpus))
     source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
-    last = writer.last_entry
     done = 0
-    if last is not None:
+    if writer.entries:
+        last = writer.entries[-1].notes
         done = chain.skip(source, int(last["next_row"]), str(last["chain"]))
     positions: list[int] = []
     marks: dict[int, str] = {}

@@ -16,10 +16,10 @@ from torch import Tensor
 from finescope.activations.batches import DTYPES, ActivationBatch, DocumentActivations
 from finescope.activations.windows import Document
 from finescope.errors import StoreError
-from finescope.storage import shards
 from finescope.storage.files import PathLike
 from finescope.storage.mapping import advise
-from finescope.storage.shards import ShardWriter, id_column, printable
+from finescope.storage.shards import id_column, map_shard, printable
+from finescope.storage.store import Store, StoreWriter
 
 KIND = "finescope-activations"
 _TENSORS = ("activations", "offsets", "token_ids")
@@ -30,7 +30,7 @@ _BLOCK_TOKENS = 256
 _OPEN_SHARDS = 64
 
 
-class ActivationStoreWriter:
+class ActivationStoreWriter(StoreWriter):
     """Writes documents' activations [T,D] in order; a finished shard is never written again.
 
     Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards
@@ -66,27 +66,16 @@ class ActivationStoreWriter:
         self.width, self._dtype = width, dtype
         self._limit = shard_tokens or max(1, _SHARD_BYTES // (width * dtype.itemsize))
         facts = {"width": width, "dtype": str(dtype).removeprefix("torch.")}
-        self._shards = ShardWriter(directory, KIND, {**(fingerprint or {}), **facts}, mode=mode)
-        self._shards.describe(**facts)
+        super().__init__(directory, KIND, {**(fingerprint or {}), **facts}, facts, mode=mode)
         self._documents: list[DocumentActivations] = []
         self._tokens = 0
         # Pages that nothing is written to take no memory.
         self._room = torch.empty(self._limit, width, dtype=dtype)
 
     @property
-    def complete(self) -> bool:
-        """Whether an earlier run finished the work."""
-        return self._shards.complete
-
-    @property
-    def last_entry(self) -> dict[str, Any] | None:
-        """Manifest entry of the last finished shard: where to go on."""
-        return self._shards.shards[-1] if self._shards.shards else None
-
-    @property
     def num_tokens(self) -> int:
         """Tokens in finished shards and waiting for the next."""
-        return sum(int(entry["tokens"]) for entry in self._shards.shards) + self._tokens
+        return super().num_tokens + self._tokens
 
     def add(self, document: DocumentActivations, **entry: Any) -> None:
         """Take the next document; a full shard is written.
@@ -153,14 +142,9 @@ class ActivationStoreWriter:
                 ),
             }
         )
-        facts = {"rows": len(lengths), "tokens": self._tokens, "last_index": self._documents[-1].index}
-        self._shards.write(tensors, table, {**facts, **entry})
+        notes = {"tokens": self._tokens, "last_index": self._documents[-1].index}
+        self._shards.write(tensors, table, {**notes, **entry})
         self._documents, self._tokens = [], 0
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts in the manifest."""
-        return self._shards.facts
 
     def finish(self, *, next_row: int = 0, chain: str = "") -> None:
         """Write what waits and declare the store complete.
@@ -173,22 +157,16 @@ class ActivationStoreWriter:
             StoreError: the disk is full, or nothing was added.
         """
         self.flush(next_row=next_row, chain=chain)
-        if not self._shards.shards:
-            raise StoreError("no document was added to the activation store")
-        self._shards.describe(rows_read=next_row, chain=chain)
-        self._shards.finish()
-
-    def __enter__(self) -> ActivationStoreWriter:
-        return self
+        self._finish("no document was added to the activation store", rows_read=next_row, chain=chain)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._documents, self._room = [], self._room[:0].clone()
-        self._shards.close()
+        super().__exit__(kind, error, trace)
 
 
-class ActivationStore:
+class ActivationStore(Store):
     """Activations of N documents, memory-mapped.
 
     Attributes:
@@ -204,52 +182,22 @@ class ActivationStore:
         Raises:
             StoreError: no store, unfinished, or a file that is missing or truncated (named).
         """
-        self.directory = directory
-        self._manifest = shards.read_manifest(directory, KIND)
-        shards.require_complete(directory, self._manifest)
-        self._entries: list[dict[str, Any]] = self._manifest["shards"]
-        for entry in self._entries:
-            shards.check_sizes(directory, entry)
-        facts = self._manifest["facts"]
-        if not isinstance(facts.get("width"), int) or facts.get("dtype") not in DTYPES:
+        super().__init__(directory, KIND)
+        width, dtype = self.facts.get("width"), self.facts.get("dtype")
+        if not isinstance(width, int) or dtype not in DTYPES:
             raise StoreError(f"{directory} is damaged: its manifest lacks a valid width or dtype")
-        self.width: int = facts["width"]
-        self.dtype: torch.dtype = DTYPES[facts["dtype"]]
-        self.num_tokens = sum(int(entry["tokens"]) for entry in self._entries)
-        self.num_documents = sum(int(entry["rows"]) for entry in self._entries)
+        self.width, self.dtype = width, DTYPES[dtype]
+        self.num_documents = len(self)
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
-
-    def __len__(self) -> int:
-        return self.num_documents
 
     def __repr__(self) -> str:
         return f"ActivationStore(N={self.num_documents}, tokens={self.num_tokens}, D={self.width})"
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this store from another: its origin and the hashes of its shards."""
-        return {
-            "origin": self._manifest["fingerprint"],
-            "shards": [entry["sha256"] for entry in self._entries],
-        }
-
-    def verify(self) -> None:
-        """Read every byte and compare with the hashes taken when it was written.
-
-        Raises:
-            StoreError: naming the first damaged file.
-        """
-        for entry in self._entries:
-            shards.verify_shard(self.directory, entry)
-
-    def ids(self) -> list[str]:
-        """Return the ids of the N documents in order."""
-        return list(shards.read_tables(self.directory, self._entries, ["id"])["id"].to_pylist())
-
     def documents(self) -> Iterator[DocumentActivations]:
         """Yield the documents in order; activations [T,D] are views of the mapped file."""
-        for number, entry in enumerate(self._entries):
+        for number, entry in enumerate(self._shards):
             tensors = self._map(number)
-            table = shards.read_tables(self.directory, [entry], None).to_pydict()
+            table = self._table(None, [entry]).to_pydict()
             offsets = tensors["offsets"].tolist()
             for row, (row_id, index, place, windows) in enumerate(
                 zip(table["id"], table["index"], table["place"], table["windows"], strict=True)
@@ -262,8 +210,7 @@ class ActivationStore:
     @functools.cached_property
     def indices(self) -> NDArray[np.int64]:
         """int64 [N]: position of each document's row among the rows that were read, ascending."""
-        found = shards.read_tables(self.directory, self._entries, ["index"])["index"].to_numpy()
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(self._table(["index"])["index"].to_numpy(), dtype=np.int64)
 
     def indices_between(self, first: int, last: int) -> NDArray[np.int64]:
         """Return those of ``indices`` that are from ``first`` to before ``last``."""
@@ -281,18 +228,15 @@ class ActivationStore:
             batch_tokens: tokens of a batch, about; a document isn't split.
         """
         low, high = np.searchsorted(self.indices, [first, last]).tolist()
-        start = 0
-        for number, entry in enumerate(self._entries):
-            rows = int(entry["rows"])
-            mine = range(max(low, start), min(high, start + rows))
+        for number, (start, entry) in enumerate(self._starts()):
+            mine = range(max(low, start), min(high, start + entry.rows))
             if mine:
                 yield from self._batches_of(number, mine.start - start, mine.stop - start, batch_tokens)
-            start += rows
 
     def _batches_of(self, number: int, low: int, high: int, batch_tokens: int) -> Iterator[ActivationBatch]:
         """Batches of documents ``low`` to before ``high`` of one shard."""
         tensors = self._map(number)
-        wanted = shards.read_tables(self.directory, [self._entries[number]], None).slice(low, high - low)
+        wanted = self._table(None, [self._shards[number]]).slice(low, high - low)
         offsets = tensors["offsets"][low : high + 1].tolist()
         documents: list[Document] = []
         parts: list[int] = []
@@ -356,12 +300,12 @@ class ActivationStore:
         random = np.random.default_rng([seed, 0x5A])
         count = min(max_tokens, self.num_tokens)
         chosen = np.sort(random.choice(self.num_tokens, count, replace=False, shuffle=False))
-        ends = np.cumsum([int(entry["tokens"]) for entry in self._entries])
+        ends = np.cumsum([entry.tokens for entry in self._shards])
         parts, low = [torch.zeros(0, self.width, dtype=self.dtype)], 0
         for number, end in enumerate(ends):
             high = int(np.searchsorted(chosen, end))
             if high > low:
-                start = int(end) - int(self._entries[number]["tokens"])
+                start = int(end) - self._shards[number].tokens
                 parts.append(self._map(number)["activations"][torch.from_numpy(chosen[low:high] - start)])
             low = high
         return torch.cat(parts)
@@ -371,7 +315,7 @@ class ActivationStore:
 
         What is yielded is overwritten by what comes next: there is one buffer.
         """
-        counts = [-(-int(entry["tokens"]) // _BLOCK_TOKENS) for entry in self._entries]
+        counts = [-(-entry.tokens // _BLOCK_TOKENS) for entry in self._shards]
         ends = np.cumsum(counts)
         buffer = torch.empty(min(size + _BLOCK_TOKENS, self.num_tokens), self.width, dtype=self.dtype)
         held = 0
@@ -390,21 +334,19 @@ class ActivationStore:
             yield buffer[:held]
 
     def _open(self, number: int) -> dict[str, Tensor]:
-        entry = self._entries[number]
-        tensors = shards.map_shard(self.directory, entry, _TENSORS)
+        entry = self._shards[number]
+        tensors = map_shard(self.directory, entry, _TENSORS)
         activations, offsets = tensors["activations"], tensors["offsets"]
         if (
-            activations.shape != (entry["tokens"], self.width)
+            activations.shape != (entry.tokens, self.width)
             or activations.dtype != self.dtype
-            or offsets.shape != (entry["rows"] + 1,)
+            or offsets.shape != (entry.rows + 1,)
             or int(offsets[0]) != 0
             or bool((offsets.diff() < 0).any())
-            or int(offsets[-1]) != entry["tokens"]
-            or tensors["token_ids"].shape[0] != entry["tokens"]
+            or int(offsets[-1]) != entry.tokens
+            or tensors["token_ids"].shape[0] != entry.tokens
         ):
-            raise StoreError(
-                f"{self.directory}/{entry['file']} is corrupt: its tensors contradict the manifest"
-            )
+            raise StoreError(f"{self.directory}/{entry.file} is corrupt: its tensors contradict the manifest")
         return tensors
 
 

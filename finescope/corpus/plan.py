@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from finescope.corpus.row import Row
 from finescope.errors import InputError, StoreError
+from finescope.storage.manifest import ShardEntry
 
 SHARD_ROWS = 4096
 """Rows of a shard."""
@@ -143,18 +143,18 @@ class ShardReader:
         return found
 
 
-def following(shards: Sequence[Shard], finished: Sequence[Mapping[str, Any]]) -> Sequence[Shard]:
+def following(shards: Sequence[Shard], finished: Sequence[ShardEntry]) -> Sequence[Shard]:
     """Return the planned shards that come after finished ones, which must be the first of the plan.
 
     Args:
         shards: the plan.
-        finished: what was noted about the finished shards: "rows" and "digest".
+        finished: what was noted about the finished shards: "digest" too.
 
     Raises:
         StoreError: the finished shards are of other rows.
     """
     for shard, known in zip(shards, finished, strict=False):
-        if (known["rows"], known["digest"]) != (shard.rows, shard.digest):
+        if (known.rows, known.notes["digest"]) != (shard.rows, shard.digest):
             raise _changed(f"rows {shard.first} to {shard.first + shard.rows - 1}")
     if len(finished) > len(shards):
         raise _changed(f"all after the first {sum(shard.rows for shard in shards)}")
@@ -162,7 +162,7 @@ def following(shards: Sequence[Shard], finished: Sequence[Mapping[str, Any]]) ->
 
 
 def unfinished(
-    rows: Iterable[Row], finished: Sequence[Mapping[str, Any]], limit: int = SHARD_ROWS
+    rows: Iterable[Row], finished: Sequence[ShardEntry], limit: int = SHARD_ROWS
 ) -> Iterator[tuple[Shard, list[Row]]]:
     """Yield the shards of rows that can't be planned beforehand: those after finished ones, as ``following``.
 

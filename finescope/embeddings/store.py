@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
@@ -15,11 +14,12 @@ from torch import Tensor
 from finescope.codes import SparseCodes
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
-from finescope.storage import shards
 from finescope.storage.files import PathLike
 from finescope.storage.identity import text_hash
+from finescope.storage.manifest import ShardEntry
 from finescope.storage.mapping import advise, ahead
-from finescope.storage.shards import ShardWriter, id_column, printable
+from finescope.storage.shards import id_column, map_shard, printable
+from finescope.storage.store import Store, StoreWriter
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
@@ -28,7 +28,7 @@ _OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash", _L
 _OPEN_SHARDS = 64
 
 
-class CodeStoreWriter:
+class CodeStoreWriter(StoreWriter):
     """Writes shards of document codes; a finished shard is never written again.
 
     Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards.
@@ -65,28 +65,9 @@ class CodeStoreWriter:
         self.num_latents, self._dtype, self._dense_width = num_latents, dtype, dense_width
         fixed = {"num_latents": num_latents, "dtype": str(dtype).removeprefix("torch.")}
         fixed["dense_width"] = dense_width
-        self._shards = ShardWriter(directory, KIND, {**(fingerprint or {}), **fixed}, mode=mode)
-        self._shards.describe(**fixed, **(facts or {}))
-
-    @property
-    def complete(self) -> bool:
-        """Whether an earlier run finished the work."""
-        return self._shards.complete
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in finished shards."""
-        return sum(int(entry["rows"]) for entry in self._shards.shards)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens behind the rows in finished shards."""
-        return sum(int(entry["tokens"]) for entry in self._shards.shards)
-
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """Manifest entries of the finished shards: where to go on."""
-        return self._shards.shards
+        super().__init__(
+            directory, KIND, {**(fingerprint or {}), **fixed}, {**fixed, **(facts or {})}, mode=mode
+        )
 
     def write(
         self,
@@ -148,7 +129,7 @@ class CodeStoreWriter:
                 table[name] = pa.array(list(values))
             except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
                 raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
-        counts = {"rows": n, "tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
+        counts = {"tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
         if texts is not None:
             words = WordCounts.of(texts)
             tensors |= words.tensors()
@@ -178,36 +159,16 @@ class CodeStoreWriter:
             shown = None if dense is None else list(dense.shape)
             raise ValueError(f"dense vectors must be {wanted}, got {shown}")
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts in the manifest."""
-        return self._shards.facts
-
-    def describe(self, **facts: Any) -> None:
-        """Add facts to the manifest, which is written with the next shard."""
-        self._shards.describe(**facts)
-
     def finish(self, **facts: Any) -> None:
         """Declare the store complete, adding last facts to the manifest.
 
         Raises:
             StoreError: it holds no row.
         """
-        if not self._shards.shards:
-            raise StoreError("no document was added to the code store")
-        self._shards.describe(**facts)
-        self._shards.finish()
-
-    def __enter__(self) -> CodeStoreWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._shards.close()
+        self._finish("no document was added to the code store", **facts)
 
 
-class CodeStore:
+class CodeStore(Store):
     """Codes of N documents over F latents, memory-mapped.
 
     Attributes:
@@ -222,23 +183,13 @@ class CodeStore:
         Raises:
             StoreError: no store, unfinished, or a file that is missing or truncated (named).
         """
-        self.directory = directory
-        self._manifest = shards.read_manifest(directory, KIND)
-        shards.require_complete(directory, self._manifest)
-        self._entries: list[dict[str, Any]] = self._manifest["shards"]
-        for entry in self._entries:
-            shards.check_sizes(directory, entry)
-        self.facts: dict[str, Any] = self._manifest["facts"]
+        super().__init__(directory, KIND)
         self.num_latents = int(self.facts["num_latents"])
         self.width: int | None = self.facts["dense_width"]
-        self._rows = sum(int(entry["rows"]) for entry in self._entries)
         self._map = functools.lru_cache(_OPEN_SHARDS)(self._open)
 
-    def __len__(self) -> int:
-        return self._rows
-
     def __repr__(self) -> str:
-        return f"CodeStore(N={len(self)}, F={self.num_latents}, nnz={self.nnz}, shards={len(self._entries)})"
+        return f"CodeStore(N={len(self)}, F={self.num_latents}, nnz={self.nnz}, shards={len(self._shards)})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -248,32 +199,11 @@ class CodeStore:
     @property
     def nnz(self) -> int:
         """Stored entries of all documents."""
-        return sum(int(entry["nnz"]) for entry in self._entries)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents."""
-        return sum(int(entry["tokens"]) for entry in self._entries)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this store from another: its origin and the hashes of its shards."""
-        return {
-            "origin": self._manifest["fingerprint"],
-            "shards": [entry["sha256"] for entry in self._entries],
-        }
-
-    def verify(self) -> None:
-        """Read every byte and compare with the hashes taken when it was written.
-
-        Raises:
-            StoreError: naming the first damaged file.
-        """
-        for entry in self._entries:
-            shards.verify_shard(self.directory, entry)
+        return sum(int(entry.notes["nnz"]) for entry in self._shards)
 
     def iter_shards(self) -> Iterator[tuple[int, SparseCodes]]:
         """Yield (number of the first row, mapped codes of one shard), in order, in bounded memory."""
-        for number, (start, _) in enumerate(shards.iterate_with_start(self._entries)):
+        for number, (start, _) in enumerate(self._starts()):
             yield start, self._map(number)[0]
 
     def stream(self, block_bytes: int = 32 << 20) -> Iterator[tuple[int, SparseCodes]]:
@@ -295,7 +225,7 @@ class CodeStore:
 
     def _pieces(self, block_bytes: int) -> Iterator[tuple[int, SparseCodes]]:
         """Blocks of freshly mapped shards, read and checked."""
-        for start, entry in shards.iterate_with_start(self._entries):
+        for start, entry in self._starts():
             # A mapping of its own: nobody else loses pages, and all of them go with it.
             codes, bounds = self._mapped(entry)
             each = codes.indices.element_size() + codes.values.element_size()
@@ -311,7 +241,7 @@ class CodeStore:
                 held = block.indices.numpy()
                 if held.size and not 0 <= held.min() <= held.max() < self.num_latents:
                     raise StoreError(
-                        f"{self.directory}/{entry['file']} is corrupt: rows from {first} hold a latent "
+                        f"{self.directory}/{entry.file} is corrupt: rows from {first} hold a latent "
                         f"outside 0..{self.num_latents - 1}"
                     )
                 yield start + first, block
@@ -333,26 +263,26 @@ class CodeStore:
         order = np.argsort(rows, kind="stable")
         wanted, at = rows[order], 0
         parts: list[SparseCodes] = []
-        for start, entry in shards.iterate_with_start(self._entries):
-            end = int(np.searchsorted(wanted, start + int(entry["rows"])))
+        for start, entry in self._starts():
+            end = int(np.searchsorted(wanted, start + entry.rows))
             if end > at or not (parts or rows.size):  # of no rows at least the dtypes
                 part = self._mapped(entry)[0][wanted[at:end] - start]
                 try:
                     part.validate()
                 except ValueError as error:
-                    raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
+                    raise StoreError(f"{self.directory}/{entry.file} is corrupt: {error}") from error
                 parts.append(part)
             at = end
         place = np.empty_like(order)
         place[order] = np.arange(order.size)
         return SparseCodes.cat(parts)[place]
 
-    def _mapped(self, entry: dict[str, Any]) -> tuple[SparseCodes, NDArray[np.int64]]:
+    def _mapped(self, entry: ShardEntry) -> tuple[SparseCodes, NDArray[np.int64]]:
         """A mapping of a shard's own, whose pages go with it, and its indptr, which is checked."""
         codes, _ = self._read(entry, check=False)
         bounds = codes.indptr.numpy()
         if codes.nnz != bounds[-1] or bounds[0] != 0 or (np.diff(bounds) < 0).any():
-            raise StoreError(f"{self.directory}/{entry['file']} is corrupt: indptr doesn't rise to nnz")
+            raise StoreError(f"{self.directory}/{entry.file} is corrupt: indptr doesn't rise to nnz")
         return codes, bounds
 
     def codes(self) -> SparseCodes:
@@ -377,15 +307,11 @@ class CodeStore:
         """
         if self.width is None:
             raise StoreError(f"{self.directory} holds no dense vectors; embed again with them kept")
-        for number, (start, _) in enumerate(shards.iterate_with_start(self._entries)):
+        for number, (start, _) in enumerate(self._starts()):
             dense = self._map(number)[1]
             if dense is None:
-                raise StoreError(f"{self.directory}/{self._entries[number]['file']} lacks its dense vectors")
+                raise StoreError(f"{self.directory}/{self._shards[number].file} lacks its dense vectors")
             yield start, dense
-
-    def ids(self) -> list[str]:
-        """Return the N ids in order."""
-        return list(self.table(["id"])["id"].to_pylist())
 
     def labels(self, column: str) -> list[str] | None:
         """Return the N labels that were kept, "" for none; None if they are of another column or of none."""
@@ -402,10 +328,10 @@ class CodeStore:
 
     def words(self) -> CountedTexts | None:
         """Return the counts of the N texts' words; None where any shard was written without them."""
-        if not all("words" in entry for entry in self._entries):
+        if not all("words" in entry.notes for entry in self._shards):
             return None
         lengths = self.table(["characters"])["characters"].to_numpy()
-        return CountedTexts(_StoredWords(self.directory, self._entries), np.asarray(lengths, np.int64))
+        return CountedTexts(_StoredWords(self.directory, self._shards), np.asarray(lengths, np.int64))
 
     def token_counts(self) -> NDArray[np.int64]:
         """Return the number of tokens of each document, int64 [N]; 0 where there was no text."""
@@ -421,31 +347,31 @@ class CodeStore:
         Raises:
             StoreError: a table is missing or damaged.
         """
-        return shards.read_tables(self.directory, self._entries, columns)
+        return self._table(columns)
 
     def _open(self, number: int) -> tuple[SparseCodes, Tensor | None]:
-        return self._read(self._entries[number], check=True)
+        return self._read(self._shards[number], check=True)
 
-    def _read(self, entry: dict[str, Any], check: bool) -> tuple[SparseCodes, Tensor | None]:
-        tensors = shards.map_shard(self.directory, entry, _TENSORS)
+    def _read(self, entry: ShardEntry, check: bool) -> tuple[SparseCodes, Tensor | None]:
+        tensors = map_shard(self.directory, entry, _TENSORS)
         dense = tensors.get("dense")
         try:
             codes = SparseCodes(
                 tensors["indptr"], tensors["indices"], tensors["values"], self.num_latents, check=check
             )
-            if len(codes) != entry["rows"] or codes.nnz != entry["nnz"]:
+            if (len(codes), codes.nnz) != (entry.rows, entry.notes["nnz"]):
                 raise ValueError("its shape contradicts the manifest")
-            if dense is not None and dense.shape != (entry["rows"], self.width):
+            if dense is not None and dense.shape != (entry.rows, self.width):
                 raise ValueError("its dense vectors contradict the manifest")
         except ValueError as error:
-            raise StoreError(f"{self.directory}/{entry['file']} is corrupt: {error}") from error
+            raise StoreError(f"{self.directory}/{entry.file} is corrupt: {error}") from error
         return codes, dense
 
 
 class _StoredWords(Sequence[WordCounts]):
     """The counts of words of a store, shard by shard; a shard's pages go when it is no longer looked at."""
 
-    def __init__(self, directory: PathLike, entries: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, directory: PathLike, entries: Sequence[ShardEntry]) -> None:
         self._directory, self._entries = directory, entries
 
     def __len__(self) -> int:
@@ -460,11 +386,11 @@ class _StoredWords(Sequence[WordCounts]):
             return _StoredWords(self._directory, self._entries[number])
         entry = self._entries[number]
         try:
-            found = WordCounts.from_tensors(shards.map_shard(self._directory, entry, TENSORS))
-            if (len(found), found.counts.num_latents) != (entry["rows"], entry["words"]):
+            found = WordCounts.from_tensors(map_shard(self._directory, entry, TENSORS))
+            if (len(found), found.counts.num_latents) != (entry.rows, entry.notes["words"]):
                 raise ValueError("its words contradict the manifest")
         except ValueError as error:
-            raise StoreError(f"{self._directory}/{entry['file']} is corrupt: {error}") from error
+            raise StoreError(f"{self._directory}/{entry.file} is corrupt: {error}") from error
         return found
 
 

@@ -8,5 +8,7 @@ identity   hashes, and what tells two sets of plain values apart
 mapping    mapped files: advice to the system, reading ahead
 lock       one run at a time in one folder
 yaml12     plain values of YAML 1.2
+manifest   what a store says of itself
 shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
+store      what the stores of activations and of codes have in common
 """

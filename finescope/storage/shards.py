@@ -8,7 +8,7 @@ of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,27 +21,22 @@ from finescope.storage.files import (
     atomic_path,
     make_folder,
     map_tensors,
-    read_json,
     remove_temporaries,
     write_json,
     write_tensors,
 )
 from finescope.storage.identity import differences, sha256_file
 from finescope.storage.lock import FolderLock
+from finescope.storage.manifest import MANIFEST, VERSION, Manifest, ShardEntry, read_manifest
 
-MANIFEST = "manifest.json"
-_VERSION = 1
 _SHOWN = 4
-# What the manifest says of every shard.
-_ENTRY = {"file": str, "bytes": int, "sha256": str, "table": str, "table_bytes": int, "table_sha256": str}
-_ENTRY |= {"rows": int}
 
 
 class ShardWriter:
     """Adds shards to a folder, going on where an earlier run of the same work stopped.
 
     Attributes:
-        shards: manifest entries of the finished shards.
+        shards: what is noted about the finished shards.
         complete: whether the work was finished already.
         facts: plain values about the whole store.
     """
@@ -67,7 +62,7 @@ class ShardWriter:
         self._kind = kind
         self._fingerprint = dict(fingerprint)
         self.facts: dict[str, Any] = {}
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[ShardEntry] = []
         self.complete = False
         self._schema: Any = None
         make_folder(self._directory)
@@ -89,18 +84,17 @@ class ShardWriter:
             self._remove_shards([])
             return
         found = read_manifest(self._directory, self._kind)
-        changed = differences(found["fingerprint"], self._fingerprint)
+        changed = differences(found.fingerprint, self._fingerprint)
         if changed:
             shown = "; ".join(map(str, changed[:_SHOWN]))
             raise StoreError(
                 f"{self._directory} holds work on something else: {shown}. "
                 "Choose another folder, or overwrite this one"
             )
-        for entry in found["shards"]:
+        for entry in found.shards:
             verify_shard(self._directory, entry)
-        self.shards, self.complete = found["shards"], found["complete"]
-        self.facts = found["facts"]
-        self._remove_shards([name for entry in self.shards for name in (entry["file"], entry["table"])])
+        self.shards, self.complete, self.facts = found.shards, found.complete, found.facts
+        self._remove_shards([name for entry in self.shards for name in (entry.file, entry.table)])
 
     def _remove_shards(self, keep: list[str]) -> None:
         """Delete shard files the manifest doesn't list: a run was killed between a file and the manifest."""
@@ -109,13 +103,13 @@ class ShardWriter:
                 if path.name not in keep:
                     path.unlink()
 
-    def write(self, tensors: Mapping[str, Tensor], table: Any, entry: Mapping[str, Any]) -> None:
+    def write(self, tensors: Mapping[str, Tensor], table: Any, notes: Mapping[str, Any]) -> None:
         """Add one shard.
 
         Args:
             tensors: CPU tensors by name.
-            table: a pyarrow table.
-            entry: plain values for the manifest (counts, and what resuming needs).
+            table: a pyarrow table, one line a document.
+            notes: plain values for the manifest (counts, and what resuming needs).
 
         Raises:
             StoreError: the disk is full. Shards written before stay, this one leaves nothing.
@@ -127,13 +121,11 @@ class ShardWriter:
         bulk, meta = self._directory / f"{stem}.safetensors", self._directory / f"{stem}.parquet"
         with atomic_path(meta) as temporary:
             pq.write_table(table, temporary)
-        header = {"format": self._kind, "version": str(_VERSION)}
+        header = {"format": self._kind, "version": str(VERSION)}
         scalars = {name: value for name, value in self.facts.items() if isinstance(value, (str, int))}
         header.update({name: str(value) for name, value in scalars.items()})
         write_tensors(bulk, tensors, header)
-        files = {"file": bulk.name, "bytes": bulk.stat().st_size, "sha256": sha256_file(bulk)}
-        files |= {"table": meta.name, "table_bytes": meta.stat().st_size, "table_sha256": sha256_file(meta)}
-        self.shards.append({**files, **entry})
+        self.shards.append(ShardEntry(*_known(bulk), *_known(meta), table.num_rows, dict(notes)))
         self._write_manifest()
 
     def _merged_schema(self, table: Any) -> Any:
@@ -146,7 +138,7 @@ class ShardWriter:
         import pyarrow.parquet as pq
 
         if self._schema is None:
-            paths = [self._directory / entry["table"] for entry in self.shards]
+            paths = [self._directory / entry.table for entry in self.shards]
             schemas = [pq.read_schema(path) for path in paths]
         else:
             schemas = [self._schema]
@@ -170,11 +162,11 @@ class ShardWriter:
     def _write_manifest(self) -> None:
         manifest = {
             "format": self._kind,
-            "version": _VERSION,
+            "version": VERSION,
             "complete": self.complete,
             "facts": self.facts,
             "fingerprint": self._fingerprint,
-            "shards": self.shards,
+            "shards": [entry.to_dict() for entry in self.shards],
         }
         write_json(self._directory / MANIFEST, manifest)
 
@@ -189,6 +181,11 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _known(path: Path) -> tuple[str, int, str]:
+    """Name, size and hash of a file."""
+    return path.name, path.stat().st_size, sha256_file(path)
 
 
 def id_column(ids: Sequence[str]) -> Any:
@@ -212,67 +209,25 @@ def printable(place: str) -> str:
     return place.encode("utf-8", "replace").decode("utf-8")
 
 
-def read_manifest(directory: PathLike, kind: str) -> dict[str, Any]:
-    """Return the manifest of a store.
-
-    Raises:
-        StoreError: there is none, it is damaged, or it is of another kind or a newer version.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise StoreError(f"{directory} does not exist")
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise StoreError(f"{directory} is not a store: it has no {MANIFEST}")
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != kind:
-        said = found.get("format") if isinstance(found, dict) else None
-        raise StoreError(f"{directory} holds {said or 'something else'}, not {kind}")
-    if not isinstance(found.get("version"), int) or found["version"] > _VERSION:
-        raise StoreError(f"{path} is of version {found.get('version')}; this release reads up to {_VERSION}")
-    missing = {"complete", "facts", "fingerprint", "shards"} - found.keys()
-    if missing:
-        raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
-    entries = found["shards"]
-    whole = isinstance(entries, list) and all(
-        isinstance(entry, dict)
-        and _ENTRY.keys() <= entry.keys()
-        and all(isinstance(entry[name], kind) for name, kind in _ENTRY.items())
-        for entry in entries
-    )
-    if not whole or not isinstance(found["facts"], dict):
-        raise StoreError(f"{path} is damaged: its list of shards isn't what was written")
-    return found
-
-
-def begun_with(directory: PathLike) -> dict[str, Any] | None:
-    """Return the fingerprint of the work that was begun in a folder; None if none can be read."""
-    try:
-        found = read_json(Path(directory) / MANIFEST)["fingerprint"]
-    except (StoreError, KeyError, TypeError):
-        return None
-    return dict(found) if isinstance(found, dict) else None
-
-
-def require_complete(directory: PathLike, manifest: Mapping[str, Any]) -> None:
+def require_complete(directory: PathLike, manifest: Manifest) -> None:
     """Refuse a store whose writing was cut off.
 
     Raises:
         StoreError: it isn't complete.
     """
-    if not manifest["complete"]:
+    if not manifest.complete:
         raise StoreError(
-            f"{directory} is unfinished ({len(manifest['shards'])} shards); run what wrote it again to resume"
+            f"{directory} is unfinished ({len(manifest.shards)} shards); run what wrote it again to resume"
         )
 
 
-def check_sizes(directory: PathLike, entry: Mapping[str, Any]) -> None:
+def check_sizes(directory: PathLike, entry: ShardEntry) -> None:
     """Refuse a shard whose files are missing or of another size than when written.
 
     Raises:
         StoreError: naming the file.
     """
-    for name, size in ((entry["file"], entry["bytes"]), (entry["table"], entry["table_bytes"])):
+    for name, size in ((entry.file, entry.bytes), (entry.table, entry.table_bytes)):
         path = Path(directory) / name
         try:
             actual = path.stat().st_size
@@ -285,14 +240,14 @@ def check_sizes(directory: PathLike, entry: Mapping[str, Any]) -> None:
             )
 
 
-def verify_shard(directory: PathLike, entry: Mapping[str, Any]) -> None:
+def verify_shard(directory: PathLike, entry: ShardEntry) -> None:
     """Refuse a shard whose bytes aren't those written.
 
     Raises:
         StoreError: naming the file.
     """
     check_sizes(directory, entry)
-    for name, digest in ((entry["file"], entry["sha256"]), (entry["table"], entry["table_sha256"])):
+    for name, digest in ((entry.file, entry.sha256), (entry.table, entry.table_sha256)):
         path = Path(directory) / name
         if sha256_file(path) != digest:
             raise StoreError(
@@ -300,14 +255,14 @@ def verify_shard(directory: PathLike, entry: Mapping[str, Any]) -> None:
             )
 
 
-def map_shard(directory: PathLike, entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
+def map_shard(directory: PathLike, entry: ShardEntry, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Memory-map the tensors of one shard.
 
     Raises:
         StoreError: the file is missing, truncated, corrupt, or lacks one of ``names``.
     """
     check_sizes(directory, entry)
-    path = Path(directory) / entry["file"]
+    path = Path(directory) / entry.file
     tensors, _ = map_tensors(path)
     missing = [name for name in names if name not in tensors]
     if missing:
@@ -315,7 +270,7 @@ def map_shard(directory: PathLike, entry: Mapping[str, Any], names: tuple[str, .
     return tensors
 
 
-def read_tables(directory: PathLike, shards: list[dict[str, Any]], columns: list[str] | None) -> Any:
+def read_tables(directory: PathLike, shards: Sequence[ShardEntry], columns: Sequence[str] | None) -> Any:
     """Return the Parquet tables of shards as one pyarrow table.
 
     Raises:
@@ -324,11 +279,11 @@ def read_tables(directory: PathLike, shards: list[dict[str, Any]], columns: list
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def one(entry: dict[str, Any]) -> Any:
-        path = Path(directory) / entry["table"]
+    def one(entry: ShardEntry) -> Any:
+        path = Path(directory) / entry.table
         check_sizes(directory, entry)
         try:
-            return pq.read_table(path, columns=columns)
+            return pq.read_table(path, columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path} is corrupt: {error}") from error
 
@@ -336,11 +291,3 @@ def read_tables(directory: PathLike, shards: list[dict[str, Any]], columns: list
         return pa.concat_tables([one(entry) for entry in shards], promote_options="permissive")
     except pa.ArrowException as error:
         raise StoreError(f"the tables of {directory} don't go together: {error}") from error
-
-
-def iterate_with_start(shards: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each manifest entry with the number of rows before it."""
-    start = 0
-    for entry in shards:
-        yield start, entry
-        start += int(entry["rows"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from finescope.activations.batches import TooLargeError
 from finescope.progress import Reporter
-from finescope.storage.shards import begun_with
+from finescope.storage.manifest import begun_with
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap

@@ -1,0 +1,154 @@
+"""What stores of every kind have in common: a finished folder that is read, and one that is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from finescope.errors import StoreError
+from finescope.storage.files import PathLike
+from finescope.storage.manifest import ShardEntry, read_manifest
+from finescope.storage.shards import (
+    ShardWriter,
+    check_sizes,
+    read_tables,
+    require_complete,
+    verify_shard,
+)
+
+_Writer = TypeVar("_Writer", bound="StoreWriter")
+
+
+class Store:
+    """The documents of a finished folder of shards, N of them.
+
+    Attributes:
+        directory: the folder.
+        facts: plain values about the whole store.
+        num_tokens: tokens of all documents.
+    """
+
+    def __init__(self, directory: PathLike, kind: str) -> None:
+        """Open a finished store of a kind; shards are mapped when touched.
+
+        Raises:
+            StoreError: no store, unfinished, or a file that is missing or truncated (named).
+        """
+        self.directory = directory
+        manifest = read_manifest(directory, kind)
+        require_complete(directory, manifest)
+        self._shards: Sequence[ShardEntry] = manifest.shards
+        for shard in self._shards:
+            check_sizes(directory, shard)
+        self.facts = manifest.facts
+        self.num_tokens = sum(shard.tokens for shard in self._shards)
+        self._origin = manifest.fingerprint
+        self._rows = sum(shard.rows for shard in self._shards)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this store from another: its origin and the hashes of its shards."""
+        return {"origin": self._origin, "shards": [shard.sha256 for shard in self._shards]}
+
+    def verify(self) -> None:
+        """Read every byte and compare with the hashes taken when it was written.
+
+        Raises:
+            StoreError: naming the first damaged file.
+        """
+        for shard in self._shards:
+            verify_shard(self.directory, shard)
+
+    def ids(self) -> list[str]:
+        """Return the N ids in order."""
+        return list(self._table(["id"])["id"].to_pylist())
+
+    def _table(self, columns: Sequence[str] | None, shards: Sequence[ShardEntry] | None = None) -> Any:
+        """Return the tables of all shards, or of some, as one."""
+        return read_tables(self.directory, self._shards if shards is None else shards, columns)
+
+    def _starts(self) -> Iterator[tuple[int, ShardEntry]]:
+        """Yield every shard with the number of its first row."""
+        start = 0
+        for shard in self._shards:
+            yield start, shard
+            start += shard.rows
+
+
+class StoreWriter:
+    """Writes a store shard by shard; a finished shard is never written again.
+
+    Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        kind: str,
+        fingerprint: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        mode: str,
+    ) -> None:
+        """Open or make the folder.
+
+        Args:
+            directory, kind, fingerprint, mode: as ``ShardWriter``.
+            facts: plain values to keep in the manifest.
+
+        Raises:
+            StoreError: as ``ShardWriter``.
+        """
+        self._shards = ShardWriter(directory, kind, fingerprint, mode=mode)
+        self._shards.describe(**facts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run finished the work."""
+        return self._shards.complete
+
+    @property
+    def entries(self) -> Sequence[ShardEntry]:
+        """What is noted about the finished shards: where to go on."""
+        return self._shards.shards
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in finished shards."""
+        return sum(entry.rows for entry in self.entries)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens behind the rows in finished shards."""
+        return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts in the manifest."""
+        return self._shards.facts
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the manifest, which is written with the next shard."""
+        self._shards.describe(**facts)
+
+    def _finish(self, nothing: str, **facts: Any) -> None:
+        """Declare the store complete.
+
+        Raises:
+            StoreError: there is ``nothing`` in it.
+        """
+        if not self.entries:
+            raise StoreError(nothing)
+        self._shards.describe(**facts)
+        self._shards.finish()
+
+    def __enter__(self: _Writer) -> _Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shards.close()
