@@ -158,7 +158,7 @@ def test_a_run_sends_every_row_through_the_model_once(
 
 def test_a_finished_run_loads_no_model(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(job, tmp_path / "out").curate()
-    monkeypatch.setattr(context, "open_tap", lambda job: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(context, "open_tap", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(context, "load_sae", lambda *_: pytest.fail("the SAE was loaded"))
     again = run(job, tmp_path / "out").curate()
     assert again.selection.indices.tolist() == first.selection.indices.tolist()
@@ -173,7 +173,7 @@ def test_a_changed_model_is_noticed_without_loading_it(
     changed = bytearray(weights.read_bytes())
     changed[-100] ^= 1
     weights.write_bytes(changed)
-    monkeypatch.setattr(context, "open_tap", lambda job: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(context, "open_tap", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(Exception, match=r"tap\.files\.model\.safetensors was"):
         run(tmp_path / "job", tmp_path / "out").curate()
 
@@ -220,7 +220,7 @@ def test_a_run_goes_on_in_bfloat16_where_float16_is_too_narrow(wild: Path, tmp_p
 
 def test_a_dtype_that_is_asked_for_by_name_and_too_narrow_is_refused_by_the_tap(wild: Path) -> None:
     opened = context.open_tap(
-        Job.from_dict({"model": str(wild / "model"), "layer": "layers.0", "device": "cpu"})
+        Job.from_dict({"model": str(wild / "model"), "layer": "layers.0", "device": "cpu"}), Reporter()
     )
     rows = list(open_corpus(wild / "corpus.jsonl").rows())
     with pytest.raises(
@@ -299,7 +299,7 @@ def test_a_row_that_is_too_large_though_the_sample_fitted_makes_all_codes_bfloat
     assert dtypes(out) == ["float16", "bfloat16", "bfloat16"]
     rows = open_corpus(job / "corpus.jsonl")
     opened = context.open_tap(
-        Job.from_dict({"model": str(job / "model"), "layer": "layers.0", "device": "cpu"})
+        Job.from_dict({"model": str(job / "model"), "layer": "layers.0", "device": "cpu"}), Reporter()
     )
     trained = SparseAutoencoder.load(out / "sae")
     wanted = embed_rows(trained, opened.rounding_to("bfloat16"), rows, tmp_path / "all", pooling="sqrt_mean")
