@@ -184,7 +184,7 @@ def test_nothing_there_and_unknown_formats(tmp_path: Path) -> None:
     _write(tmp_path / "corpus.jsonl", '{"text": "a"}')
     _refused("did you mean .*corpus.jsonl", tmp_path / "corpsu.jsonl")
     _refused("nor does its folder", tmp_path / "no" / "such.jsonl")
-    _refused(r"the format \.csv isn't read; wanted: \.jsonl or", _write(tmp_path / "c.csv", "text"))
+    _refused(r"the format \.txt isn't read; wanted: \.jsonl, ", _write(tmp_path / "c.txt", "text"))
     (tmp_path / "empty").mkdir()
     _refused("folder without corpus files", tmp_path / "empty")
     with pytest.raises(InputError, match=r"end the name in \.jsonl"):

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "empty corpus": ("corpus", lambda f: write_jsonl(f / "none.jsonl", []), ("none.jsonl", "no rows")),
     "no file": ("corpus", lambda f: f / "corpsu.jsonl", ("corpsu.jsonl", "does not exist")),
-    "unknown format": ("corpus", lambda f: write_jsonl(f / "c.csv", []), (".csv",)),
+    "unknown format": ("corpus", lambda f: write_jsonl(f / "c.txt", []), (".txt",)),
     "empty targets": ("targets", lambda f: write_jsonl(f / "t.jsonl", []), ("t.jsonl", "no rows")),
     "target without text": (
         "targets",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import IO, Any
+from typing import Any
 
-from finescope.corpus.files import File, HashedReader
+from finescope.corpus.files import File
 from finescope.corpus.jsontext import BrokenJsonError, Objects, on_one_line
+from finescope.corpus.packing import PACKED, opened, unpacking
 from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table, with_constants
 from finescope.errors import InputError
 
 _LINES = (".jsonl", ".ndjson", ".json")
-JSON_ENDINGS = tuple(ending + packed for ending in _LINES for packed in ("", ".gz", ".zst", ".bz2", ".xz"))
+JSON_ENDINGS = tuple(ending + packed for ending in _LINES for packed in ("", *PACKED))
 _HEAD = 1 << 16
 
 
@@ -36,7 +33,6 @@ class JsonSource:
         ending = next(ending for ending in reversed(JSON_ENDINGS) if file.name.lower().endswith(ending))
         self.stem = file.name[: -len(ending)]
         self._packed = PurePath(ending).suffix
-        self._is_packed = ending not in _LINES
         self._may_hold_values = ending.startswith(".json") and not ending.startswith(".jsonl")
         self.suffix = ".jsonl" + (self._packed if self._packed in (".gz", ".zst") else "")
 
@@ -97,7 +93,7 @@ class JsonSource:
 
     def _texts(self) -> Iterator[tuple[str, str, Record | None]]:
         """Yield (place, the row's JSON, the row where it had to be parsed to be found)."""
-        with contextlib.closing(self._open()) as file:
+        with contextlib.closing(opened(self._file, self._packed)) as file:
             head = self._head(file)
             if head[:1] == b"[" or (self._may_hold_values and _goes_on(head)):
                 yield from self._values(file)
@@ -143,27 +139,8 @@ class JsonSource:
             line, value_text, value = found
             yield f"{self.name}:{line}", value_text, value
 
-    @contextlib.contextmanager
-    def _unpacking(self, line: int) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            raise InputError(
-                f"{self.name}:{line}: can't be {'unpacked' if self._is_packed else 'read'} "
-                f"({error}); the file is truncated or corrupt"
-            ) from error
-
-    def _open(self) -> Any:
-        raw = io.BufferedReader(HashedReader(self._file), 1 << 20)
-        if self._packed == ".gz":
-            return gzip.GzipFile(fileobj=raw, mode="rb")  # it has a buffer of its own
-        if self._packed == ".zst":
-            return io.BufferedReader(ZstdReader(raw, self.name), 1 << 20)
-        if self._packed == ".bz2":
-            return io.BufferedReader(bz2.BZ2File(raw), 1 << 20)
-        if self._packed == ".xz":
-            return io.BufferedReader(lzma.LZMAFile(raw), 1 << 20)
-        return raw
+    def _unpacking(self, line: int) -> contextlib.AbstractContextManager[None]:
+        return unpacking(f"{self.name}:{line}", self._packed)
 
 
 def parse_line(text: str, place: str) -> Record:
@@ -216,55 +193,3 @@ def _goes_on(head: bytes) -> bool:
     except json.JSONDecodeError as error:
         return error.pos >= len(text)
     return False
-
-
-class ZstdReader(io.RawIOBase):
-    """Raw stream over zstd's decompressor that reports its errors, and a missing end, as ``OSError``."""
-
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise InputError(
-                f"{name} is zstd-compressed, which needs a package that isn't installed: pip install "
-                "zstandard"
-            ) from error
-        self._error = zstandard.ZstdError
-        # Dumps are packed with windows of up to 2 GiB (--long=31), of which what a file needs is allotted.
-        self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._file = file
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            block = self._file.read(1 << 20)
-            if not block:
-                if self._frame is not None:
-                    raise OSError("the last zstd frame has no end")
-                return 0
-            self._ready = self._unpack(block)
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
-        self._ready = self._ready[size:]
-        return size
-
-    def _unpack(self, block: bytes) -> bytes:
-        parts = []
-        while block:  # more than one frame may end inside one block
-            self._frame = self._frame or self._new()
-            try:
-                parts.append(self._frame.decompress(block))
-            except self._error as error:
-                raise OSError(str(error)) from error
-            block = b""
-            if self._frame.eof:
-                block, self._frame = self._frame.unused_data, None
-        return b"".join(parts)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from finescope.corpus.content import ContentReader
+from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
 from finescope.corpus.files import File
 from finescope.corpus.jsonfiles import JSON_ENDINGS, JsonSource
 from finescope.corpus.source import Source
@@ -21,11 +22,11 @@ from finescope.storage.files import PathLike, read_json
 from finescope.storage.remote import file_system, is_url, protocols
 
 FORMATS = (
-    ".jsonl or .json (also .gz, .zst, .bz2, .xz), .parquet, .arrow, .feather, a folder of those, a saved "
-    "Hugging Face dataset, or hf:NAME"
+    ".jsonl, .json, .csv or .tsv (also .gz, .zst, .bz2, .xz), .parquet, .arrow, .feather, a folder of those, "
+    "a saved Hugging Face dataset, or hf:NAME"
 )
 _ARROW = (".arrow", ".feather")
-_ENDINGS = (*JSON_ENDINGS, ".parquet", *_ARROW)
+_ENDINGS = (*JSON_ENDINGS, *CSV_ENDINGS, ".parquet", *_ARROW)
 _HIDDEN = (".", "_")
 """Beginnings of names that writers give to what is no data: ``_SUCCESS``, ``.cache``."""
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -149,10 +150,14 @@ def _in_folder(place: _Place, folder: str, split: str | None, content: ContentRe
                 found.sources.append(_source(file))
         else:
             found.left_out.append(posixpath.basename(path))
+    others = [source for source in found.sources if not isinstance(source, CsvSource)]
+    if others:  # tables that describe the data lie beside it
+        found.left_out += [source.name for source in found.sources if isinstance(source, CsvSource)]
+        found.sources = others
     found.left_out += [f"{file.label} (one object without text)" for file in lone]
     if not found.sources:
-        others = f"; it holds {', '.join(found.left_out[:5])}" if found.left_out else ""
-        raise InputError(f"{folder} is a folder without corpus files{others}; wanted: {FORMATS}")
+        held = f"; it holds {', '.join(found.left_out[:5])}" if found.left_out else ""
+        raise InputError(f"{folder} is a folder without corpus files{held}; wanted: {FORMATS}")
     return found
 
 
@@ -247,6 +252,8 @@ def _source(file: File) -> Source:
         return ArrowSource([file])
     if lower.endswith(JSON_ENDINGS):
         return JsonSource(file)
+    if lower.endswith(CSV_ENDINGS):
+        return CsvSource(file)
     ending = posixpath.splitext(file.name)[1]
     raise InputError(f"{file.path}: the format {ending or 'without an ending'} isn't read; wanted: {FORMATS}")
 

@@ -328,12 +328,12 @@ def open_corpus(
     ``<file stem>:<row number from 0>``.
 
     Args:
-        source: a file (.jsonl, .ndjson or .json with one object a line or an array of objects, each also .gz,
-            .zst, .bz2 or .xz; .parquet; .arrow, .feather), a folder of such files and folders or a pattern
-            (in order of name; folders called ``key=value`` give columns), a folder written by
+        source: a file (.jsonl, .ndjson or .json with one object a line or an array of objects, .csv, .tsv,
+            each also .gz, .zst, .bz2 or .xz; .parquet; .arrow, .feather), a folder of such files and folders
+            or a pattern (in order of name; folders called ``key=value`` give columns), a folder written by
             ``save_to_disk``, all of these also as an ``fsspec`` URL; ``hf:NAME``, ``hf:NAME:SPLIT`` or
-            ``hf:NAME:CONFIG:SPLIT`` for a dataset of the Hugging Face hub; a list of any of these, or a
-            list of dictionaries.
+            ``hf:NAME:CONFIG:SPLIT`` for a dataset of the Hugging Face hub; a list of any of these, or a list
+            of dictionaries.
         text_column: column of the text, or several, which are joined; "a,b" means ["a", "b"]. Dotted names
             reach into objects.
         text_template: Jinja template that makes the text out of a row's columns, instead of ``text_column``.

@@ -31,7 +31,8 @@ class TableSource:
         """Return the pyarrow schema, with the columns that folders give."""
         raise NotImplementedError
 
-    def count(self) -> int:
+    def count(self) -> int | None:
+        """Return the number of rows; None if all of them would have to be read."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
