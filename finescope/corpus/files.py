@@ -93,13 +93,13 @@ class File:
 
 
 class HashedReader(io.RawIOBase):
-    """Reads a file from start to end; when the end is reached the file knows its hash."""
+    """Reads a file from start to end; when the end is reached the file knows its hash, if that is wanted."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, hashed: bool = True) -> None:
         self._owner, self._stamp = file, file._stamp()
         self._file = file.open()
         known = file._digest is not None and file._digest[0] == self._stamp
-        self._hash = None if known else hashlib.sha256()
+        self._hash = hashlib.sha256() if hashed and not known else None
 
     def readable(self) -> bool:
         return True

@@ -1,7 +1,12 @@
-"""JSON files: one object a line, an array of objects, or one object after the other; plain or packed."""
+"""JSON files: one object a line, an array of objects, or one object after the other; plain or packed.
+
+A pass parses all rows, one after the other. Single rows of a file of lines are found by counting line ends,
+and no other is parsed.
+"""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
 import json
@@ -11,8 +16,9 @@ from typing import Any
 
 from finescope.corpus.files import File
 from finescope.corpus.jsontext import BrokenJsonError, Objects, on_one_line
+from finescope.corpus.lines import BOM, LineBlocks, Lines
 from finescope.corpus.packing import PACKED, opened, unpacking
-from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table, with_constants
+from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table, too_few, with_constants
 from finescope.errors import InputError
 
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -81,31 +87,82 @@ class JsonSource:
                 )
                 block = []
 
+    def picked(
+        self, numbers: Sequence[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, str, Record]]:
+        for number, place, text, parsed in self._some(numbers):
+            record = parsed if parsed is not None else parse_line(text, place)
+            yield number, place, {**self.constants, **record}
+
+    def length(self) -> int:
+        if self._count is None:
+            with contextlib.closing(opened(self._file, self._packed, hashed=False)) as file:
+                if self._holds_values(self._head(file)):
+                    self._count = sum(1 for _ in self._values(file))
+                else:
+                    self._count = sum(map(len, self._blocks(file)))
+        return self._count
+
     def _some(self, numbers: Sequence[int]) -> Iterator[tuple[int, str, str, Record | None]]:
-        wanted = iter(numbers)
-        following = next(wanted, None)
-        for number, (place, text, parsed) in enumerate(self._texts()):
-            if following is None:
+        with contextlib.closing(opened(self._file, self._packed, hashed=False)) as file:
+            if self._holds_values(self._head(file)):
+                yield from self._some_values(file, numbers)
                 return
-            if number == following:
-                yield number, place, text, parsed
-                following = next(wanted, None)
+            at = rows = 0
+            for block in self._blocks(file) if numbers else ():
+                rows = block.rows + len(block)
+                end = bisect.bisect_left(numbers, rows, at)
+                for number in numbers[at:end]:
+                    line_number, line = block.row(number)
+                    place = f"{self.name}:{line_number}"
+                    yield number, place, _decoded(line, place), None
+                at = end
+                if at == len(numbers):
+                    return
+            if at < len(numbers):
+                raise too_few(numbers[at], rows, self.name)
+
+    def _some_values(
+        self, file: io.BufferedReader, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, str, str, Record | None]]:
+        rows = enumerate(self._values(file))
+        read = 0
+        for wanted in numbers:
+            for number, (place, text, parsed) in rows:
+                read = number + 1
+                if number == wanted:
+                    yield number, place, text, parsed
+                    break
+            else:
+                raise too_few(wanted, read, self.name)
+
+    def _blocks(self, file: io.BufferedReader) -> Iterator[Lines]:
+        blocks = LineBlocks(file)
+        while True:
+            with self._unpacking(blocks.line):
+                block = blocks.next()
+            if block is None:
+                return
+            yield block
 
     def _texts(self) -> Iterator[tuple[str, str, Record | None]]:
         """Yield (place, the row's JSON, the row where it had to be parsed to be found)."""
         with contextlib.closing(opened(self._file, self._packed)) as file:
-            head = self._head(file)
-            if head[:1] == b"[" or (self._may_hold_values and _goes_on(head)):
+            if self._holds_values(self._head(file)):
                 yield from self._values(file)
                 return
             line_number = 0
             while line := self._line(file, line_number + 1):
                 line_number += 1
                 if line_number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    line = line.removeprefix(BOM)
                 if line.strip():
                     place = f"{self.name}:{line_number}"
                     yield place, _decoded(line, place), None
+
+    def _holds_values(self, head: bytes) -> bool:
+        """Whether rows are found by their braces and not by the ends of lines."""
+        return head[:1] == b"[" or (self._may_hold_values and _goes_on(head))
 
     def _line(self, file: io.BufferedReader, number: int) -> bytes:
         with self._unpacking(number):
@@ -114,7 +171,7 @@ class JsonSource:
     def _head(self, file: io.BufferedReader) -> bytes:
         """Return the beginning without byte-order mark and white space, leaving it to be read."""
         with self._unpacking(1):
-            return file.peek(_HEAD)[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip()
+            return file.peek(_HEAD)[:_HEAD].removeprefix(BOM).lstrip()
 
     def _values(self, file: io.BufferedReader) -> Iterator[tuple[str, str, Record | None]]:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")

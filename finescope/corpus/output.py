@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,15 @@ from typing import Any, Protocol
 from finescope.corpus.arrowtypes import always_fits, promoted, storable, unified, without_json_form
 from finescope.corpus.jsontext import with_members
 from finescope.corpus.metadata import for_output
-from finescope.corpus.source import BLOCK_ROWS, Record, Source, Visit, records_as_table, refuse_changed
+from finescope.corpus.source import (
+    BLOCK_ROWS,
+    Record,
+    Source,
+    Visit,
+    by_source,
+    records_as_table,
+    refuse_changed,
+)
 from finescope.corpus.tables import fitted, taken
 from finescope.errors import InputError
 
@@ -40,7 +47,7 @@ class Output:
             ``settle`` where a source is JSON.
     """
 
-    def __init__(self, sources: Sequence[Source], suffix: str, limit: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Source], suffix: str) -> None:
         """Look at all schemas.
 
         Raises:
@@ -49,9 +56,8 @@ class Output:
         """
         if suffix not in OUTPUTS:
             raise InputError(f"rows can't be written as {suffix!r}; choose one of {', '.join(OUTPUTS)}")
-        self._sources, self._limit = sources, limit
+        self._sources = sources
         self._schemas = [source.schema() for source in sources]
-        self._counts: list[int] | None = None
         self.tabular = suffix == ".parquet"
         self.schema: Any = None
         self._guesses: dict[int, _Guess] = {}
@@ -144,7 +150,7 @@ class Output:
         self.settle()
         parts: list[Any] = []
         where: dict[int, tuple[int, int]] = {}
-        for position, start, numbers in self._by_source(rows):
+        for position, start, numbers in by_source(self._sources, rows):
             for found, table in self._sources[position].tables(numbers, self.schema):
                 if check is not None:
                     for number, record in zip(
@@ -166,7 +172,7 @@ class Output:
     def lines(self, rows: Sequence[int], extra: Any, check: Check | None = None) -> Iterator[str]:
         """Yield rows as JSON on one line each, in the order given, with more members appended; see above."""
         texts: dict[int, str] = {}
-        for position, start, numbers in self._by_source(rows):
+        for position, start, numbers in by_source(self._sources, rows):
             for number, text in self._sources[position].lines(numbers):
                 if check is not None:
                     check(start + number, position, number, json.loads(text))
@@ -181,26 +187,6 @@ class Output:
 
         self.settle()
         return for_output(self.schema, pa.schema([]) if extra is None else extra.schema)
-
-    def _by_source(self, rows: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-        """Yield (position, first row, numbers within it) of the sources that have some of the rows."""
-        wanted = sorted(rows)
-        start = at = 0
-        for position, source in enumerate(self._sources):
-            if at == len(wanted):
-                return
-            count = source.count()
-            if count is None:
-                count = sum(1 for _ in source.records(()))
-            end = bisect.bisect_left(wanted, start + count, at)
-            if end > at:
-                yield position, start, [row - start for row in wanted[at:end]]
-            start, at = start + count, end
-        if at < len(wanted):
-            raise InputError(
-                f"row {wanted[at]} was chosen, but there are only {start}; the corpus has changed since it "
-                "was scored"
-            )
 
 
 def import_zstandard() -> Any:

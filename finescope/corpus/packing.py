@@ -18,17 +18,18 @@ PACKED = (".gz", ".zst", ".bz2", ".xz")
 _BUFFER = 1 << 20
 
 
-def opened(file: File, packing: str) -> Any:
-    """Open a file for reading its bytes, unpacked; it is hashed as it is read.
+def opened(file: File, packing: str, *, hashed: bool = True) -> Any:
+    """Open a file for reading its bytes, unpacked.
 
     Args:
         file: the file.
         packing: one of ``PACKED``, or something else for plain files.
+        hashed: whether it is hashed as it is read.
 
     Raises:
         InputError: a package that is needed isn't installed.
     """
-    raw = io.BufferedReader(HashedReader(file), _BUFFER)
+    raw = io.BufferedReader(HashedReader(file, hashed), _BUFFER)
     if packing == ".gz":
         return gzip.GzipFile(fileobj=raw, mode="rb")  # it has a buffer of its own
     if packing == ".zst":

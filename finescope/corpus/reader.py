@@ -13,10 +13,11 @@ from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.places import Found, find, settle_partitions
 from finescope.corpus.row import Row, parse_id
-from finescope.corpus.source import MemorySource, Record, Source
+from finescope.corpus.source import MemorySource, Record, Source, by_source
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
+_NOTHING = object()
 _PATIENCE = 10_000
 """Rows without a column that was asked for, after which a source is taken not to have it."""
 
@@ -131,7 +132,7 @@ class Corpus:
             InputError: an unknown ending, or columns that the format can't hold.
         """
         if suffix not in self._outputs:
-            self._outputs[suffix] = Output(self._sources, suffix, self._limit)
+            self._outputs[suffix] = Output(self._sources, suffix)
         return self._outputs[suffix]
 
     def scan(self, *, output: str | None = None) -> CorpusStats:
@@ -171,6 +172,21 @@ class Corpus:
         yield from self._checked(columns if columns is not None else None if records else (), written)
         if written is not None:
             written.settle()
+
+    def pick(self, numbers: Iterable[int]) -> Iterator[tuple[int, Row]]:
+        """Yield (number, row) of some rows, in ascending order, with text and id; no other row is parsed.
+
+        Args:
+            numbers: of rows, from 0, in any order, each once.
+
+        Raises:
+            InputError: there are fewer rows, or one of these is broken.
+        """
+        for position, start, inside in by_source(self._sources, list(numbers)):
+            source, stem = self._sources[position], self._stem(position)
+            for number, place, record in source.picked(inside, self._wanted(source, ())):
+                said = self._content.read(record, place, full_rows=source.full_rows)
+                yield start + number, self._row(f"{stem}:{number}", place, record, said)
 
     def _checked(self, columns: Sequence[str] | None, output: Output | None) -> Iterator[Row]:
         unique = UniqueIds(self._ids_again)
@@ -221,17 +237,29 @@ class Corpus:
         also, visit = trial if trial is not None else ((), None)
         for number, place, record in source.records(wanted, also, visit):
             said = self._content.read(record, place, full_rows=source.full_rows)
-            own = None
-            if self._id_column is not None:
-                own = parse_id(lookup(record, self._id_column), self._id_column, place)
-            search.saw(record, place, said, own)
-            kept = record if columns is None else {}
-            if columns:
-                found = ((name, lookup(record, name, search)) for name in columns)
-                kept = {name: value for name, value in found if value is not search}
-            text, messages, tools = said or Content("")
-            yield Row(own or f"{stem}:{number}", text, messages, kept, place, not own, tools)
+            row = self._row(f"{stem}:{number}", place, record, said, columns)
+            search.saw(record, row, said)
+            yield row
         search.end()
+
+    def _row(
+        self,
+        name: str,
+        place: str,
+        record: Record,
+        said: Content | None,
+        columns: Sequence[str] | None = (),
+    ) -> Row:
+        """Return a row, called ``name`` if it has no id of its own, with some of its columns."""
+        own = None
+        if self._id_column is not None:
+            own = parse_id(lookup(record, self._id_column), self._id_column, place)
+        kept = record if columns is None else {}
+        if columns:
+            found = ((name, lookup(record, name, _NOTHING)) for name in columns)
+            kept = {name: value for name, value in found if value is not _NOTHING}
+        text, messages, tools = said or Content("")
+        return Row(own or name, text, messages, kept, place, not own, tools)
 
     def identify(self, source: int, number: int, record: Record) -> str:
         """Return the id of row ``number`` of a source, by position, whose columns are ``record``."""
@@ -280,16 +308,16 @@ class _Search:
         self._text = False
         self._id = id_column in (None, "id")
 
-    def saw(self, record: dict[str, Any], place: str, said: Content | None, own: str | None) -> None:
+    def saw(self, record: Record, row: Row, said: Content | None) -> None:
         """Take note of a row."""
         if self._text and self._id:
             return
         self._text = self._text or said is not None
-        self._id = self._id or own is not None
+        self._id = self._id or not row.generated_id
         if not self._text and self._no_text is None:
-            self._no_text = place, _names(record)
+            self._no_text = row.place, _names(record)
         if not self._id and self._no_id is None:
-            self._no_id = place, _names(record)
+            self._no_id = row.place, _names(record)
         self._left -= 1
         if self._left == 0:
             self.end()

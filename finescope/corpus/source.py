@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -36,6 +37,9 @@ class Source(Protocol):
     def count(self) -> int | None:
         """Return the number of rows if it is known without reading."""
 
+    def length(self) -> int:
+        """Return the number of rows, reading the source for it if need be."""
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells these contents from others."""
 
@@ -50,12 +54,56 @@ class Source(Protocol):
             visit: sees the rows in blocks.
         """
 
+    def picked(
+        self, numbers: Sequence[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, str, Record]]:
+        """Yield what ``records`` yields of some rows, given in ascending order.
+
+        Raises:
+            InputError: there are fewer rows.
+        """
+
     def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Yield (row number, the row as JSON on one line) for some rows, given in ascending order."""
 
     def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
         """Yield (row numbers, their rows as a pyarrow table of ``schema``) for some rows, in ascending
         order."""
+
+
+def by_source(sources: Sequence[Source], rows: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield (position, first row, numbers within it) of the sources that have some of the rows, in order.
+
+    Args:
+        sources: what all rows are read from.
+        rows: numbers among all rows, in any order.
+
+    Raises:
+        InputError: there are fewer rows.
+    """
+    wanted = sorted(rows)
+    start = at = 0
+    for position, source in enumerate(sources):
+        if at == len(wanted):
+            return
+        if position == len(sources) - 1 and source.count() is None:  # it will notice by itself
+            yield position, start, [row - start for row in wanted[at:]]
+            return
+        end = start + source.length()
+        stop = bisect.bisect_left(wanted, end, at)
+        if stop > at:
+            yield position, start, [row - start for row in wanted[at:stop]]
+        start, at = end, stop
+    if at < len(wanted):
+        raise too_few(wanted[at], start)
+
+
+def too_few(row: int, rows: int, name: str = "") -> InputError:
+    """Return an error that says that a row isn't there, of so many rows in the corpus or in a file of it."""
+    return InputError(
+        f"{name and name + ': '}row {row} was chosen, but there are only {rows}; the corpus has changed "
+        "since it was scored"
+    )
 
 
 def records_as_table(records: Sequence[Record], schema: Any, name: str) -> Any:
@@ -154,6 +202,9 @@ class MemorySource:
     def count(self) -> int:
         return len(self._records)
 
+    def length(self) -> int:
+        return len(self._records)
+
     def fingerprint(self) -> dict[str, Any]:
         return {"name": self.name, "rows": len(self._records), "sha256": sha256_json(list(self._records))}
 
@@ -164,6 +215,11 @@ class MemorySource:
             if visit is not None and number % BLOCK_ROWS == 0:
                 visit(self._records[number : number + BLOCK_ROWS])
             yield number, f"{self.name}:{number}", record
+
+    def picked(
+        self, numbers: Sequence[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, str, Record]]:
+        return ((number, f"{self.name}:{number}", self._records[number]) for number in numbers)
 
     def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((number, record_as_line(self._records[number])) for number in numbers)

@@ -14,7 +14,7 @@ from finescope import hub
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
-from finescope.corpus.source import BLOCK_ROWS, Record, Visit, record_as_line
+from finescope.corpus.source import BLOCK_ROWS, Record, Visit, record_as_line, too_few
 from finescope.errors import InputError
 
 
@@ -35,6 +35,10 @@ class TableSource:
         """Return the number of rows; None if all of them would have to be read."""
         raise NotImplementedError
 
+    def length(self) -> int:
+        count = self.count()
+        return sum(block.num_rows for block in self.blocks(())) if count is None else count
+
     def fingerprint(self) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -43,9 +47,11 @@ class TableSource:
         all."""
         raise NotImplementedError
 
-    def some(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
-        """Yield (row numbers, their rows) for rows given in ascending order."""
-        return _picked(self.blocks(None), numbers, 0)
+    def some(
+        self, numbers: Sequence[int], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        """Yield (row numbers, their rows) for rows in ascending order; ``columns`` as for ``blocks``."""
+        return _picked(self.blocks(columns), numbers, 0, self.name)
 
     def records(
         self, columns: Sequence[str] | None, also: Sequence[str] = (), visit: Visit | None = None
@@ -60,16 +66,25 @@ class TableSource:
                     visit(part)
                 if kept is not None and also:
                     part = part.select([name for name in part.column_names if name in kept])
-                for record in self._records(part, number):
-                    yield number, f"{self.name}:row {number}", record
-                    number += 1
+                yield from self._numbered(part, range(number, number + part.num_rows))
+                number += part.num_rows
 
-    def _records(self, part: Any, number: int) -> Iterator[Record]:
-        values = [self._values(name, part.column(name), number) for name in part.column_names]
+    def picked(
+        self, numbers: Sequence[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[int, str, Record]]:
+        for found, table in self.some(numbers, columns):
+            yield from self._numbered(table, found)
+
+    def _numbered(self, part: Any, numbers: Sequence[int]) -> Iterator[tuple[int, str, Record]]:
+        for number, record in zip(numbers, self._records(part, numbers), strict=True):
+            yield number, f"{self.name}:row {number}", record
+
+    def _records(self, part: Any, numbers: Sequence[int]) -> Iterator[Record]:
+        values = [self._values(name, part.column(name), numbers) for name in part.column_names]
         for row in zip(*values, strict=True) if values else itertools.repeat((), part.num_rows):
             yield {**self.constants, **dict(zip(part.column_names, row, strict=True))}
 
-    def _values(self, name: str, column: Any, number: int) -> list[Any]:
+    def _values(self, name: str, column: Any, numbers: Sequence[int]) -> list[Any]:
         import pyarrow as pa
 
         try:
@@ -77,7 +92,7 @@ class TableSource:
         except UnicodeDecodeError as error:
             broken = next(offset for offset, value in enumerate(column) if _not_utf8(value))
             raise InputError(
-                f"{self.name}:row {number + broken}: column {name!r} holds text that isn't UTF-8 "
+                f"{self.name}:row {numbers[broken]}: column {name!r} holds text that isn't UTF-8 "
                 f"({error.reason}); write the file again with valid text"
             ) from error
         except (ValueError, OverflowError, pa.ArrowException):
@@ -112,7 +127,9 @@ class TableSource:
         return schema
 
 
-def _picked(blocks: Iterator[Any], numbers: Sequence[int], start: int) -> Iterator[tuple[Sequence[int], Any]]:
+def _picked(
+    blocks: Iterator[Any], numbers: Sequence[int], start: int, name: str
+) -> Iterator[tuple[Sequence[int], Any]]:
     """Yield (row numbers, their rows) out of tables that follow each other from row ``start`` on."""
     at = 0
     for block in blocks:
@@ -122,6 +139,8 @@ def _picked(blocks: Iterator[Any], numbers: Sequence[int], start: int) -> Iterat
         start, at = start + block.num_rows, end
         if at == len(numbers):
             return
+    if at < len(numbers):
+        raise too_few(numbers[at], start, name)
 
 
 def _not_utf8(scalar: Any) -> bool:
@@ -213,14 +232,17 @@ class ParquetSource(TableSource):
                 yield from self._group(file, group, columns, first)
                 first += file.metadata.row_group(group).num_rows
 
-    def some(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
+    def some(
+        self, numbers: Sequence[int], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
         with self._open() as file:
             first = 0
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 low, high = (bisect.bisect_left(numbers, end) for end in (first, first + rows))
                 if high > low:
-                    yield from _picked(self._group(file, group, None, first), numbers[low:high], first)
+                    blocks = self._group(file, group, columns, first)
+                    yield from _picked(blocks, numbers[low:high], first, self.name)
                 first += rows
 
     def _group(self, file: Any, group: int, columns: Sequence[str] | None, first: int) -> Iterator[Any]:
@@ -363,14 +385,21 @@ class DatasetSource(TableSource):
         }
 
     def blocks(self, columns: Sequence[str] | None) -> Iterator[Any]:
-        dataset = self._dataset()
-        if columns is not None:
-            asked = {name.partition(".")[0] for name in columns} | set(columns)
-            dataset = dataset.select_columns([name for name in dataset.column_names if name in asked])
+        dataset = self._with(columns)
         for start in range(0, len(dataset), BLOCK_ROWS):
             yield dataset[start : start + BLOCK_ROWS]
 
-    def some(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Any]]:
+    def some(
+        self, numbers: Sequence[int], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        dataset = self._with(columns)
         for start in range(0, len(numbers), BLOCK_ROWS):
             block = numbers[start : start + BLOCK_ROWS]
-            yield block, self._dataset()[list(block)]
+            yield block, dataset[list(block)]
+
+    def _with(self, columns: Sequence[str] | None) -> Any:
+        dataset = self._dataset()
+        if columns is None:
+            return dataset
+        asked = {name.partition(".")[0] for name in columns} | set(columns)
+        return dataset.select_columns([name for name in dataset.column_names if name in asked])

@@ -103,23 +103,18 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
 def passages(
     corpus: Corpus, wanted: Sequence[int], ids: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Passage]]:
-    """Yield (row number, beginning of its text) for some rows, reading no further than the last of them.
+    """Yield (row number, beginning of its text) for some rows, in ascending order.
 
     Args:
         corpus: N rows.
-        wanted: row numbers, ascending.
+        wanted: row numbers.
         ids: the N ids that the rows are known by; None doesn't compare.
 
     Raises:
-        StoreError: a row has another id, or there are fewer rows.
+        InputError: there are fewer rows.
+        StoreError: a row has another id.
     """
-    left = iter(wanted)
-    row = next(left, None)
-    if row is None:
-        return
-    for number, found in enumerate(corpus.rows(records=False)):
-        if number != row:
-            continue
+    for number, found in corpus.pick(wanted):
         if ids is not None and found.id != ids[number]:
             raise StoreError(
                 f"{found.place}: the row's id is {found.id!r}, but the scores have {ids[number]!r} there; "
@@ -127,10 +122,6 @@ def passages(
             )
         text = found.content
         yield number, Passage(found.id, text[:LONGEST_TEXT], len(text))
-        row = next(left, None)
-        if row is None:
-            return
-    raise StoreError(f"{corpus.name} has fewer rows than were scored; score it again")
 
 
 def _shown_rows(

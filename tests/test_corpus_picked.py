@@ -1,0 +1,147 @@
+"""Rows asked for by number are those that a pass over the corpus finds there.
+
+Fails if: a blank line, a byte-order mark, a missing end, a line longer than a block or the end of a block
+moves a row's number; another row is parsed; rows that aren't there are passed over in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finescope.corpus import lines, open_corpus
+from finescope.errors import InputError
+
+ROWS: list[dict[str, Any]] = [
+    {"id": f"r{number}", "text": f"text {number} " + "ä\u2028" * (number * 7 % 90), "n": number}
+    for number in range(60)
+]
+BLANK = ("\n", "  \n", "\t\r\n", "\x0b\x0c \n")
+
+
+def _lines(end: str = "\n", *, blank: bool = False, last: bool = True) -> bytes:
+    found = []
+    for number, row in enumerate(ROWS):
+        if blank and number % 3 == 0:
+            found.append(BLANK[number // 3 % len(BLANK)] * (number % 4))
+        found.append(" " * (number % 2) + json.dumps(row, ensure_ascii=False) + end)
+    text = "".join(found)
+    return (text if last else text.rstrip()).encode()
+
+
+def _jsonl(path: Path) -> Any:
+    path.with_suffix(".jsonl").write_bytes(_lines())
+    return path.with_suffix(".jsonl")
+
+
+def _awkward(path: Path) -> Any:
+    path.with_suffix(".jsonl").write_bytes(b"\xef\xbb\xbf" + _lines("\r\n", blank=True, last=False))
+    return path.with_suffix(".jsonl")
+
+
+def _packed(path: Path) -> Any:
+    path.with_suffix(".json.gz").write_bytes(gzip.compress(_lines(blank=True)))
+    return path.with_suffix(".json.gz")
+
+
+def _array(path: Path) -> Any:
+    path.with_suffix(".json").write_text(json.dumps(ROWS, indent=1))
+    return path.with_suffix(".json")
+
+
+def _parquet(path: Path) -> Any:
+    pq.write_table(pa.Table.from_pylist(ROWS), path.with_suffix(".parquet"), row_group_size=7)
+    return path.with_suffix(".parquet")
+
+
+def _csv(path: Path) -> Any:
+    with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, list(ROWS[0]))
+        out.writeheader()
+        out.writerows(ROWS)
+    return path.with_suffix(".csv")
+
+
+def _arrow(path: Path) -> Any:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table, max_chunksize=11)
+    return path.with_suffix(".arrow")
+
+
+def _list(path: Path) -> Any:
+    return [dict(row) for row in ROWS]
+
+
+def _several(path: Path) -> Any:
+    for name, rows in (("language=en", ROWS[:20]), ("language=de", ROWS[20:])):
+        (path / name).mkdir(parents=True)
+        text = "\n\n".join(json.dumps(row) for row in rows)
+        (path / name / "part.jsonl").write_text(text)
+    return path
+
+
+KINDS = (_jsonl, _awkward, _packed, _array, _parquet, _csv, _arrow, _list, _several)
+
+
+@pytest.mark.parametrize("block", [1, 13, 500, 1 << 20])
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__.strip("_") for kind in KINDS])
+def test_same_rows_as_in_a_pass(
+    kind: Any, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_BLOCK", block)
+    source = kind(tmp_path / "rows")
+    for options in ({}, {"id_column": "none"}, {"text_template": "{{ n }}: {{ text }}"}):
+        every = list(open_corpus(source, **options).rows(records=False))
+        assert len(every) == len(ROWS)
+        for seed in range(6):
+            numbers = random.Random(seed).sample(range(len(ROWS)), (0, 1, 2, 9, 59, 60)[seed])
+            picked = dict(open_corpus(source, **options).pick(numbers))
+            assert list(picked) == sorted(numbers)
+            assert [(row, row.place) for row in picked.values()] == [
+                (every[number], every[number].place) for number in sorted(numbers)
+            ]
+
+
+@pytest.mark.parametrize("bad", [b"{broken", b'"a string"', b"\xff\xfe", b'{"text": 1}'])
+def test_no_other_row_is_parsed(bad: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    written = _lines().splitlines(keepends=True)
+    path.write_bytes(b"".join([*written[:5], bad + b"\n", *written[5:]]))
+    corpus = open_corpus(path)
+    assert [row.id for _, row in corpus.pick([60, 4, 6])] == ["r4", "r5", "r59"]
+    with pytest.raises(InputError, match=r"rows\.jsonl:6"):
+        list(corpus.pick([4, 5]))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__.strip("_") for kind in KINDS])
+def test_rows_that_are_not_there_are_named(kind: Any, tmp_path: Path) -> None:
+    corpus = open_corpus(kind(tmp_path / "rows"))
+    with pytest.raises(InputError, match=r"row \d+ was chosen, but there are only \d+; the corpus has"):
+        list(corpus.pick([3, 60, 70]))
+
+
+def test_a_line_longer_than_blocks_is_read_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_BLOCK", 1000)
+    sizes: list[int | None] = []
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    blocks = lines.LineBlocks(Counting(b'{"text": "' + b"x" * 1_000_000 + b'"}\n{"text": "short"}'))
+    held = 0
+    while (block := blocks.next()) is not None:
+        held += len(block)
+    assert held == 2
+    assert len(sizes) < 20
