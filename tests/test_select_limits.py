@@ -47,6 +47,15 @@ def test_limits(limits, expected):
     assert rows(SCORES, **limits) == expected
 
 
+@pytest.mark.parametrize("rows", [100, 300, 1000])
+def test_a_share_is_the_decimal_number_that_was_written(rows):
+    scores = table(list(range(rows)))
+    for percent in range(1, 101):
+        expected = -(-percent * rows // 100)
+        found = select(scores, SelectionConfig(fraction=percent / 100))
+        assert len(found) == expected, f"{percent}% of {rows}"
+
+
 def test_threshold_on_similarity_is_not_one_on_score():
     scores = table([3.0, 2.0, 1.0], similarity=[0.1, 0.9, 0.8])
     assert rows(scores, min_similarity=0.5) == [1, 2]
@@ -143,7 +152,7 @@ def test_targets_are_known_by_id_and_by_normalised_text():
     assert is_target(ids, ["a"]).tolist() == [True, False, False, False, False]
     assert is_target(texts=texts, target_texts=["ONE"]).tolist() == [True, False, False, False, False]
     assert is_target(hashes=[text_hash("x"), None], target_texts=["X "]).tolist() == [True, False]
-    with pytest.raises(ValueError, match="needs the ids"):
+    with pytest.raises(ValueError, match="ids, texts or hashes"):
         is_target()
     with pytest.raises(ValueError, match="differ in length"):
         is_target(["a"], ["b"], ["x", "y"], ["z"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +34,12 @@ class TargetRows:
 
 
 def find_targets(
-    ids: Sequence[str] | None = None,
+    ids: Collection[str] | None = None,
     target_ids: Iterable[str] | None = None,
     texts: Iterable[str | None] | None = None,
     target_texts: Iterable[str | None] | None = None,
     *,
-    hashes: Sequence[str | None] | None = None,
+    hashes: Collection[str | None] | None = None,
     target_hashes: Sequence[str | None] | None = None,
 ) -> TargetRows:
     """Find the corpus rows that are targets: the normalised text decides, and the id where a text is missing.
@@ -60,7 +61,7 @@ def find_targets(
     if texts is not None and hashes is None:
         hashes = _hashes(texts)
     if ids is None and hashes is None:
-        raise ValueError("is_target needs the ids, the texts or the hashes of the corpus rows")
+        raise ValueError("targets are told by ids, texts or hashes of the corpus rows: give one of the three")
     if ids is not None and hashes is not None and len(ids) != len(hashes):
         raise ValueError(f"ids and texts differ in length: {[len(ids), len(hashes)]}")
     names = list(target_ids or ())
@@ -72,9 +73,9 @@ def find_targets(
     count = len(ids) if ids is not None else len(hashes or ())
     marked = np.zeros(count, np.bool_)
     same_text = same_id = other_text = 0
-    for row in range(count):
-        digest = hashes[row] if hashes is not None else None
-        name = ids[row] if ids is not None else None
+    nothing = itertools.repeat(None, count)
+    pairs = zip(nothing if ids is None else ids, nothing if hashes is None else hashes, strict=True)
+    for row, (name, digest) in enumerate(pairs):
         if digest is not None and digest in known:
             same_text += 1
         elif name in wanted and (digest is None or not known or name in mute):

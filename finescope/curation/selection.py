@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Annotated, Any
 
 import numpy as np
@@ -156,7 +157,8 @@ def select(
     order = _order(scores, cfg, allowed, corpus, targets, weights, scorer)
     limit = n if cfg.k is None else min(n, cfg.k)
     if cfg.fraction is not None:
-        limit = min(limit, math.ceil(cfg.fraction * n))
+        # Of the decimal number that was written: in binary 0.07 · 100 is a little more than 7.
+        limit = min(limit, math.ceil(Fraction(str(float(cfg.fraction))) * n))
     budget = math.inf if cfg.token_budget is None else cfg.token_budget
     selected: list[int] = []
     resembles: dict[int, int] = {}
