@@ -200,12 +200,10 @@ def test_whatever_stands_in_the_table_of_methods_can_be_chosen_by_its_name(copie
     assert {"default", "paper", "contrast+tfidf", "tfidf", "dense-centred", "length"} < {
         line["name"] for line in methods
     }
-    # Presets first: a scorer that was chosen is remembered, and goes over the preset's. The value of random
-    # is that of all orders, not of one.
-    for line in sorted(methods, key=lambda line: line["name"] not in PRESETS):
+    for line in methods:
         name = line["name"]
         if name == "random":
-            continue
+            continue  # its value is that of all orders, not of one
         chosen = ["--preset", name] if name in PRESETS else ["--preset", "default", "--scorer", name]
         result = invoke("select", copied, *chosen, "-k", 10)
         assert result.exit_code == 0, result.stderr
@@ -222,6 +220,21 @@ def test_whatever_stands_in_the_table_of_methods_can_be_chosen_by_its_name(copie
     assert "contrast+0.5*tfidf" in page
     assert "<span>word</span>" in page
     assert any(f'dir="auto">{word}</span></li>' in page for word in first["text"].split())
+
+
+def test_a_preset_takes_the_place_of_a_scorer_chosen_before(copied: Path) -> None:
+    def recipe(*options: Any) -> tuple[str, str, str]:
+        assert invoke("select", copied, "-k", 5, *options).exit_code == 0
+        found = json.loads((copied / "manifest.json").read_text())["recipe"]
+        return found["scorer"], found["weights"], found["pooling"]
+
+    assert recipe("--scorer", "max", "--weights", "none") == ("max", "none", "sqrt_mean")
+    assert recipe() == ("max", "none", "sqrt_mean"), "what was chosen is remembered"
+    assert recipe("--preset", "default") == ("contrast", "idf", "sqrt_mean")
+    assert recipe("--scorer", "top_m_mean", "--top-m", 7) == ("top_m_mean", "idf", "sqrt_mean")
+    assert recipe("--preset", "paper") == ("max", "none", "mean")
+    assert json.loads((copied / "manifest.json").read_text())["configuration"]["top_m"] == 3
+    assert recipe("--preset", "paper", "--scorer", "mean") == ("mean", "none", "mean")
 
 
 def test_a_scorer_that_nobody_knows_is_named_with_the_nearest(job: Path, tmp_path: Path) -> None:

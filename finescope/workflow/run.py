@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,24 @@ _WORDS = {
 """What the stages worth a line are called when they were done before."""
 
 
+_OF_PRESETS = ("weights", "scorer", "top_m")
+"""What a preset says, and may be said otherwise of a finished run."""
+
+
 @dataclass
 class Outcome:
     """What a run produced."""
 
     folder: Path
     curated: Path
-    scored: ScoredRows
     selection: Selection
     metrics: dict[str, Any]
     seconds: float
+
+    @cached_property
+    def scored(self) -> ScoredRows:
+        """The scores of all rows."""
+        return read_scores(self.folder / SCORES)
 
 
 class Run:
@@ -90,7 +99,6 @@ class Run:
         return Outcome(
             folder,
             curated_path(self.context),
-            read_scores(folder / SCORES),
             read_selection(folder / SELECTION),
             read_json(folder / METRICS),
             time.monotonic() - start,
@@ -140,6 +148,9 @@ def open_run(
 ) -> Run:
     """Open the finished run in a folder or at a URL, with some of the job's values changed.
 
+    A preset among them is meant as it is: a weighting, a scorer or an m that were put over the run's preset
+    are let go of, unless they are given anew. The pooling stays, which the codes were made with.
+
     Raises:
         InputError: there is no finished run.
         StoreError: there is none at the URL, or it can't be read.
@@ -158,4 +169,7 @@ def open_run(
             f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
         )
     configuration["out"] = str(out)
-    return Run(Job.from_dict({**configuration, **(changes or {})}), reporter)
+    changes = dict(changes or {})
+    if "preset" in changes:
+        configuration = {name: value for name, value in configuration.items() if name not in _OF_PRESETS}
+    return Run(Job.from_dict({**configuration, **changes}), reporter)
