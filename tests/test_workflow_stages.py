@@ -143,6 +143,24 @@ def test_a_damaged_note_is_named(tmp_path: Path) -> None:
         Square(3).run(context)
 
 
+@pytest.mark.parametrize(("scorer", "drawn"), [("contrast", False), ("random", True), ("max+random", True)])
+def test_a_random_order_is_scored_again_with_another_seed(scorer: str, drawn: bool, tmp_path: Path) -> None:
+    for name in ("corpus", "targets"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}')
+
+    def decisive(seed: int) -> Mapping[str, Any] | None:
+        job = Job.from_dict(
+            {
+                "corpus": [str(tmp_path / "corpus.jsonl")], "targets": str(tmp_path / "targets.jsonl"),
+                "out": str(tmp_path), "scorer": scorer, "seed": seed,
+            }
+        )  # fmt: skip
+        return Score().decisive(Context(job, Reporter(quiet=True)))
+
+    assert decisive(1) == decisive(1)
+    assert (decisive(1) != decisive(2)) is drawn
+
+
 def test_a_selection_comes_back_from_its_file(tmp_path: Path) -> None:
     reason = np.full(6, REASONS.index("beyond_limit"), np.uint8)
     reason[[4, 1]] = REASONS.index("selected")

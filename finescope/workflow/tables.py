@@ -19,6 +19,7 @@ from finescope.errors import StoreError
 from finescope.progress import counted
 from finescope.storage.files import PathLike, atomic_path
 from finescope.storage.remote import downloaded, is_url
+from finescope.storage.strings import Strings
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
@@ -48,7 +49,7 @@ class ScoredRows:
     """
 
     table: ScoreTable
-    ids: list[str]
+    ids: Sequence[str]
     target_ids: list[str]
     tokens: NDArray[np.int64]
     is_target: NDArray[np.bool_]
@@ -65,6 +66,9 @@ class ScoredRows:
         return self.target_ids[target] if target >= 0 else None
 
 
+_READ = ("id", "score", "nearest_target_index", "nearest_similarity", "tokens", "valid", "is_target")
+
+
 def write_scores(path: PathLike, scored: ScoredRows) -> None:
     """Write one line per corpus row, in the corpus' order.
 
@@ -77,9 +81,9 @@ def write_scores(path: PathLike, scored: ScoredRows) -> None:
     table = scored.table
     columns = {
         "index": pa.array(np.arange(len(table), dtype=np.int64)),
-        "id": pa.array(scored.ids, pa.string()),
+        "id": _as_column(scored.ids),
         "score": pa.array(table.score),
-        "nearest_target": pa.array([scored.nearest_id(row) for row in range(len(table))], pa.string()),
+        "nearest_target": _picked(scored.target_ids, table.nearest_target),
         "nearest_target_index": pa.array(table.nearest_target),
         "nearest_similarity": pa.array(table.nearest_similarity),
         "tokens": pa.array(scored.tokens),
@@ -98,7 +102,7 @@ def read_scores(path: PathLike) -> ScoredRows:
     Raises:
         StoreError: the file is missing, damaged, or not a table of scores.
     """
-    table, notes = _read(path, None, "a table of scores", "run `finescope score`, or curate again")
+    table, notes = _read(path, _READ, "a table of scores", "run `finescope score`, or curate again")
 
     def column(name: str) -> NDArray[Any]:
         return np.asarray(table.column(name).to_numpy(zero_copy_only=False))
@@ -112,7 +116,7 @@ def read_scores(path: PathLike) -> ScoredRows:
     )
     return ScoredRows(
         scores,
-        table.column("id").to_pylist(),
+        Strings(table.column("id")),
         notes["target_ids"],
         column("tokens").astype(np.int64),
         column("is_target").astype(np.bool_),
@@ -120,9 +124,21 @@ def read_scores(path: PathLike) -> ScoredRows:
     )
 
 
-def _read(
-    path: PathLike, columns: Sequence[str] | None, what: str, remedy: str
-) -> tuple[Any, dict[str, Any]]:
+def _as_column(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    return values.column if isinstance(values, Strings) else pa.array(values, pa.string())
+
+
+def _picked(values: Sequence[str], places: NDArray[np.int64]) -> Any:
+    """Return a column of the values at int64 [n] places; null where the place is below 0."""
+    import pyarrow as pa
+
+    found = _as_column(values).take(pa.array(places, mask=places < 0))
+    return found.cast(pa.string())
+
+
+def _read(path: PathLike, columns: Sequence[str], what: str, remedy: str) -> tuple[Any, dict[str, Any]]:
     """Return a table of ours and the notes in its header."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -131,7 +147,7 @@ def _read(
         with downloaded(str(path)) as copy:
             return _read(copy, columns, what, remedy)
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        table = pq.read_table(path, columns=list(columns))
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; {remedy}") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -150,17 +166,16 @@ def write_selection(path: Path, scored: ScoredRows, selection: Selection) -> Non
     count = len(scored.table)
     rank = np.zeros(count, np.int64)
     rank[selection.indices] = np.arange(1, len(selection) + 1)
-    resembles: list[str | None] = [None] * count
-    for row, other in selection.resembles.items():
-        resembles[row] = scored.ids[other]
+    resembles = np.full(count, -1, np.int64)
+    resembles[list(selection.resembles)] = list(selection.resembles.values())
     names = pa.array(REASONS, pa.string())
     table = pa.table(
         {
             "index": pa.array(np.arange(count, dtype=np.int64)),
-            "id": pa.array(scored.ids, pa.string()),
+            "id": _as_column(scored.ids),
             "rank": pa.array(rank, mask=rank == 0),
             "reason": pa.DictionaryArray.from_arrays(pa.array(selection.reason.astype(np.int8)), names),
-            "resembles": pa.array(resembles, pa.string()),
+            "resembles": _picked(scored.ids, resembles),
         }
     )
     notes = {"finescope": json.dumps({"config": selection.config, "tokens": selection.tokens})}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import finescope
@@ -17,7 +17,7 @@ from finescope.workflow.tables import read_selection
 if TYPE_CHECKING:
     from finescope.workflow.context import Context
 
-_LIBRARIES = ("numpy", "scipy", "sklearn", "transformers", "pyarrow")
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "transformers", "pyarrow")
 _NOTED = ("activations", "train", "embed-corpus", "embed-targets", "score")
 
 
@@ -38,8 +38,7 @@ class Manifest(Stage):
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
-        for name in _LIBRARIES:
-            versions[name] = str(getattr(importlib.import_module(name), "__version__", "?"))
+        versions |= {name: _version(name) for name in _LIBRARIES}
         selection = read_selection(context.folder / SELECTION)
         job = context.job
         write_text(context.folder / CONFIG, job.to_yaml())
@@ -64,3 +63,11 @@ class Manifest(Stage):
                 },
             },
         )
+
+
+def _version(name: str) -> str:
+    """Return the version of an installed library, which isn't imported for it: that takes seconds."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "?"

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.curation.exclusion import find_targets
 from finescope.curation.scoring.fitted import Scoring
+from finescope.curation.scoring.scorers import Random
+from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
 from finescope.storage.files import write_tensors
+from finescope.storage.strings import Strings
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import ScoredRows, write_scores
@@ -28,8 +31,9 @@ class Score(Stage):
     writes = (SCORES, SCORER)
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
-        """Return the codes and the recipe."""
+        """Return the codes and the recipe; the seed where it decides the order."""
         recipe = context.job.recipe()
+        drawn = any(isinstance(term, Random) for _, term in parse_scorer(recipe.scorer).terms)
         return {
             "corpus": context.ledger.key("embed-corpus"),
             "targets": context.ledger.key("embed-targets"),
@@ -37,6 +41,7 @@ class Score(Stage):
             "scorer": recipe.scorer,
             "pooling": recipe.pooling,
             "top_m": context.job.top_m,
+            **({"seed": context.job.seed} if drawn else {}),
         }
 
     def work(self, context: Context) -> None:
@@ -69,7 +74,7 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
         table = scoring.score()
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    ids, target_ids = corpus.ids(), targets.ids()
+    ids, target_ids = Strings(corpus.table(["id"])["id"]), targets.ids()
     # Made-up ids say nothing: two files of one name have the same ones.
     found = find_targets(
         ids,
