@@ -175,7 +175,7 @@ def test_help_says_what_happens_without_an_option() -> None:
         "Tokens per forward pass. [default: 8192] [x>=1]",
         "longer texts are read in several. [default: the model's limit]",
         "Tokens by which windows overlap. [default: none]",
-        "its n-th run with @n behind it. [default: the last block]",
+        "its n-th run with @n behind it. [default: the SAE's, or the last block]",
         "[default: train one]",
         "[default: 100 if nothing else limits]",
         "may be repeated. [default: the labels of the targets]",

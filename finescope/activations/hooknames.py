@@ -144,3 +144,15 @@ def _embedded(model: nn.Module, hook: str) -> str:
             f"{hook}: this model adds positions before its first block; name a module with --layer"
         )
     return f"{first}.input"
+
+
+def same_place(left: str, right: str) -> bool:
+    """Whether two names of ours mean the same: what goes into a block comes out of the one before."""
+    return _as_output(left) == _as_output(right)
+
+
+def _as_output(name: str) -> str:
+    stack, _, number = name.removesuffix(".input").rpartition(".")
+    if name.endswith(".input") and number.isdecimal() and int(number) > 0:
+        return f"{stack}.{int(number) - 1}"
+    return name

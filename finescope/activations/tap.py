@@ -83,6 +83,7 @@ class ActivationTap:
         exclude_special: bool = True,
         chat_template: str | None = None,
         refused_chats: str = "stop",
+        start: bool | None = None,
         exact_lengths: bool | None = None,
         activation_dtype: str | None = None,
         **model_options: Any,
@@ -106,6 +107,7 @@ class ActivationTap:
                 none (or with "plain") plain ``role: content`` lines. The date is always the same in it.
             refused_chats: what becomes of a conversation that the template refuses: "stop" raises an error,
                 "plain" reads it as plain lines.
+            start: whether the tokenizer's start token stands before every window; by default as it does it.
             exact_lengths: batch only windows of equal length (no padding); by default on CPUs. False pads by
                 up to 1/16, which fills larger batches, unless that changes what the layer gives.
             activation_dtype: float16, bfloat16 or float32: what activations are rounded to, so that those
@@ -140,6 +142,7 @@ class ActivationTap:
             exclude_special=exclude_special,
             chat_template=chat_template,
             refused_chats=refused_chats,
+            start=start,
         )
         self._vocabulary = models.vocabulary_size(self.model)
         self._computed = self._useful = 0

@@ -87,6 +87,7 @@ class Windower:
         exclude_special: bool = True,
         chat_template: str | None = None,
         refused_chats: str = "stop",
+        start: bool | None = None,
     ) -> None:
         """Prepare for one tokenizer.
 
@@ -98,6 +99,7 @@ class Windower:
             exclude_special: leave special tokens out of what is kept, by id.
             chat_template: Jinja template for conversations instead of the tokenizer's own; "plain" for none.
             refused_chats: what becomes of a conversation that the template refuses: see ``Renderer``.
+            start: whether the start token stands before every window; None leaves that to the tokenizer.
 
         Raises:
             InputError: no room for a token between the special ones, or an overlap that leaves no progress.
@@ -105,6 +107,10 @@ class Windower:
         self._tokenizer = tokenizer
         self.renderer = Renderer(tokenizer, chat_template, refused_chats)
         self.prefix, self.suffix = _surroundings(tokenizer)
+        token = getattr(tokenizer, "bos_token_id", None)
+        if start is not None and token is not None:
+            self.prefix = [token] * start + [each for each in self.prefix if each != token]
+        self.starts = token is not None and token in self.prefix
         self.room = max_length - len(self.prefix) - len(self.suffix)
         if long not in ("window", "truncate"):
             raise ValueError(f"long must be 'window' or 'truncate', got {long!r}")

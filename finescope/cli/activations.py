@@ -45,7 +45,8 @@ def command(
           --max-tokens 2000000 --out activations/
     """
     from finescope.progress import Reporter
-    from finescope.workflow.context import open_job_corpus, open_tap
+    from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.opening import open_tap
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.activations import collect_activations
 

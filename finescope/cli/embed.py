@@ -39,7 +39,8 @@ def command(
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
     """
     from finescope.progress import Reporter
-    from finescope.workflow.context import find_sae, load_sae, open_job_corpus, open_tap
+    from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.opening import find_sae, open_given
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, embed
 
@@ -49,11 +50,11 @@ def command(
     corpus = open_job_corpus(job)
     corpus.scan()
     reporter = Reporter(quiet=quiet)
-    tap = open_tap(job, reporter)
+    opened = open_given(job, reporter)
     with sending(job.out, reporter):
         store = embed(
-            load_sae(str(job.sae_path), job.device, tap.width, layer=tap.layer, facts=job.sae_facts),
-            tap,
+            opened.sae,
+            opened.tap,
             corpus,
             job.folder,
             Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, CorpusStats, open_corpus
 from finescope.corpus.plan import Planner, Shard
-from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
@@ -19,6 +17,16 @@ from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, TARGET_CODES
 from finescope.workflow.ledger import Ledger
+from finescope.workflow.opening import (
+    TAP_OPTIONS,
+    Given,
+    chat_template,
+    find_sae,
+    load_sae,
+    open_given,
+    open_tap,
+    read_words,
+)
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
@@ -211,7 +219,16 @@ class Context:
         """
         if not self.job.model:
             raise InputError("no model given; name a folder or a Hugging Face id with --model")
-        return open_tap(self.job, self.reporter)
+        return open_tap(self.job, self.reporter) if self.given is None else self.given.tap
+
+    @cached_property
+    def given(self) -> Given | None:
+        """The SAE that the job names, and the model where that was trained; None if it names none.
+
+        Raises:
+            InputError: as ``open_given``.
+        """
+        return None if self.job.sae_path is None else open_given(self.job, self.reporter)
 
     @cached_property
     def sae(self) -> Autoencoder:
@@ -220,10 +237,9 @@ class Context:
         Raises:
             InputError: there is none, or it is of another width than the layer.
         """
-        job = self.job
-        if job.sae_path is None:
-            return load_sae(self.folder / SAE, job.device, self.tap.width)
-        return load_sae(job.sae_path, job.device, self.tap.width, layer=self.tap.layer, facts=job.sae_facts)
+        if self.given is not None:
+            return self.given.sae
+        return load_sae(self.folder / SAE, self.job.device, self.tap.width)
 
     @cached_property
     def labels(self) -> Labels | None:
@@ -321,115 +337,3 @@ def _opened(job: Job, source: Any, **options: Any) -> Corpus:
     return open_corpus(
         source, text_column=job.text_column, text_template=template, id_column=job.id_column, **options
     )
-
-
-TAP_OPTIONS = ("layer", "dtype", "max_length", "stride", "refused_chats")
-"""Fields of a job that change what ``open_tap`` gives, beside the model and the chat template."""
-
-
-def read_words(path: str, what: str) -> str:
-    """Return the text of a file that an option names.
-
-    Raises:
-        InputError: no such file, or one that isn't text.
-    """
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
-        raise InputError(
-            f"the {what} {path} can't be read: {reason}; give a file with Jinja in it"
-        ) from error
-
-
-def chat_template(job: Job) -> str:
-    """Return the text of a job's chat template, or "auto" or "plain".
-
-    Raises:
-        InputError: no such file, or one that isn't text.
-    """
-    given = job.chat_template
-    return given if given in ("auto", "plain") else read_words(given, "chat template")
-
-
-def open_tap(job: Job, reporter: Reporter) -> ActivationTap:
-    """Load the model of a job and find its layer, quietly: this package reports its own progress.
-
-    What trying the layer tells of it is said.
-    """
-    import torch
-
-    from finescope.activations import ActivationTap, load_model
-    from finescope.activations.hookpoints import last_block
-    from finescope.activations.models import keep_quiet
-
-    keep_quiet()
-    layer = job.layer
-    model: Any = job.model
-    if not layer:
-        model = load_model(job.model, device=job.device, dtype=getattr(torch, job.dtype))
-        layer = last_block(model)
-    tap = ActivationTap(
-        model,
-        layer,
-        tokenizer=job.model,
-        max_length=job.max_length,
-        stride=job.stride,
-        chat_template=chat_template(job),
-        refused_chats=job.refused_chats,
-        batch_tokens=job.batch_tokens,
-        device=job.device,
-        dtype=job.dtype if isinstance(model, str) else None,
-    )
-    for remark in tap.remarks:
-        reporter.say(remark)
-    return tap
-
-
-def find_sae(path: str | Path, layer: str | None) -> Path | None:
-    """Return the folder or file of an SAE, fetched from the hub if that is where it is; no model is loaded.
-
-    Args:
-        path: folder, file or hub name, with or without a hookpoint behind ``#``.
-        layer: tells which of several is meant. None: None is returned where there are several.
-
-    Raises:
-        InputError: no SAE there, none of that layer, or the hub can't be reached.
-    """
-    from finescope.sae.formats.known import SeveralError, locate
-
-    try:
-        return locate(path)
-    except SeveralError:
-        return locate(path, layer) if layer else None
-
-
-def load_sae(
-    path: str | Path,
-    device: str,
-    width: int | None,
-    *,
-    layer: str | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> Autoencoder:
-    """Load an SAE in any known format and check that it reads activations of the width there is.
-
-    Args:
-        path: as :func:`find_sae` takes it.
-        device: where to put it.
-        width: D of the layer; None doesn't check.
-        layer: likewise.
-        facts: what its files leave out.
-
-    Raises:
-        InputError: no SAE there, one that can't be read right, or one of another width.
-    """
-    from finescope import sae as package
-
-    sae = package.load_sae(find_sae(path, layer) or path, device=usable_device(device), **(facts or {}))
-    if width is not None and sae.d_in != width:
-        raise InputError(
-            f"the SAE in {path} reads activations of width {sae.d_in}, but the layer gives width {width}; "
-            "use the model and layer that the SAE was trained on"
-        )
-    return sae

@@ -57,7 +57,7 @@ class Job(Configuration):
     model: Annotated[AnyText, Metavar("NAME|DIR")] = ""
     """Language model: Hugging Face id or local folder."""
     layer: Annotated[AnyText, Metavar("MODULE")] = ""
-    """Module to read, e.g. layers.10; its n-th run with @n behind it. Empty: the last block."""
+    """Module to read, e.g. layers.10; its n-th run with @n behind it. Empty: the SAE's, or the last block."""
     targets: Annotated[AnyText, Metavar("FILE")] = ""
     """Target rows: 10 to 50 texts of the domain you want."""
     corpus: list[Annotated[Text, Metavar("FILE|DIR")]] = field(default_factory=list)

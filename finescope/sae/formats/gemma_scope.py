@@ -67,7 +67,7 @@ def _origin(place: str, embedding: bool) -> Origin:
             "res": f"blocks.{layer[1]}.hook_resid_post",
             "mlp": f"blocks.{layer[1]}.hook_mlp_out",
             "att": f"blocks.{layer[1]}.attn.hook_z",
-            "transcoders": f"blocks.{layer[1]}.ln2.hook_normalized",
+            "transcoders": f"model.layers.{layer[1]}.pre_feedforward_layernorm.output",
         }[named[3]]
         hook_out = f"blocks.{layer[1]}.hook_mlp_out" if named[3] == "transcoders" else None
     model = None

@@ -9,6 +9,7 @@ activations into the way in.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,10 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
     subtract = _flag(path, config, "apply_b_dec_to_input", "transcoder" not in name)
     if subtract and "transcoder" in name:
         raise StoreError(f"{path}: a transcoder's b_dec isn't of its input, but apply_b_dec_to_input is true")
-    frame = _frame(folder, config, facts, tensors, subtract)
+    # How the library loads the model: then its writing matrices have no mean, and neither has the residual.
+    loaded = metadata.get("model_from_pretrained_kwargs") or {}
+    centred = bool(loaded.get("center_writing_weights")) and _is_of_residual(metadata.get("hook_name"))
+    frame = _frame(folder, config, facts, tensors, subtract, centred)
     notes = []
     if before_6:
         notes.append("written by SAELens before version 6")
@@ -216,8 +220,18 @@ def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
     tensors["encoder.bias"] = tensors["encoder.bias"].to(kind) * norms
 
 
+def _is_of_residual(hook: str | None) -> bool:
+    """Whether a place is the residual stream or what is added to it."""
+    return hook is not None and bool(re.search(r"hook_(resid_\w+|mlp_out|attn_out|embed|pos_embed)$", hook))
+
+
 def _frame(
-    folder: Path, config: dict[str, Any], facts: Facts, tensors: dict[str, Tensor], subtract: bool
+    folder: Path,
+    config: dict[str, Any],
+    facts: Facts,
+    tensors: dict[str, Tensor],
+    subtract: bool,
+    centred: bool,
 ) -> Frame:
     """Return the way in and out; a whitening is put into ``tensors``."""
     path = folder / CONFIG_NAME
@@ -251,7 +265,7 @@ def _frame(
             normalise=_WAYS[way],
             scale=scale or 1.0,
             scale_out=scale or 1.0,
-            remove_mean=facts.get("center_writing_weights", bool, False) or False,
+            remove_mean=bool(facts.get("center_writing_weights", bool, centred)),
             round_to="" if kind in ("float32", "float64") else kind,
             undo="transcoder" not in str(config["architecture"]),
         )

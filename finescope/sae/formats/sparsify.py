@@ -8,6 +8,7 @@ are ours.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         format="sparsify",
         said_by=f"{CONFIG_NAME} (F={num_latents} latents of width D={d_in})",
     )
-    hook = folder.parent.name if folder.name.startswith("seed") else folder.name
+    hook = _hook(folder)
     return Checkpoint(
         activation,
         tensors,
@@ -88,12 +89,18 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         Frame(subtract_b_dec=not flags["transcode"], wide=4 if flags["multi_topk"] else 1),
         Origin(
             "sparsify",
-            hook=hook or None,
-            hook_out=hook or None if flags["transcode"] else None,
+            hook=f"{hook}.input" if hook and flags["transcode"] else hook,
+            hook_out=hook if flags["transcode"] else None,
             k=k,
             notes=_notes(config),
         ),
     )
+
+
+def _hook(folder: Path) -> str | None:
+    """Return the module that the folder is named after, if it is named after one."""
+    name = folder.parent.name if folder.name.startswith("seed") else folder.name
+    return name if re.search(r"(?:^|\.)[a-z]+\.\d+(?:\.|$)", name) else None
 
 
 def _flag(path: Path, config: dict[str, Any], name: str) -> bool:

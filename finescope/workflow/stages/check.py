@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finescope.progress import counted, duration
-from finescope.workflow.context import find_sae
+from finescope.workflow.opening import find_sae
 from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
 from finescope.workflow.stage import Stage
 

@@ -80,6 +80,8 @@ class Embed(Stage):
             "pooling": job.recipe().pooling,
             "activation_dtype": store.facts["source"]["activation_dtype"],
             "refused_chats": refused.words if refused is not None else "",
+            "autoencoder": [] if context.given is None else list(context.given.about),
+            "warnings": [] if context.given is None else list(context.given.warnings),
         }
 
     def _dtype(self, context: Context) -> str:

@@ -178,7 +178,10 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
 def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[tuple[str, str]]:
     job, recipe = context.job, context.job.recipe()
     trained = context.ledger.facts("train")
-    sae = f"{job.sae_path}" if job.sae_path is not None else "trained on the corpus"
+    sae = "trained on the corpus"
+    if job.sae_path is not None:
+        said = context.ledger.facts("embed-corpus").get("autoencoder") or []
+        sae = "; ".join([job.sae_path, *(words.removeprefix("autoencoder: ") for words in said)])
     if trained and job.sae_path is None:
         sae += f": {trained['latents']:,} latents, {trained['k']} per token, {trained['tokens']:,} tokens"
         if trained.get("fvu") is not None:
@@ -190,7 +193,7 @@ def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[t
     }
     return [
         ("Model", job.model or "none needed: the codes were there"),
-        ("Layer", job.layer or f"the last block{_name_of_layer(context)}"),
+        ("Layer", job.layer or _layer(context)),
         ("Targets", f"{job.targets} ({counted(len(scored.target_ids), 'row')})"),
         ("Corpus", ", ".join(job.corpus)),
         ("Autoencoder", sae),
@@ -199,9 +202,12 @@ def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[t
     ]
 
 
-def _name_of_layer(context: Context) -> str:
+def _layer(context: Context) -> str:
+    """Return which layer was read where the job doesn't name one."""
     source = context.store(CORPUS_CODES).facts.get("source") or {}
-    return f", {source['layer']}" if source.get("layer") else ""
+    if context.job.sae_path is not None and source.get("layer"):
+        return str(source["layer"])
+    return "the last block" + (f", {source['layer']}" if source.get("layer") else "")
 
 
 def _warnings(context: Context, selection: Selection, metrics: dict[str, Any]) -> list[str]:
@@ -220,6 +226,7 @@ def _warnings(context: Context, selection: Selection, metrics: dict[str, Any]) -
             f"Not scored, for want of text or latents: {counted(metrics['rows_without_code'], 'row')}."
         )
     said = [*about_targets(metrics["targets_found"])]
-    said += filter(None, [context.ledger.facts("embed-corpus").get("refused_chats")])
+    facts = context.ledger.facts("embed-corpus")
+    said += filter(None, [facts.get("refused_chats"), *(facts.get("warnings") or [])])
     found += (f"{words[:1].upper()}{words[1:]}." for words in said)
     return found
