@@ -21,7 +21,7 @@ from finescope.curation import (
     repool,
     z_add,
 )
-from finescope.curation.scoring.scorers import Column
+from finescope.curation.scoring.base import Column
 from support import curation_oracle as oracle
 
 TEXTS = [
@@ -79,7 +79,7 @@ def test_dense_scores_equal_dense_arithmetic(dtype, monkeypatch):
     corpus = (rng.normal(size=(50, 8)) + 3).astype(dtype)
     targets = (rng.normal(size=(4, 8)) + 3).astype(dtype)
     corpus[7] = 0
-    monkeypatch.setattr("finescope.curation.scoring.evidence.BLOCK_ROWS", 9)
+    monkeypatch.setattr("finescope.curation.scoring.dense.BLOCK_ROWS", 9)
     baseline = DenseBaseline(torch.from_numpy(corpus), torch.from_numpy(targets))
     cosines = oracle.unit(corpus) @ oracle.unit(targets).T
     np.testing.assert_allclose(baseline.max_cosine(np.arange(4)), cosines.max(axis=1), atol=1e-12)
@@ -136,6 +136,10 @@ def test_the_table_holds_every_method_beside_random():
         "default",
         "paper",
         "contrast+tfidf",
+        "ridge",
+        "ridge+tfidf+dense-whitened",
+        "jaccard",
+        "dense-whitened",
         "tfidf-max",
         "tfidf",
         "dense",

@@ -22,6 +22,11 @@ def problem(seed=0, targets=7, rows=60, latents=40):
     return oracle.sparse_rows(rng, targets, latents), oracle.sparse_rows(rng, rows, latents)
 
 
+def within(scorer):
+    """Rounding; what is found by steps ends a little earlier."""
+    return 1e-9 if scorer == "ridge" else 1e-13
+
+
 @pytest.mark.parametrize("weights", ["none", "idf", "given"])
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_equals_the_formula(scorer, weights):
@@ -31,7 +36,7 @@ def test_equals_the_formula(scorer, weights):
         codes(targets), codes(corpus), scorer=scorer, weights=vector if weights == "given" else weights
     )
     score, nearest, similarity = oracle.scores(targets, corpus, scorer, vector)
-    np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
     np.testing.assert_array_equal(table.nearest_target, nearest)
     np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-14)
     assert table.valid.all()
@@ -51,7 +56,7 @@ def test_equals_the_formula_at_small_shapes(seed, targets, rows, latents, m, sco
     t, c = problem(seed, targets, rows, latents)
     table = CorpusScorer(codes(c)).score(codes(t), scorer, m=m)
     score, _, similarity = oracle.scores(t, c, scorer, m=min(m, targets))
-    np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
     np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-13)
 
 
@@ -118,7 +123,7 @@ def test_a_target_without_latents_is_left_out_and_keeps_the_numbering():
     for scorer in SCORERS:
         table = CorpusScorer(codes(corpus)).score(codes(targets), scorer)
         score, nearest, _ = oracle.scores(targets, corpus, scorer)
-        np.testing.assert_allclose(table.score, score, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
         np.testing.assert_array_equal(table.nearest_target, nearest)
 
 
@@ -163,3 +168,43 @@ def test_misuse_is_refused_by_name(change, message):
     targets, corpus, options = change(*problem())
     with pytest.raises((ValueError, InputError), match=message):
         score_corpus(codes(targets), codes(corpus), **options)
+
+
+def signed(seed):
+    """Codes of both signs, a target among them that has none in common with any row."""
+    rng = np.random.default_rng(seed)
+    targets, corpus = problem(seed, rows=30)
+    return (each * rng.choice([-1, 1], each.shape).astype(np.float32) for each in (targets, corpus))
+
+
+def test_jaccard_takes_the_two_signs_of_a_latent_for_two_latents():
+    targets, corpus = signed(11)
+    found = CorpusScorer(codes(corpus)).score(codes(targets), "jaccard").score
+    unit, prototype = oracle.unit(corpus), oracle.unit(targets).mean(axis=0)
+    unit, prototype = (np.hstack([np.maximum(each, 0), np.maximum(-each, 0)]) for each in (unit, prototype))
+    expected = np.minimum(unit, prototype).sum(axis=1) / np.maximum(unit, prototype).sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    assert ((found >= 0) & (found <= 1)).all()
+    same = CorpusScorer(codes(corpus)).score(codes(corpus[4:5]), "jaccard").score
+    assert same.argmax() == 4
+    assert same[4] == pytest.approx(1.0, abs=1e-15)
+
+
+def test_ridge_looks_at_a_thousand_rows_the_same_for_all_targets_and_blocks():
+    targets, corpus = problem(12, rows=1500, latents=30)
+    targets[0] = corpus[3]  # a target that is a row of the corpus, drawn or not
+    whole = CorpusScorer(codes(corpus), weights="idf")
+    assert whole.background().shape == (1000, 30)
+    expected = oracle.unit(corpus, oracle.idf(corpus)) @ oracle.ridge(
+        oracle.unit(targets, oracle.idf(corpus)), whole.background().toarray()
+    )
+    found = whole.score(codes(targets), "ridge").score
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    small = CorpusScorer(codes(corpus), weights="idf", block_rows=7).score(codes(targets), "ridge").score
+    np.testing.assert_array_equal(found, small)
+
+
+def test_ridge_of_a_corpus_that_holds_nothing_but_targets():
+    targets = np.eye(3, dtype=np.float32)
+    table = CorpusScorer(codes(np.repeat(targets, 2, axis=0))).score(codes(targets), "ridge")
+    np.testing.assert_allclose(table.score, 1 / 3, rtol=1e-15)

@@ -12,7 +12,8 @@ import torch
 
 from finescope import SparseCodes
 from finescope.curation import METHODS, Evidence, Scoring, compare_methods
-from finescope.curation.scoring.scorers import TABLE, Linear, Mixture, SpaceScorer
+from finescope.curation.scoring.base import Linear, Mixture, SpaceScorer
+from finescope.curation.scoring.scorers import TABLE
 from finescope.workflow.job import Job
 from support import curation_oracle as oracle
 
@@ -24,7 +25,7 @@ class Soft(SpaceScorer):
     sharpness: float = 8.0
 
     def mixture(self, seen, pick):
-        raised = np.exp(self.sharpness * seen.cosines[pick.columns].T) * pick.counts
+        raised = np.exp(self.sharpness * seen.cosines[pick.columns].T)
         return Mixture(raised / raised.sum(axis=1, keepdims=True))
 
     def score(self, seen, pick):
@@ -35,7 +36,7 @@ class Halfway(Linear):
     """Less of the corpus' mean than contrast takes off."""
 
     def shares(self, pick):
-        return pick.counts / pick.counts.sum(), -0.5
+        return np.full(pick.columns.size, 1 / pick.columns.size), -0.5
 
 
 @pytest.fixture(params=["soft", "halfway"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finescope import InputError, SparseCodes
-from finescope.curation import Evidence, Scoring, Spaces, curation_quality, parse_scorer
+from finescope.curation import SCORERS, Evidence, Scoring, Spaces, curation_quality, parse_scorer
 from finescope.curation.scoring.scorers import TABLE
 from support import curation_oracle as oracle
 
@@ -55,6 +55,10 @@ def by_definition(name, rows, seeds):
     if name == "dense-centred":
         mean = rows.dense.mean(axis=0)
         return (oracle.unit(rows.dense - mean) @ oracle.unit(seeds.dense - mean).T).mean(axis=1)
+    if name == "dense-whitened":
+        root, centre = oracle.whitening(rows.dense), rows.dense.mean(axis=0)
+        corpus, targets = (oracle.unit((dense - centre) @ root) for dense in (rows.dense, seeds.dense))
+        return (corpus @ targets.T).mean(axis=1)
     if name == "length":
         return np.asarray(rows.lengths, np.float64)
     if name == "random":
@@ -68,7 +72,7 @@ def test_every_scorer_of_the_table_equals_its_definition(name):
     table = Scoring(rows, seeds, scorer=name).score()
     expected = by_definition(name, rows, seeds)
     expected[11] = 0.0
-    np.testing.assert_allclose(table.score, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(table.score, expected, rtol=0, atol=1e-9 if name == "ridge" else 1e-12)
     assert np.flatnonzero(~table.valid).tolist() == [11]
     assert table.scorer == name
     # Whatever scores, the nearest target is that of the codes.
@@ -86,6 +90,8 @@ SUMS = {
     "max+contrast": {"max": 1, "contrast": 1},
     "top_m_mean+-0.1*length+random": {"top_m_mean": 1, "length": -0.1, "random": 1},
     "2*centroid": {"centroid": 2},
+    "ridge+tfidf+dense-whitened": {"ridge": 1, "tfidf": 1, "dense-whitened": 1},
+    "jaccard+0.5*length": {"jaccard": 1, "length": 0.5},
     "dense+mean": {"dense": 1, "mean": 1},
 }
 
@@ -96,7 +102,7 @@ def test_a_sum_adds_standardised_scores(written):
     expected = np.zeros(ROWS)
     for name, weight in SUMS[written].items():
         score = by_definition(name, rows, seeds)
-        if name in ("contrast", "max", "top_m_mean", "centroid", "mean"):
+        if name in SCORERS:
             score[11] = 0.0
         expected += weight * (score - score.mean()) / score.std()
     expected[11] = 0.0
@@ -119,6 +125,7 @@ def test_contributions_sum_to_the_score_of_every_row(written, weights):
     np.testing.assert_allclose(found.total(), table.score, rtol=0, atol=1e-9)
     spaces = {
         "tfidf": "words", "tfidf-max": "words", "dense": "dense", "dense-centred": "dense-centred",
+        "dense-whitened": "dense-whitened",
         "length": "codes", "random": "codes",
     }  # fmt: skip
     names = SUMS.get(written, [written])
@@ -152,12 +159,17 @@ class Guarded:
         raise AssertionError("a pass over the corpus")
 
 
-@pytest.mark.parametrize("written", ["contrast", "max", "contrast+0.5*tfidf+dense-centred", "2*length+max"])
-def test_the_saved_state_explains_without_another_pass(written):
+@pytest.mark.parametrize(
+    "written", ["contrast", "max", "contrast+0.5*tfidf+dense-centred", "ridge+dense-whitened", "2*length+max"]
+)
+def test_the_saved_state_explains_without_another_pass(written, monkeypatch):
     rows, seeds = problem()
     first = Scoring(rows, seeds, scorer=written)
     first.score()
     wanted = first.contributions(np.array([5, 0, 89]))
+    if "ridge" in written:
+        assert first.state()["fit.ridge"].shape == (LATENTS,)
+        monkeypatch.setattr("finescope.curation.scoring.ridge._fitted", None)
     kept = Evidence(Guarded(rows.codes), rows.pooling, rows.texts, rows.dense, rows.lengths)
     again = Scoring(kept, seeds, scorer=written, state=first.state())
     found = again.contributions(np.array([5, 0, 89]))
@@ -260,3 +272,38 @@ def test_evidence_must_be_of_as_many_rows():
         Scoring(Evidence(rows.codes, texts=iter(["one text", "two texts"])), seeds, scorer="tfidf").score()
     with pytest.raises(ValueError, match=r"\[90, 5\].*\[6, 2\]"):
         Scoring(rows, Evidence(seeds.codes, dense=seeds.dense[:, :2]), scorer="dense").score()
+
+
+def test_changed_vectors_are_the_same_held_or_made_as_they_are_read(monkeypatch):
+    rows, seeds = problem()
+    written = "dense-whitened+dense-centred"
+    held = Scoring(rows, seeds, scorer=written).score().score
+    monkeypatch.setattr("finescope.curation.scoring.dense.HELD_BYTES", 0)
+    np.testing.assert_array_equal(held, Scoring(rows, seeds, scorer=written).score().score)
+
+
+def test_whitening_of_many_rows_looks_at_some_of_them_and_at_no_broken_one(monkeypatch):
+    rng = np.random.default_rng(4)
+    dense = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6))
+    monkeypatch.setattr("finescope.curation.scoring.dense.WHITENED_ROWS", 50)
+    looked_at = np.linspace(0, 299, 50).astype(int)
+    dense[looked_at[7], 2] = np.inf
+    kept = np.delete(looked_at, 7)
+    rows, seeds = rows_of(dense), rows_of(dense[:4])
+    found = Scoring(rows, seeds, scorer="dense-whitened").score().score
+    root, centre = oracle.whitening(dense[kept]), dense[kept].mean(axis=0)
+    fine = np.isfinite(dense).all(axis=1)
+    unit = oracle.unit((dense[fine] - centre) @ root)
+    np.testing.assert_allclose(found[fine], (unit @ unit[:4].T).mean(axis=1), rtol=0, atol=1e-12)
+
+
+def rows_of(dense):
+    return Evidence(codes(np.ones((len(dense), 3))), "mean", dense=dense)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_vectors_that_are_all_alike_have_no_spread_to_divide_by(width):
+    """No target has a direction then, and the message says so."""
+    alike = rows_of(np.ones((5, width)))
+    with pytest.raises(InputError, match="no target has a dimension"):
+        Scoring(alike, alike, scorer="dense-whitened").score()

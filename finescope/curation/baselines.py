@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.blocks import FloatArray, IntArray
-from finescope.curation.scoring.evidence import DenseRows, Evidence, Spaces, word_space
+from finescope.curation.scoring.base import SpaceScorer
+from finescope.curation.scoring.dense import DenseRows
+from finescope.curation.scoring.evidence import Evidence, Spaces, word_space
 from finescope.curation.scoring.onepass import one_pass
 from finescope.curation.scoring.presets import PRESETS
-from finescope.curation.scoring.scorers import TABLE, Random, SpaceScorer
+from finescope.curation.scoring.scorers import TABLE, Random
 from finescope.curation.scoring.space import Space, Targets, View
 from finescope.curation.scoring.words import count_words
 

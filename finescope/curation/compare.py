@@ -14,16 +14,18 @@ from finescope.curation.blocks import BLOCK_ROWS, BoolArray, FloatArray, IntArra
 from finescope.curation.intervals import Interval, jackknife_interval, leave_out, percentile_interval
 from finescope.curation.metrics import random_average_precision
 from finescope.curation.ranks import Ranks
+from finescope.curation.scoring.base import Column, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces
 from finescope.curation.scoring.onepass import one_pass
 from finescope.curation.scoring.presets import PRESETS, Preset
-from finescope.curation.scoring.scorers import Column, Pick, Random, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View
 from finescope.curation.scoring.sums import Sum, added, parse_scorer
 from finescope.errors import InputError
 
 METHODS = (
-    "default", "contrast+tfidf", "paper", "tfidf", "tfidf-max", "dense-centred", "dense", "length", "random",
+    "default", "contrast+tfidf", "ridge", "ridge+tfidf+dense-whitened", "jaccard", "paper", "tfidf",
+    "tfidf-max", "dense-whitened", "dense-centred", "dense", "length", "random",
 )  # fmt: skip
 """What is compared: presets and scorers, by the names by which they are chosen."""
 BLOCKS = 4

@@ -39,10 +39,39 @@ def scores(targets, corpus, scorer, weights=None, m=3):
         score = c @ (centre / np.linalg.norm(centre))
     elif scorer == "contrast":
         score = c @ (t[usable].mean(axis=0) - seen.mean(axis=0))
+    elif scorer == "jaccard":
+        prototype = t[usable].mean(axis=0)
+        score = np.minimum(c, prototype).sum(axis=1) / np.maximum(c, prototype).sum(axis=1)
+        score[~(c != 0).any(axis=1)] = 0.0
+    elif scorer == "ridge":
+        score = c @ ridge(t[usable], seen)
     else:
         raise AssertionError(scorer)
     nearest = np.array(usable)[cosines.argmax(axis=1)]
     return score, nearest, cosines.max(axis=1)
+
+
+def ridge(targets, others, penalty=0.004):
+    """The direction that least squares with a penalty gives, over all latents; the intercept is a column of
+    which the middle has been taken off beforehand."""
+    others = others[(others @ targets.T).max(axis=1) < 1 - 1e-9]
+    if len(others) == 0:
+        return targets.mean(axis=0)
+    middle = (targets.mean(axis=0) + others.mean(axis=0)) / 2
+    rows = np.vstack([targets, others]) - middle
+    weight = np.repeat([1 / len(targets), 1 / len(others)], [len(targets), len(others)])
+    wanted = np.repeat([1.0, -1.0], [len(targets), len(others)])
+    square = rows.T @ (weight[:, None] * rows) + penalty * np.eye(rows.shape[1])
+    return np.linalg.solve(square, rows.T @ (weight * wanted))
+
+
+def whitening(rows, shrinkage=0.3):
+    """An inverse root of the covariance of dense rows with a share of the median variance added, by
+    eigenvectors; any root gives the same cosines."""
+    covariance = np.cov(np.asarray(rows, np.float64).T, bias=True)
+    floor = shrinkage * np.median(np.diag(covariance))
+    values, vectors = np.linalg.eigh(covariance + floor * np.eye(len(covariance)))
+    return vectors / np.sqrt(values)
 
 
 def sparse_rows(rng, rows, latents, density=0.15):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,20 +14,16 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import (
-    BLOCK_ROWS,
     Codes,
     FloatArray,
-    IntArray,
     MappedCodes,
-    iter_blocks,
     row_access,
     rows_of,
-    values64,
-    with_values,
 )
+from finescope.curation.scoring.base import Column
+from finescope.curation.scoring.dense import Centred, DenseRows, whitened
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset
-from finescope.curation.scoring.scorers import Column
 from finescope.curation.scoring.space import Space, Targets
 from finescope.curation.scoring.words import Words, count_words
 from finescope.embeddings.pooler import repool
@@ -99,6 +95,7 @@ class Spaces:
         self.corpus, self.rows = corpus, corpus.check()
         self._learned = {name: value.numpy() for name, value in (state or {}).items()}
         self._made: dict[str, Space] = {}
+        self._changes: dict[str, Centred] = {}
 
     def known(self, targets: Evidence) -> frozenset[str]:
         """Return what scorers may need that is known of both sides; lengths are wanted of the corpus only."""
@@ -108,7 +105,7 @@ class Spaces:
         """Return a space of the corpus.
 
         Args:
-            name: "codes", "words", "dense" or "dense-centred".
+            name: "codes", "words", "dense", "dense-centred" or "dense-whitened".
             recipe: pooling and weights of the codes.
 
         Raises:
@@ -127,8 +124,12 @@ class Spaces:
                 self._made[key] = CorpusScorer(rows, weights=recipe.weights, learned=learned)
             elif name == "words":
                 self._made[key] = word_space(self.words, learned)
+            elif name == "dense":
+                self._made[key] = Space(self._vectors, learned=learned, features="dimension")
             else:
-                vectors = self._vectors if name == "dense" else MappedCodes(self._vectors, self._centred)
+                vectors: Codes = MappedCodes(self._vectors, self._changed(name))
+                if not learned:
+                    vectors = self._changed(name).of(self._vectors)
                 self._made[key] = Space(vectors, learned=learned, features="dimension")
         return self._made[key]
 
@@ -154,7 +155,7 @@ class Spaces:
                 f"need corpus [N,D] and targets [T,D], got {[self.rows, self._vectors.num_latents]} and "
                 f"{list(vectors.shape)}"
             )
-        return space.targets(vectors if name == "dense" else self._centred(vectors))
+        return space.targets(vectors if name == "dense" else self._changed(name)(vectors))
 
     def column(self, scorer: Column) -> FloatArray:
         """Return the scores of all rows by a scorer that looks at no target, float64 [N]."""
@@ -167,8 +168,8 @@ class Spaces:
     def state(self, name: str, recipe: Preset) -> dict[str, NDArray[Any]]:
         """Return what has been learned of the corpus in a space, by names that no other space has."""
         learned = self.get(name, recipe).state()
-        if name == "dense-centred":
-            learned["centre"] = self._centre
+        if name in ("dense-centred", "dense-whitened"):
+            learned |= self._changed(name).state()
         return {f"{_key(name, recipe)}.{what}": value for what, value in learned.items()}
 
     @cached_property
@@ -188,14 +189,17 @@ class Spaces:
     def _vectors(self) -> DenseRows:
         return DenseRows(self.corpus.dense)
 
-    @cached_property
-    def _centre(self) -> FloatArray:
-        known = self._learned.get("dense-centred.centre")
-        return self._vectors.mean() if known is None else known
-
-    def _centred(self, block: SparseCodes) -> SparseCodes:
-        values = values64(block).reshape(-1, self._centre.size) - self._centre
-        return with_values(block, torch.from_numpy(values.reshape(-1)))
+    def _changed(self, name: str) -> Centred:
+        """What brings dense vectors into the space of that name."""
+        if name not in self._changes:
+            known = self._learned.get(f"{name}.centre")
+            if known is not None:
+                self._changes[name] = Centred(known, self._learned.get(f"{name}.root"))
+            elif name == "dense-centred":
+                self._changes[name] = Centred(self._vectors.mean())
+            else:
+                self._changes[name] = whitened(self._vectors)
+        return self._changes[name]
 
 
 def _key(name: str, recipe: Preset) -> str:
@@ -227,57 +231,6 @@ def pooled(codes: Codes, stored: str, wanted: str) -> Codes:
         return codes
     repool(SparseCodes.from_dense(torch.zeros(0, 1)), stored, wanted)  # refuses now what it would refuse then
     return MappedCodes(codes, lambda block: repool(block, stored, wanted))
-
-
-class DenseRows:
-    """Dense vectors as codes that hold all D entries: what is computed for codes is computed for them."""
-
-    def __init__(self, dense: Any):
-        """Look at [N,D] vectors: a tensor, an array, or a store with ``iter_dense()``.
-
-        Raises:
-            ValueError: they are no matrix.
-        """
-        parts = [part for _, part in dense.iter_dense()] if hasattr(dense, "iter_dense") else [dense]
-        self._parts = [torch.as_tensor(part) for part in parts]
-        for part in self._parts:
-            if part.dim() != 2 or part.shape[1] != self._parts[0].shape[1]:
-                raise ValueError(f"dense vectors must be a matrix [N,D], got {list(part.shape)}")
-        self._ends = np.cumsum([len(part) for part in self._parts])
-        self.num_latents = int(self._parts[0].shape[1])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def iter_shards(self) -> Iterator[SparseCodes]:
-        """Yield the vectors, a block at a time."""
-        for part in self._parts:
-            for block in part.split(BLOCK_ROWS):  # type: ignore[no-untyped-call]
-                yield _full(block)
-
-    def take(self, rows: IntArray) -> SparseCodes:
-        """Return some rows."""
-        owner = np.searchsorted(self._ends, rows, side="right")
-        found = torch.empty((len(rows), self.num_latents), dtype=self._parts[0].dtype)
-        for number in np.unique(owner):
-            part, mine = self._parts[number], np.flatnonzero(owner == number)
-            first = int(self._ends[number]) - len(part)
-            found[torch.from_numpy(mine)] = part[torch.from_numpy(rows[mine] - first)]
-        return _full(found)
-
-    def mean(self) -> FloatArray:
-        """Return the mean vector, float64 [D]."""
-        total = np.zeros(self.num_latents)
-        for _, block in iter_blocks(self):
-            total += values64(block).reshape(-1, self.num_latents).sum(axis=0)
-        return total / max(1, len(self))
-
-
-def _full(block: torch.Tensor) -> SparseCodes:
-    rows, width = block.shape
-    indptr = torch.arange(rows + 1, dtype=torch.int64) * width
-    latents = torch.arange(width, dtype=torch.int32).repeat(rows)
-    return SparseCodes(indptr, latents, block.reshape(-1), width, check=False)
 
 
 def every(codes: Codes) -> SparseCodes:

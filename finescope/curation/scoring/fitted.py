@@ -12,10 +12,10 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray
+from finescope.curation.scoring.base import Column, Scorer, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
 from finescope.curation.scoring.presets import Preset, get_preset
-from finescope.curation.scoring.scorers import Column, Scorer, SpaceScorer
 from finescope.curation.scoring.space import Targets, View
 from finescope.curation.scoring.sums import Sum, added, parse_scorer
 from finescope.curation.scoring.table import ScoreTable
@@ -26,7 +26,7 @@ class Contributions:
     """The scores of S rows, taken apart.
 
     Attributes:
-        parts: by space ("codes", "words", "dense", "dense-centred") one addend per row and latent, word or
+        parts: by space (a name of ``SPACES``) one addend per row and latent, word or
             dimension: scipy CSR float64 [S, features of the space].
         constant: float64 [S], what no feature accounts for: the means that standardising took off, and scores
             that look at no space.
@@ -91,7 +91,8 @@ class Scoring:
         self._names = ["codes", *sorted(looked_at - {"codes"})]
         self._evidence = targets
         self._targets: dict[str, Targets] = {}
-        self._moments: Tensor | None = None if state is None else state.get("moments")
+        self._state = {} if state is None else state
+        self._moments: Tensor | None = self._state.get("moments")
 
     @property
     def space(self) -> CorpusScorer:
@@ -107,8 +108,19 @@ class Scoring:
 
     def _seen_in(self, name: str) -> Targets:
         if name not in self._targets:
-            self._targets[name] = self.spaces.targets(name, self.recipe, self._evidence)
+            found = self._targets[name] = self.spaces.targets(name, self.recipe, self._evidence)
+            for key, term in self._fits(name):
+                if key in self._state:
+                    found.everything.fits[term] = self._state[key].numpy()
         return self._targets[name]
+
+    def _fits(self, space: str) -> list[tuple[str, SpaceScorer]]:
+        """The terms that look at a space, with a name in the state for what they are fitted to it."""
+        return [
+            (f"fit.{term.name}", term)
+            for _, term in self.scorer.terms
+            if isinstance(term, SpaceScorer) and term.space == space
+        ]
 
     def score(self) -> ScoreTable:
         """Score every corpus row, in one pass after those that find weights and means.
@@ -184,13 +196,17 @@ class Scoring:
 
         Returns:
             what has been learned in every space that the recipe looks at, by names that no other space has;
-            for a sum ``moments``, float64 [terms, 2]: mean and standard deviation of each term's scores.
+            ``fit.NAME``, float64 [F], the direction of a scorer that is fitted; for a sum ``moments``,
+            float64 [terms, 2]: mean and standard deviation of each term's scores.
         """
         found = {
             name: torch.from_numpy(value)
             for space in self._names
             for name, value in self.spaces.state(space, self.recipe).items()
         }
+        for space, targets in self._targets.items():
+            fits = targets.everything.fits
+            found |= {key: torch.from_numpy(fits[term]) for key, term in self._fits(space) if term in fits}
         if self._moments is not None:
             found["moments"] = self._moments
         return found

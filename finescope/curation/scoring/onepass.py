@@ -18,7 +18,8 @@ from finescope.curation.blocks import (
     add_at,
     iter_blocks,
 )
-from finescope.curation.scoring.scorers import SCORERS, Seen, SpaceScorer
+from finescope.curation.scoring.base import Seen, SpaceScorer
+from finescope.curation.scoring.scorers import SCORERS
 from finescope.curation.scoring.space import Space, View
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.curation.scoring.table import ScoreTable

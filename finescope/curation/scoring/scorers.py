@@ -16,149 +16,16 @@ object of it in ``TABLE``; ``Linear`` serves where the mixture is the same for a
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from finescope.curation.blocks import BoolArray, FloatArray, IntArray
-
-SPACES = {
-    "codes": frozenset[str](),
-    "words": frozenset({"texts"}),
-    "dense": frozenset({"dense"}),
-    "dense-centred": frozenset({"dense"}),
-}
-"""The spaces by name, and what must be known of the rows, beside their codes, to make them."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a scorer sees of n rows in its space; rows that are not valid are zero vectors.
-
-    Attributes:
-        cosines: float64 [T,n], of the targets with the rows.
-        mean: float64 [n], ⟨μ, x̂⟩; None where nobody asked for it.
-        valid: bool [n].
-    """
-
-    cosines: FloatArray
-    mean: FloatArray | None
-    valid: BoolArray
-
-
-@dataclass(frozen=True)
-class Pick:
-    """The targets that a score is made from, P of T.
-
-    Attributes:
-        columns: int64 [P], distinct rows of ``Seen.cosines``, ascending.
-        norms: float64 [P], ‖w∘t‖.
-        unit: scipy CSR float64 [P,F], t̂.
-    """
-
-    columns: IntArray
-    norms: FloatArray
-    unit: Any
-
-    @property
-    def gram(self) -> FloatArray:
-        """⟨t̂, t̂'⟩ of all pairs, float64 [P,P]."""
-        return np.asarray((self.unit @ self.unit.T).toarray())
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The direction u of n rows' scores: u = Σ shares·t̂ + of_mean·μ.
-
-    Attributes:
-        shares: float64 [n,P], or [1,P] where all rows have the same.
-        of_mean: share of μ.
-    """
-
-    shares: FloatArray
-    of_mean: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """What can be asked for by a name.
-
-    Attributes:
-        name: what the user types.
-        summary: what it does, in words.
-    """
-
-    name: str
-    summary: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What must be known of the rows beside their codes: "texts", "dense", "lengths"."""
-        return frozenset()
-
-    @property
-    def terms(self) -> tuple[tuple[float, Scorer], ...]:
-        """The addends of the score and their weights: itself, unless it is a sum."""
-        return ((1.0, self),)
-
-    def configured(self, **options: Any) -> Scorer:
-        """Return the scorer with those of the options that it knows."""
-        known = {field.name for field in dataclasses.fields(self)} & set(options)
-        return dataclasses.replace(self, **{name: options[name] for name in known})
-
-
-@dataclass(frozen=True)
-class SpaceScorer(Scorer):
-    """A scorer that looks at cosines.
-
-    Attributes:
-        space: where the cosines are taken: "codes", "words", "dense" or "dense-centred".
-        uses_mean: whether it looks at ⟨μ, x̂⟩.
-    """
-
-    space: str = "codes"
-    uses_mean: bool = False
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the space is made of."""
-        return SPACES[self.space]
-
-    def score(self, seen: Seen, pick: Pick) -> FloatArray:
-        """Return the scores of n rows, float64 [n]. Row by row: a row scores the same in any company."""
-        raise NotImplementedError
-
-    def mixture(self, seen: Seen, pick: Pick) -> Mixture:
-        """Return the directions whose inner products with the rows are their scores."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Linear(SpaceScorer):
-    """A scorer whose direction is the same for all rows."""
-
-    def shares(self, pick: Pick) -> tuple[FloatArray, float]:
-        """Return the share of every picked target, float64 [P], and that of μ."""
-        raise NotImplementedError
-
-    def score(self, seen: Seen, pick: Pick) -> FloatArray:
-        """Return the scores of n rows, float64 [n]."""
-        shares, of_mean = self.shares(pick)
-        # One target after the other: a matrix product would add in an order that depends on n.
-        total = np.zeros(seen.cosines.shape[1])
-        for column, share in zip(pick.columns.tolist(), shares.tolist(), strict=True):
-            total += share * seen.cosines[column]
-        if of_mean and seen.mean is not None:
-            total += of_mean * seen.mean
-        return total
-
-    def mixture(self, seen: Seen, pick: Pick) -> Mixture:
-        """Return the one direction."""
-        shares, of_mean = self.shares(pick)
-        return Mixture(shares[None, :], of_mean)
+from finescope.curation.blocks import FloatArray
+from finescope.curation.scoring.base import Column, Linear, Mixture, Pick, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.jaccard import Jaccard
+from finescope.curation.scoring.ridge import Ridge
 
 
 class Mean(Linear):
@@ -230,19 +97,6 @@ class Max(Best):
         return self
 
 
-class Column(Scorer):
-    """A scorer that looks at no target: a number a row, whatever is looked for."""
-
-    def values(self, rows: int, lengths: FloatArray | None) -> FloatArray:
-        """Return the scores of all rows, float64 [N].
-
-        Args:
-            rows: N.
-            lengths: float64 [N], where the scorer needs them.
-        """
-        raise NotImplementedError
-
-
 class Length(Column):
     """The length of a row: longest first, a strong baseline in several studies."""
 
@@ -279,10 +133,13 @@ TABLE: dict[str, Scorer] = {
         Mean("mean", "mean cosine over targets"),
         Best("top_m_mean", "mean of the m best cosines over targets"),
         Centroid("centroid", "cosine with the mean of the targets"),
+        Jaccard("jaccard", "generalised Jaccard similarity with the mean of the targets"),
+        Ridge("ridge", "ridge regression of the targets against a sample of the corpus"),
         Contrast("tfidf", "TF-IDF words, mean of the targets minus mean of the corpus", "words", True),
         Max("tfidf-max", "TF-IDF words, best cosine over targets", "words"),
         Max("dense", "mean-pooled activations, best cosine over targets", "dense"),
         Mean("dense-centred", "mean-pooled activations minus their mean, mean cosine", "dense-centred"),
+        Mean("dense-whitened", "mean-pooled activations, whitened, mean cosine", "dense-whitened"),
         Length("length", "longest first"),
         Random("random", "a random order"),
     )

@@ -6,12 +6,13 @@ is never rewritten, and everything is found in passes over its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
@@ -33,11 +34,16 @@ from finescope.curation.blocks import (
     rows_of,
     scaled_values,
     to_csr64,
+    unit_rows,
     weighted_norms,
+    with_values,
 )
-from finescope.curation.scoring.scorers import Pick, Seen, SpaceScorer
+from finescope.curation.scoring.base import Pick, Seen, SpaceScorer
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
+
+BACKGROUND_ROWS = 1000
+"""Rows that stand for the corpus at large where something is fitted."""
 
 
 class Space:
@@ -91,6 +97,7 @@ class Space:
         self._norms = np.empty(self._count)
         self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
         self._features, self._every_row = features, every_row
+        self._background: Any = None
 
     def __len__(self) -> int:
         return self._count
@@ -128,6 +135,19 @@ class Space:
     def valid_at(self, rows: IntArray) -> BoolArray:
         """Return ``valid`` of some rows, without a pass."""
         return _valid(weighted_norms(row_access(self.corpus).take(rows), self.weights))
+
+    def background(self) -> Any:
+        """Return x̂ of ``BACKGROUND_ROWS`` rows drawn from all, without those that are not valid, [S,F].
+
+        The same ones each time, so every target set is held against them. scipy CSR, float64.
+        """
+        if self._background is None:
+            count = min(len(self), BACKGROUND_ROWS)
+            rows = np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))
+            picked = row_access(self.corpus).take(rows)
+            picked = picked[np.flatnonzero(_valid(weighted_norms(picked, self.weights)))]
+            self._background = unit_rows(picked, self.weights)
+        return self._background
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what has been found of the corpus: ``mean``, ``weights``, and ``frequency`` where known."""
@@ -181,13 +201,13 @@ class Space:
         if self.weights is not None:
             unit.data = unit.data * self.weights[unit.indices]
         unit.data = unit.data * np.repeat(reciprocal(norms), np.diff(unit.indptr))
-        return Targets(unit[usable], usable, norms[usable], len(codes))
+        return Targets(unit[usable], usable, norms[usable], len(codes), self.background)
 
     def addends(self, targets: Targets, rows: IntArray, scorer: SpaceScorer) -> Any:
         """Split the scores of some rows into one addend per latent.
 
-        The addends are u_f·x̂_f, with the direction u that the scorer itself names for the row, so they sum to
-        its score, up to float64 rounding.
+        The addends are what the scorer itself says of the row, for most u_f·x̂_f with its direction u, so they
+        sum to its score, up to float64 rounding.
 
         Args:
             targets: T targets.
@@ -201,17 +221,8 @@ class Space:
         mean, found = self.corpus_mean(), []
         picked = PickedRows(self.corpus, rows)
         for _, block in iter_blocks(picked, panel_columns(self.num_latents, self.block_rows)):
-            norms = weighted_norms(block, self.weights)
-            mixture = scorer.mixture(view.see(block, norms), pick)
-            directions = mixture.of_mean * mean + mixture.shares @ pick.unit
-            addends = to_csr64(block)
-            owner = np.repeat(np.arange(len(block)), np.diff(addends.indptr))
-            factors = np.where(_valid(norms), reciprocal(norms), 0.0)[owner]
-            if self.weights is not None:
-                factors = factors * self.weights[addends.indices]
-            along = directions[owner if len(directions) > 1 else 0, addends.indices]
-            addends.data = np.where(factors > 0, addends.data, 0.0) * factors * along
-            found.append(addends)
+            seen = view.see(block, weighted_norms(block, self.weights))
+            found.append(to_csr64(with_values(block, torch.from_numpy(scorer.addends(seen, pick, mean)))))
         return _stacked(found, self.num_latents)
 
 
@@ -224,22 +235,26 @@ class Targets:
         usable: int64 [U], their positions: those that have a latent of positive weight.
         norms: float64 [U], ‖w∘t‖.
         count: T.
+        background: see ``Space.background``.
     """
 
     unit: Any
     usable: IntArray
     norms: FloatArray
     count: int
+    background: Callable[[], Any]
 
     def pick(self, positions: IntArray) -> Pick | None:
         """Return the usable ones among ``positions`` of T; None where there is none."""
         columns = np.flatnonzero(np.isin(self.usable, positions))
-        return Pick(columns, self.norms[columns], self.unit[columns]) if columns.size else None
+        if columns.size == 0:
+            return None
+        return Pick(columns, self.norms[columns], self.unit[columns], self.background)
 
-    @property
+    @cached_property
     def everything(self) -> Pick:
-        """All of them, each once."""
-        return Pick(np.arange(self.usable.size), self.norms, self.unit)
+        """All of them."""
+        return Pick(np.arange(self.usable.size), self.norms, self.unit, self.background)
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,8 @@ class View:
         products[:, ~valid] = 0.0  # their products may be NaN
         products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
         usable = self.targets.usable.size
-        return Seen(products[:usable], products[usable] if self.with_mean else None, valid)
+        mean = products[usable] if self.with_mean else None
+        return Seen(products[:usable], mean, valid, block, norms, self.space.weights)
 
     def _panels(self) -> Iterator[tuple[int, FloatArray]]:
         """The dense queries [F, ≤ columns] and the place of the first: kept where they fit."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.blocks import FloatArray
-from finescope.curation.scoring.scorers import TABLE, Scorer
+from finescope.curation.scoring.base import Scorer
+from finescope.curation.scoring.scorers import TABLE
 from finescope.errors import did_you_mean
 
 ALIASES = {"codes": "contrast"}

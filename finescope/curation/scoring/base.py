@@ -1,0 +1,212 @@
+"""What a scorer is: what it sees of rows and targets, and what it must give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from finescope.codes import SparseCodes
+from finescope.curation.blocks import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    reciprocal,
+    values64,
+    with_values,
+)
+
+SPACES = {
+    "codes": frozenset[str](),
+    "words": frozenset({"texts"}),
+    "dense": frozenset({"dense"}),
+    "dense-centred": frozenset({"dense"}),
+    "dense-whitened": frozenset({"dense"}),
+}
+"""The spaces by name, and what must be known of the rows, beside their codes, to make them."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a scorer sees of n rows in its space; rows that are not valid are zero vectors.
+
+    Attributes:
+        cosines: float64 [T,n], of the targets with the rows.
+        mean: float64 [n], ⟨μ, x̂⟩; None where nobody asked for it.
+        valid: bool [n].
+        block: the rows x themselves.
+        norms: float64 [n], ‖w∘x‖.
+        weights: w, float64 [F]; None for none.
+    """
+
+    cosines: FloatArray
+    mean: FloatArray | None
+    valid: BoolArray
+    block: SparseCodes
+    norms: FloatArray
+    weights: FloatArray | None
+
+    @cached_property
+    def unit(self) -> SparseCodes:
+        """x̂ of the rows, float64, entry for entry; made when it is first asked for."""
+        factors = np.where(self.valid, reciprocal(np.where(self.valid, self.norms, 1.0)), 0.0)
+        lengths = np.diff(self.block.indptr.numpy())
+        values = np.where(np.repeat(self.valid, lengths), values64(self.block), 0.0)  # 0 × inf is NaN
+        values *= np.repeat(factors, lengths)
+        if self.weights is not None:
+            values *= self.weights[self.block.indices.numpy()]
+        return with_values(self.block, torch.from_numpy(values))
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The targets that a score is made from, P of T.
+
+    Attributes:
+        columns: int64 [P], distinct rows of ``Seen.cosines``, ascending.
+        norms: float64 [P], ‖w∘t‖.
+        unit: scipy CSR float64 [P,F], t̂.
+        background: gives x̂ of some rows of the corpus, the same ones each time, scipy CSR float64 [S,F].
+    """
+
+    columns: IntArray
+    norms: FloatArray
+    unit: Any
+    background: Callable[[], Any]
+    fits: dict[Scorer, FloatArray] = field(default_factory=dict)
+    """What scorers have made of these targets, float64 [F]."""
+
+    @cached_property
+    def prototype(self) -> FloatArray:
+        """mean t̂, float64 [F]."""
+        return np.asarray(self.unit.sum(axis=0)).ravel() / self.columns.size
+
+    @property
+    def gram(self) -> FloatArray:
+        """⟨t̂, t̂'⟩ of all pairs, float64 [P,P]."""
+        return np.asarray((self.unit @ self.unit.T).toarray())
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The direction u of n rows' scores: u = Σ shares·t̂ + of_mean·μ.
+
+    Attributes:
+        shares: float64 [n,P], or [1,P] where all rows have the same.
+        of_mean: share of μ.
+    """
+
+    shares: FloatArray
+    of_mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What can be asked for by a name.
+
+    Attributes:
+        name: what the user types.
+        summary: what it does, in words.
+    """
+
+    name: str
+    summary: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be known of the rows beside their codes: "texts", "dense", "lengths"."""
+        return frozenset()
+
+    @property
+    def terms(self) -> tuple[tuple[float, Scorer], ...]:
+        """The addends of the score and their weights: itself, unless it is a sum."""
+        return ((1.0, self),)
+
+    def configured(self, **options: Any) -> Scorer:
+        """Return the scorer with those of the options that it knows."""
+        known = {field.name for field in dataclasses.fields(self)} & set(options)
+        return dataclasses.replace(self, **{name: options[name] for name in known})
+
+
+@dataclass(frozen=True)
+class SpaceScorer(Scorer):
+    """A scorer that looks at cosines.
+
+    Attributes:
+        space: where the cosines are taken: a name of ``SPACES``.
+        uses_mean: whether it looks at ⟨μ, x̂⟩.
+    """
+
+    space: str = "codes"
+    uses_mean: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the space is made of."""
+        return SPACES[self.space]
+
+    def score(self, seen: Seen, pick: Pick) -> FloatArray:
+        """Return the scores of n rows, float64 [n]. Row by row: a row scores the same in any company."""
+        raise NotImplementedError
+
+    def mixture(self, seen: Seen, pick: Pick) -> Mixture:
+        """Return the directions whose inner products with the rows are their scores."""
+        raise NotImplementedError
+
+    def addends(self, seen: Seen, pick: Pick, mean: FloatArray) -> FloatArray:
+        """Take the scores of n rows apart, float64 [nnz]: an addend for every entry of ``seen.unit``.
+
+        Args:
+            seen: n rows, with their ⟨μ, x̂⟩.
+            pick: the targets.
+            mean: μ, float64 [F].
+        """
+        mixture = self.mixture(seen, pick)
+        directions = mixture.of_mean * mean + mixture.shares @ pick.unit
+        row: Any = 0
+        if len(directions) > 1:
+            row = np.repeat(np.arange(len(seen.unit)), np.diff(seen.unit.indptr.numpy()))
+        return np.asarray(values64(seen.unit) * directions[row, seen.unit.indices.numpy()])
+
+
+@dataclass(frozen=True)
+class Linear(SpaceScorer):
+    """A scorer whose direction is the same for all rows."""
+
+    def shares(self, pick: Pick) -> tuple[FloatArray, float]:
+        """Return the share of every picked target, float64 [P], and that of μ."""
+        raise NotImplementedError
+
+    def score(self, seen: Seen, pick: Pick) -> FloatArray:
+        """Return the scores of n rows, float64 [n]."""
+        shares, of_mean = self.shares(pick)
+        # One target after the other: a matrix product would add in an order that depends on n.
+        total = np.zeros(seen.cosines.shape[1])
+        for column, share in zip(pick.columns.tolist(), shares.tolist(), strict=True):
+            total += share * seen.cosines[column]
+        if of_mean and seen.mean is not None:
+            total += of_mean * seen.mean
+        return total
+
+    def mixture(self, seen: Seen, pick: Pick) -> Mixture:
+        """Return the one direction."""
+        shares, of_mean = self.shares(pick)
+        return Mixture(shares[None, :], of_mean)
+
+
+class Column(Scorer):
+    """A scorer that looks at no target: a number a row, whatever is looked for."""
+
+    def values(self, rows: int, lengths: FloatArray | None) -> FloatArray:
+        """Return the scores of all rows, float64 [N].
+
+        Args:
+            rows: N.
+            lengths: float64 [N], where the scorer needs them.
+        """
+        raise NotImplementedError
