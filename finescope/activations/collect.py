@@ -37,7 +37,7 @@ def store_activations(
 ) -> ActivationStore:
     """Write the activations of a corpus, or of a random sample of its documents, and open them.
 
-    A run that was stopped goes on after its last finished shard; a run that was finished does nothing.
+    A run that was stopped goes on where it was a minute before; a run that was finished does nothing.
 
     Args:
         tap: model and layer.
@@ -83,9 +83,8 @@ def _fill(
     chain = _Chain(known=isinstance(rows, Corpus))
     source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
     done = 0
-    if writer.entries:
-        last = writer.entries[-1].notes
-        done = chain.skip(source, int(last["next_row"]), str(last["chain"]))
+    if writer.reached:
+        done = chain.skip(source, int(writer.reached["next_row"]), str(writer.reached["chain"]))
     positions: list[int] = []
     marks: dict[int, str] = {}
 

@@ -34,7 +34,7 @@ class ActivationStoreWriter(StoreWriter):
     """Writes documents' activations [T,D] in order; a finished shard is never written again.
 
     Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards
-    for the next run, and drops the documents after them.
+    for the next run, and what of the next shard was done a minute before.
     """
 
     def __init__(
@@ -68,9 +68,17 @@ class ActivationStoreWriter(StoreWriter):
         facts = {"width": width, "dtype": str(dtype).removeprefix("torch.")}
         super().__init__(directory, KIND, {**(fingerprint or {}), **facts}, facts, mode=mode)
         self._documents: list[DocumentActivations] = []
-        self._tokens = 0
+        self._tokens = self._kept = 0
+        self._notes: dict[str, Any] = dict(self.entries[-1].notes) if self.entries else {}
         # Pages that nothing is written to take no memory.
         self._room = torch.empty(self._limit, width, dtype=dtype)
+        for tensors, notes in self.pieces():
+            self._take_back(tensors, notes)
+
+    @property
+    def reached(self) -> Mapping[str, Any]:
+        """The plain values given with the last document that is kept; empty before the first."""
+        return self._notes
 
     @property
     def num_tokens(self) -> int:
@@ -82,7 +90,7 @@ class ActivationStoreWriter(StoreWriter):
 
         Args:
             document: activations [T,D].
-            entry: plain values for the manifest if a shard ends here.
+            entry: plain values for the manifest if a shard ends here; see ``reached``.
 
         Raises:
             StoreError: a value too large for the dtype, or a full disk.
@@ -104,6 +112,13 @@ class ActivationStoreWriter(StoreWriter):
                 f"activations of document {document.id!r} don't fit {self._dtype}; "
                 "store them as bfloat16 or float32"
             )
+        self._hold(document, stored)
+        if self._tokens >= self._limit:
+            self.flush(**entry)
+        elif self.pieces_due:
+            self._keep(entry)
+
+    def _hold(self, document: DocumentActivations, stored: Tensor) -> None:
         self._room = _grown(self._room, self._tokens, self._tokens + stored.shape[0])
         self._room[self._tokens : self._tokens + stored.shape[0]] = stored
         # The activations lie in the buffer: even an empty view of them would keep the batch they come from.
@@ -112,8 +127,28 @@ class ActivationStoreWriter(StoreWriter):
             replace(document, token_ids=document.token_ids.cpu().clone(), activations=bare)
         )
         self._tokens += stored.shape[0]
-        if self._tokens >= self._limit:
-            self.flush(**entry)
+
+    def _keep(self, notes: Mapping[str, Any]) -> None:
+        """Keep the documents that came since the last piece."""
+        new = self._documents[self._kept :]
+        lengths = [document.token_ids.shape[0] for document in new]
+        tensors = {
+            "activations": self._room[self._tokens - sum(lengths) : self._tokens],
+            "token_ids": torch.cat([document.token_ids for document in new]),
+        }
+        about = [[d.index, d.id, length, d.place, d.windows] for d, length in zip(new, lengths, strict=True)]
+        self.keep_piece(tensors, documents=about, reached=dict(notes))
+        self._kept = len(self._documents)
+
+    def _take_back(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        start = 0
+        for index, row_id, length, place, windows in notes["documents"]:
+            part = slice(start, start + length)
+            stored = tensors["activations"][part]
+            ids = tensors["token_ids"][part].clone()
+            self._hold(DocumentActivations(index, row_id, ids, stored, place, tuple(windows)), stored)
+            start += length
+        self._notes, self._kept = notes["reached"], len(self._documents)
 
     def flush(self, **entry: Any) -> None:
         """Write the waiting documents as a shard.
@@ -144,7 +179,7 @@ class ActivationStoreWriter(StoreWriter):
         )
         notes = {"tokens": self._tokens, "last_index": self._documents[-1].index}
         self._shards.write(tensors, table, {**notes, **entry})
-        self._documents, self._tokens = [], 0
+        self._documents, self._tokens, self._kept = [], 0, 0
 
     def finish(self, *, next_row: int = 0, chain: str = "") -> None:
         """Write what waits and declare the store complete.

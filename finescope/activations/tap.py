@@ -21,14 +21,14 @@ from finescope.activations.batches import (
 )
 from finescope.activations.layer import Layer
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
-from finescope.corpus.plan import cut
+from finescope.corpus.plan import SHARD_CHARACTERS, cut
 from finescope.corpus.row import Row
 from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.identity import sha256_json, sha256_tensors
 
-_ORDERED_ROWS = 512
+_ORDERED_ROWS, _ORDERED_CHARACTERS = 512, 1 << 17
 _SAMPLED_ELEMENTS = 256
 _PROBE = (
     "In 1969, the crew of Apollo 11 landed on the Moon; 3 of 4 people who were alive then heard or saw it."
@@ -208,8 +208,8 @@ class ActivationTap:
 
         Args:
             rows: streamed.
-            ordered: yield in the order of the rows, holding the activations of up to 512 documents; False
-                yields each document when it is done, holds little and fills batches better.
+            ordered: yield in the order of the rows, holding the activations of up to 512 documents or of 2^17
+                characters; False yields each document when it is done, holds little and fills batches better.
 
         Raises:
             InputError: the layer gives NaN or infinite activations for a document (named), or a chat template
@@ -219,7 +219,8 @@ class ActivationTap:
         waiting: dict[int, DocumentActivations] = {}
         following = 0
         pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
-        for batch in self.batches(rows, **({"chunk_rows": _ORDERED_ROWS} if ordered else {})):
+        chunk = {"chunk_rows": _ORDERED_ROWS, "chunk_characters": _ORDERED_CHARACTERS} if ordered else {}
+        for batch in self.batches(rows, **chunk):
             for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
                 low, high = batch.offsets[number], batch.offsets[number + 1]
                 piece = (batch.token_ids[low:high], batch.activations[low:high])
@@ -239,7 +240,9 @@ class ActivationTap:
                     yield waiting.pop(following)
                     following += 1
 
-    def batches(self, rows: Iterable[Row], *, chunk_rows: int = 4096) -> Iterator[ActivationBatch]:
+    def batches(
+        self, rows: Iterable[Row], *, chunk_rows: int = 4096, chunk_characters: int = SHARD_CHARACTERS
+    ) -> Iterator[ActivationBatch]:
         """Yield the activations batch by batch, in the order they are computed: the cheapest way to all.
 
         Every row comes up, in ``Document.parts`` windows; those of one document may come in any order.
@@ -247,12 +250,13 @@ class ActivationTap:
         Args:
             rows: streamed.
             chunk_rows: rows tokenised and sorted by length at a time; more fill batches better.
+            chunk_characters: characters of theirs, about.
 
         Raises:
             InputError: as ``run``.
         """
         start = 0
-        for _, chunk in cut(rows, chunk_rows):
+        for _, chunk in cut(rows, chunk_rows, chunk_characters):
             windows = self.windower.cut(chunk, start)
             start += len(chunk)
             blank = [window for window in windows if not window.kept]

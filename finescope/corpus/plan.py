@@ -55,8 +55,8 @@ class Planner:
         shards: the shards that are closed.
     """
 
-    def __init__(self, limit: int = SHARD_ROWS) -> None:
-        """Plan shards of at most ``limit`` rows, and of about ``SHARD_CHARACTERS``.
+    def __init__(self, limit: int = SHARD_ROWS, characters: int = SHARD_CHARACTERS) -> None:
+        """Plan shards of at most ``limit`` rows, and of about so many characters.
 
         Raises:
             ValueError: a limit below 1.
@@ -64,7 +64,7 @@ class Planner:
         if limit < 1:
             raise ValueError(f"a shard holds at least 1 row, not {limit}")
         self.shards: list[Shard] = []
-        self._limit = limit
+        self._limit, self._most = limit, characters
         self._open(0)
 
     def _open(self, first: int) -> None:
@@ -75,7 +75,7 @@ class Planner:
         self._rows += 1
         self._characters += len(row.content)
         self._hash.add(row)
-        if self._rows < self._limit and self._characters < SHARD_CHARACTERS:
+        if self._rows < self._limit and self._characters < self._most:
             return False
         self.close()
         return True
@@ -96,9 +96,11 @@ def plan(rows: Iterable[Row], limit: int = SHARD_ROWS) -> list[Shard]:
     return planner.shards
 
 
-def cut(rows: Iterable[Row], limit: int = SHARD_ROWS) -> Iterator[tuple[Shard, list[Row]]]:
+def cut(
+    rows: Iterable[Row], limit: int = SHARD_ROWS, characters: int = SHARD_CHARACTERS
+) -> Iterator[tuple[Shard, list[Row]]]:
     """Yield rows shard by shard."""
-    planner = Planner(limit)
+    planner = Planner(limit, characters)
     held: list[Row] = []
     for row in rows:
         held.append(row)

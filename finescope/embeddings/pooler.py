@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,7 +141,15 @@ class Pooler:
 
 
 class ShardBuilder:
-    """Collects the codes of one shard's documents as batches of windows come in, in any order."""
+    """Collects the codes of one shard's documents as batches of windows come in, in any order.
+
+    Attributes:
+        token_counts: tokens of each document.
+        num_done: documents that are finished.
+        num_tokens: tokens of all documents.
+        new: places of the documents that were finished since the last piece.
+        dense: [rows,D], means of activations, or None.
+    """
 
     def __init__(self, pooler: Pooler, dense_width: int | None, rows: int) -> None:
         self._pooler = pooler
@@ -150,6 +158,7 @@ class ShardBuilder:
         self._sums: dict[int, dict[int, Tensor]] = {}
         self.token_counts = [0] * rows
         self.num_done = self.num_tokens = 0
+        self.new: list[int] = []
         self.dense = None if dense_width is None else torch.zeros(rows, dense_width)
 
     def add(self, batch: ActivationBatch, places: Sequence[int] | None = None) -> int:
@@ -196,6 +205,7 @@ class ShardBuilder:
         for row, index in enumerate(documents):
             kept = pooled.indices[row] >= 0
             self._rows[index] = (pooled.values[row][kept], pooled.indices[row][kept])
+        self.new += documents
         self.num_done += len(documents)
 
     def _add_dense(self, index: int, parts: int, part: int, activations: Tensor) -> None:
@@ -209,6 +219,35 @@ class ShardBuilder:
             tokens = self.token_counts[index] + activations.shape[0]
             self.dense[index] = total / max(1, tokens)
             del self._sums[index]
+
+    def piece(self) -> dict[str, Tensor]:
+        """Return the documents that were finished since the last piece, n of them, for ``take_back``."""
+        rows = [row for row in map(self._rows.__getitem__, self.new) if row is not None]
+        tensors = {
+            "places": torch.tensor(self.new, dtype=torch.int64),
+            "tokens": torch.tensor([self.token_counts[place] for place in self.new], dtype=torch.int64),
+            "lengths": torch.tensor([indices.numel() for _, indices in rows], dtype=torch.int64),
+            "values": torch.cat([values for values, _ in rows]),
+            "indices": torch.cat([indices for _, indices in rows]),
+        }
+        if self.dense is not None:
+            tensors["dense"] = self.dense[self.new]
+        self.new = []
+        return tensors
+
+    def take_back(self, piece: Mapping[str, Tensor]) -> list[int]:
+        """Take documents of an earlier run; return their places."""
+        places: list[int] = piece["places"].tolist()
+        lengths = piece["lengths"].tolist()
+        values, indices = piece["values"].split(lengths), piece["indices"].split(lengths)  # type: ignore[no-untyped-call]
+        for place, tokens, *row in zip(places, piece["tokens"].tolist(), values, indices, strict=True):
+            self._rows[place] = (row[0].clone(), row[1].clone())
+            self.token_counts[place] = tokens
+            self.num_tokens += tokens
+        if self.dense is not None:
+            self.dense[places] = piece["dense"]
+        self.num_done += len(places)
+        return places
 
     def codes(self) -> SparseCodes:
         """Return the codes of all documents of the shard."""

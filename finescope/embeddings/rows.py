@@ -45,7 +45,7 @@ def embed_rows(
     """Embed every row of a corpus into a store of document codes, streaming.
 
     Activations never reach the disk, and memory doesn't grow with the corpus. A run that was stopped goes on
-    after its last finished shard; one that was finished does nothing. Row i of the corpus is row i of the
+    where it was a minute before; one that was finished does nothing. Row i of the corpus is row i of the
     store; a row without text has an empty code. A corpus is read through once beforehand, so that a broken
     line near its end is reported before the model has run for hours.
 
@@ -147,10 +147,22 @@ class _Embedder:
         """Embed the rows of a shard and write it."""
         built = ShardBuilder(self.pooler, self.tap.width if self.dense else None, len(rows))
         done, tokens = self.writer.num_rows, self.writer.num_tokens
-        for batch, positions in self._batches(shard, rows):
-            finished = built.add(batch, positions)
-            if self.progress is not None and finished:
-                self.progress(done + built.num_done, tokens + built.num_tokens)
+        left = list(range(len(rows)))
+        if self.stored is not None:
+            end = shard.first + shard.rows
+            known = set(self.stored.indices_between(shard.first, end).tolist())
+            left = [place for place in left if shard.first + place not in known]
+            for batch in self.stored.between(shard.first, end):
+                self._add(built, batch, range(-shard.first, shard.rows), done, tokens)
+            built.new.clear()  # no model was run for them
+        for piece, notes in self.writer.pieces():
+            if notes["digest"] == shard.digest:
+                left = sorted(set(left).difference(built.take_back(piece)))
+        chosen = [rows[place] for place in left]
+        for batch in self.tap.batches(chosen, chunk_rows=max(1, len(chosen))):
+            self._add(built, batch, left, done, tokens)
+            if built.new and self.writer.pieces_due:
+                self.writer.keep_piece(built.piece(), digest=shard.digest)
         columns = {name: [row.record.get(name) for row in rows] for name in self.columns}
         self.writer.write(
             built.codes(),
@@ -168,19 +180,12 @@ class _Embedder:
         value = row.record.get(self.label_column or "")
         return "" if value is None else str(value)
 
-    def _batches(self, shard: Shard, rows: list[Row]) -> Iterator[tuple[ActivationBatch, Sequence[int]]]:
-        """Yield batches of windows, and the place in the shard of each number that their documents bear."""
-        left = list(range(len(rows)))
-        if self.stored is not None:
-            end = shard.first + shard.rows
-            known = set(self.stored.indices_between(shard.first, end).tolist())
-            left = [place for place in left if shard.first + place not in known]
-            for batch in self.stored.between(shard.first, end):
-                yield batch, range(-shard.first, shard.rows)
-        if left:
-            chosen = [rows[place] for place in left]
-            for batch in self.tap.batches(chosen, chunk_rows=len(chosen)):
-                yield batch, left
+    def _add(
+        self, built: ShardBuilder, batch: ActivationBatch, places: Sequence[int], done: int, tokens: int
+    ) -> None:
+        finished = built.add(batch, places)
+        if self.progress is not None and finished:
+            self.progress(done + built.num_done, tokens + built.num_tokens)
 
 
 def _check_stored(stored: ActivationStore, tap: ActivationTap, fingerprint: Mapping[str, Any]) -> None:

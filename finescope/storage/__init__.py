@@ -10,6 +10,7 @@ strings    strings of an Arrow column, as a sequence
 lock       one run at a time in one folder
 yaml12     plain values of YAML 1.2
 manifest   what a store says of itself
+pieces     what of the shard at work is done already
 shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
 store      what the stores of activations and of codes have in common
 """

@@ -3,7 +3,7 @@
 Every shard is a safetensors file (the bulk) and a Parquet file (ids and metadata). Both are written under
 temporary names and renamed; the manifest, rewritten last, is what makes a shard count. So a run that is
 killed at any moment leaves a folder whose listed shards are whole, and the next run goes on after the last
-of them.
+of them, with what pieces tell of the next.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from finescope.storage.files import (
     write_json,
     write_tensors,
 )
-from finescope.storage.identity import differences, sha256_file
+from finescope.storage.identity import differences, sha256_file, sha256_json
 from finescope.storage.lock import FolderLock
 from finescope.storage.manifest import MANIFEST, VERSION, Manifest, ShardEntry, read_manifest
+from finescope.storage.pieces import Pieces
 
 _SHOWN = 4
 
@@ -39,6 +40,7 @@ class ShardWriter:
         shards: what is noted about the finished shards.
         complete: whether the work was finished already.
         facts: plain values about the whole store.
+        pieces: what of the next shard is done already.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ShardWriter:
         self.shards: list[ShardEntry] = []
         self.complete = False
         self._schema: Any = None
+        self.pieces = Pieces(directory, sha256_json([kind, self._fingerprint]))
         make_folder(self._directory)
         self._lock = FolderLock(self._directory)
         try:
@@ -82,6 +85,7 @@ class ShardWriter:
         if mode == "overwrite":
             path.unlink()
             self._remove_shards([])
+            self.pieces.clear()
             return
         found = read_manifest(self._directory, self._kind)
         changed = differences(found.fingerprint, self._fingerprint)
@@ -127,6 +131,7 @@ class ShardWriter:
         write_tensors(bulk, tensors, header)
         self.shards.append(ShardEntry(*_known(bulk), *_known(meta), table.num_rows, dict(notes)))
         self._write_manifest()
+        self.pieces.clear()
 
     def _merged_schema(self, table: Any) -> Any:
         """Return the columns of all shards together; found out now and not when they are read, hours later.

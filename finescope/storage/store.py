@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from finescope.errors import StoreError
 from finescope.storage.files import PathLike
 from finescope.storage.manifest import ShardEntry, read_manifest
@@ -129,6 +131,23 @@ class StoreWriter:
     def facts(self) -> dict[str, Any]:
         """Facts in the manifest."""
         return self._shards.facts
+
+    @property
+    def pieces_due(self) -> bool:
+        """Whether it is time to keep what of the next shard is done: see ``keep_piece``."""
+        return self._shards.pieces.due()
+
+    def keep_piece(self, tensors: Mapping[str, Tensor], **notes: Any) -> None:
+        """Keep what was done since the last piece, so that a killed run loses no more than a minute.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        self._shards.pieces.write(len(self.entries), tensors, notes)
+
+    def pieces(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Yield, once, tensors and notes of the pieces of the next shard that an earlier run left."""
+        return self._shards.pieces.found(len(self.entries))
 
     def describe(self, **facts: Any) -> None:
         """Add facts to the manifest, which is written with the next shard."""
