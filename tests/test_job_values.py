@@ -89,6 +89,7 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "batch_tokens": whole(1),
     "max_length": either(whole(1), NONE),
     "stride": either(whole(1), NONE),
+    "sinks": among("drop", "keep"),
     "train_tokens": whole(1),
     "preset": among(),
     "pooling": NONE,

@@ -28,12 +28,13 @@ from finescope.workflow.stages.manifest import Manifest
 from finescope.workflow.stages.report import Averaged, Report
 from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select
+from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
 from finescope.workflow.tables import ScoredRows, read_selection, write_selection
 
 STAGES = [
-    Check(), CollectActivations(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(), Evaluate(),
-    Report(), Report(Averaged(("a", "b"), ())), Manifest(),
+    Check(), CollectActivations(), FindSinks(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(),
+    Evaluate(), Report(), Report(Averaged(("a", "b"), ())), Manifest(),
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from finescope.errors import InputError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """What activations are rounded to and stored as."""
+
+
+_NORM_ROWS = 4096
 
 
 class TooLargeError(InputError):
@@ -65,6 +68,26 @@ class ActivationBatch:
             return None
         token = int(broken.nonzero()[0])
         return next(number for number in range(len(self.documents)) if self.offsets[number + 1] > token)
+
+    def without_sinks(self, max_norm: float) -> ActivationBatch:
+        """Return the batch without the tokens whose norm is above ``max_norm``."""
+        kept = norms(self.activations) <= max_norm
+        if bool(kept.all()):
+            return self
+        places = [0, *kept.cumsum(dim=0).tolist()]
+        return replace(
+            self,
+            offsets=[places[offset] for offset in self.offsets],
+            token_ids=self.token_ids[kept.cpu()],
+            activations=self.activations[kept],
+        )
+
+
+def norms(activations: Tensor) -> Tensor:
+    """Return the Euclidean norms float64 [B] of activations [B,D]."""
+    parts = activations.split(_NORM_ROWS)  # type: ignore[no-untyped-call]
+    # In parts: they are held in float64.
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
 
 
 def rounded(batch: ActivationBatch, dtype: torch.dtype) -> ActivationBatch:

@@ -168,6 +168,12 @@ class ActivationTap:
         other.activation_dtype = dtype
         return other
 
+    def truncating(self) -> ActivationTap:
+        """Return a tap on the same model and layer that reads the first window of a text only."""
+        other = copy.copy(self)
+        other._long, other.windower = "truncate", self.windower.truncating()
+        return other
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the activations: model (a sample of its weights), layer, tokenizer, windows."""
         config = getattr(self.model, "config", None)

@@ -8,6 +8,7 @@ that the masked attention path is always the one taken. Only the number of rows 
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import defaultdict
@@ -130,6 +131,12 @@ class Windower:
     def template_kind(self) -> str:
         """Which chat template conversations go through; see ``Renderer.kind``."""
         return self.renderer.kind
+
+    def truncating(self) -> Windower:
+        """Return a windower that keeps the first window of a text only."""
+        other = copy.copy(self)
+        other._truncate = True
+        return other
 
     def cut(self, rows: Sequence[Row], first_index: int = 0) -> list[Window]:
         """Return the windows of ``rows``, at least one a row; a row without tokens gets an empty one.

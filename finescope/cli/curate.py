@@ -18,7 +18,7 @@ from finescope.cli.common import config_options
 @options.chat_options
 @options.group("sae_path", "train_tokens")
 @options.recipe_options
-@options.group("pooling", "top_k_activations")
+@options.group("pooling", "top_k_activations", "sinks")
 @options.selection_options
 @options.label_options
 @options.group("report_rows", "draws", "seed")

@@ -20,7 +20,7 @@ OUT = "codes"
 @options.option("out", help="Folder of the codes", default=OUT)
 @options.column_options
 @options.chat_options
-@options.group("pooling", "top_k_activations")
+@options.group("pooling", "top_k_activations", "sinks")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
 @options.quiet_option
@@ -43,6 +43,7 @@ def command(
     from finescope.workflow.opening import find_sae, open_given
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, embed
+    from finescope.workflow.stages.sinks import norm_limit
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
@@ -57,7 +58,12 @@ def command(
             opened.tap,
             corpus,
             job.folder,
-            Embedding(job.top_k_activations, job.recipe().pooling, job.activation_dtype),
+            Embedding(
+                job.top_k_activations,
+                job.recipe().pooling,
+                job.activation_dtype,
+                norm_limit(str(job.sae_path), opened.tap, corpus) if job.sinks == "drop" else None,
+            ),
             name="embedding",
             reporter=reporter,
             overwrite=restart,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finescope.config import SaeConfig
 @options.option("sae.num_latents", help="F, latents in all", default="from the tokens there are")
 @options.option("sae.k", help="K, latents per token", default=f"{SaeConfig().k}, fewer for a small SAE")
 @options.option("training.num_epochs", default="about 400 steps")
+@options.option("sinks")
 @options.option("device", help="Where to train")
 @options.option("seed", help="Seed of initialisation and shuffling")
 @config_options
@@ -45,14 +47,18 @@ def command(
     from finescope.progress import Reporter
     from finescope.sae.metrics import training_log
     from finescope.workflow.sending import sending
+    from finescope.workflow.stages.sinks import find_in, note_beside, tokens_of
     from finescope.workflow.stages.train import plan_for, train
 
     job = options.job_from(config_path, overrides, {"out": out, **given})
     store = ActivationStore(activations)
-    plan = plan_for(job, store.num_tokens, store.width)
     reporter = Reporter(quiet=quiet)
+    found = asdict(find_in(store, reporter)) if job.sinks == "drop" else {}
+    tokens = tokens_of(store, found)
+    plan = plan_for(job, tokens.num_tokens, tokens.width)
     with sending(job.out, reporter):
-        sae = train(store, plan, job.folder, reporter=reporter)
+        sae = train(tokens, plan, job.folder, reporter=reporter)
+        note_beside(job.folder, found.get("max_norm"))
     log = training_log(job.folder)
     quality = f", FVU {log[-1]['fvu']:.4f}, {log[-1]['dead_fraction']:.1%} dead latents" if log else ""
     click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.out}{quality}")

@@ -24,6 +24,7 @@ def extract_embeddings(
     pooling: str = "mean",
     offsets: Tensor | None = None,
     mask: Tensor | None = None,
+    max_norm: float | None = None,
     batch_tokens: int = 8192,
 ) -> SparseCodes:
     """Turn token activations into one sparse code per document.
@@ -39,6 +40,7 @@ def extract_embeddings(
         pooling: "mean" over all tokens of the document, "max", "sum", "sqrt_mean" or "count".
         offsets: int64 [N+1], with [B,D]: document n holds tokens offsets[n] … offsets[n+1]-1.
         mask: bool [N,S], with [N,S,D]: False for padding.
+        max_norm: tokens of a larger norm are left out: attention sinks, see ``finescope.activations.sinks``.
         batch_tokens: tokens encoded at a time.
 
     Returns:
@@ -49,7 +51,7 @@ def extract_embeddings(
             (the document is named).
         ValueError: an unknown pooling, or ``top_k`` below 1.
     """
-    pooler = Pooler(sae, pooling, top_k, batch_tokens)
+    pooler = Pooler(sae, pooling, top_k, batch_tokens, max_norm)
     parts: list[PooledRows] = []
     waiting: list[Tensor] = []
     tokens = number = 0

@@ -72,9 +72,16 @@ class PooledRows:
 
 
 class Pooler:
-    """Encodes tokens and pools documents."""
+    """Encodes tokens and pools documents.
 
-    def __init__(self, sae: Encoder, pooling: str, top_k: int, batch_tokens: int) -> None:
+    Attributes:
+        sae: the autoencoder.
+        max_norm: tokens of a larger norm are left out; None leaves out none.
+    """
+
+    def __init__(
+        self, sae: Encoder, pooling: str, top_k: int, batch_tokens: int, max_norm: float | None = None
+    ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         if top_k < 1:
@@ -84,6 +91,7 @@ class Pooler:
         self.sae = sae
         self._pooling, self._keep = pooling, min(top_k, sae.num_latents)
         self._batch = batch_tokens
+        self.max_norm = max_norm
         parameter = next(iter(sae.parameters()), None) if hasattr(sae, "parameters") else None
         self._device = parameter.device if parameter is not None else None
 
@@ -122,6 +130,14 @@ class Pooler:
                 f"document {first + number} has NaN or infinite activations at token "
                 f"{token - int(offsets[number])}; leave it out, or read it again in float32"
             )
+        if self.max_norm is not None:
+            from finescope.activations.batches import (
+                norms,  # the model's side: not for who leaves out nothing
+            )
+
+            kept = norms(tokens) <= self.max_norm
+            tokens = tokens[kept]
+            offsets = torch.cat([offsets[:1], kept.cpu().cumsum(dim=0)])[offsets]
         return self.pool(self.encode_checked(tokens), offsets)
 
     def encode_checked(self, tokens: Tensor) -> TokenCodes | None:
@@ -145,6 +161,7 @@ class ShardBuilder:
 
     Attributes:
         token_counts: tokens of each document.
+        sink_counts: how many of them were left out.
         num_done: documents that are finished.
         num_tokens: tokens of all documents.
         new: places of the documents that were finished since the last piece.
@@ -155,8 +172,9 @@ class ShardBuilder:
         self._pooler = pooler
         self._rows: list[tuple[Tensor, Tensor] | None] = [None] * rows
         self._pieces: dict[int, dict[int, TokenCodes | None]] = {}
-        self._sums: dict[int, dict[int, Tensor]] = {}
+        self._sums: dict[int, dict[int, tuple[int, Tensor]]] = {}
         self.token_counts = [0] * rows
+        self.sink_counts = [0] * rows
         self.num_done = self.num_tokens = 0
         self.new: list[int] = []
         self.dense = None if dense_width is None else torch.zeros(rows, dense_width)
@@ -164,20 +182,27 @@ class ShardBuilder:
     def add(self, batch: ActivationBatch, places: Sequence[int] | None = None) -> int:
         """Take a batch; return how many documents it finished.
 
+        Sinks count as tokens of their documents, and in nothing else.
+
         Args:
             batch: windows of documents.
             places: places in the shard of the documents, by their ``index``; by default that is the place.
         """
+        read = batch.offsets
+        if self._pooler.max_norm is not None:
+            batch = batch.without_sinks(self._pooler.max_norm)
         codes = self._pooler.encode_checked(batch.activations)
         before = self.num_done
+        self.num_tokens += read[-1]
         whole: list[int] = []
         spans: list[tuple[int, int]] = []
         for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
             low, high = batch.offsets[number], batch.offsets[number + 1]
             place = document.index if places is None else places[document.index]
             self._add_dense(place, document.parts, part, batch.activations[low:high])
-            self.token_counts[place] += high - low
-            self.num_tokens += high - low
+            tokens = read[number + 1] - read[number]
+            self.token_counts[place] += tokens
+            self.sink_counts[place] += tokens - (high - low)
             if document.parts == 1:
                 whole.append(place)
                 spans.append((low, high))
@@ -212,12 +237,11 @@ class ShardBuilder:
         if self.dense is None:
             return
         sums = self._sums.setdefault(index, {})
-        sums[part] = activations.double().sum(dim=0).cpu()
+        sums[part] = (len(activations), activations.double().sum(dim=0).cpu())
         if len(sums) == parts:
             # In the order of the windows: float64 sums, too, depend on their order.
-            total = torch.stack([sums[position] for position in range(parts)]).sum(dim=0)
-            tokens = self.token_counts[index] + activations.shape[0]
-            self.dense[index] = total / max(1, tokens)
+            total = torch.stack([sums[position][1] for position in range(parts)]).sum(dim=0)
+            self.dense[index] = total / max(1, sum(tokens for tokens, _ in sums.values()))
             del self._sums[index]
 
     def piece(self) -> dict[str, Tensor]:
@@ -226,6 +250,7 @@ class ShardBuilder:
         tensors = {
             "places": torch.tensor(self.new, dtype=torch.int64),
             "tokens": torch.tensor([self.token_counts[place] for place in self.new], dtype=torch.int64),
+            "sinks": torch.tensor([self.sink_counts[place] for place in self.new], dtype=torch.int64),
             "lengths": torch.tensor([indices.numel() for _, indices in rows], dtype=torch.int64),
             "values": torch.cat([values for values, _ in rows]),
             "indices": torch.cat([indices for _, indices in rows]),
@@ -240,9 +265,10 @@ class ShardBuilder:
         places: list[int] = piece["places"].tolist()
         lengths = piece["lengths"].tolist()
         values, indices = piece["values"].split(lengths), piece["indices"].split(lengths)  # type: ignore[no-untyped-call]
-        for place, tokens, *row in zip(places, piece["tokens"].tolist(), values, indices, strict=True):
+        counts = zip(piece["tokens"].tolist(), piece["sinks"].tolist(), strict=True)
+        for place, (tokens, sinks), *row in zip(places, counts, values, indices, strict=True):
             self._rows[place] = (row[0].clone(), row[1].clone())
-            self.token_counts[place] = tokens
+            self.token_counts[place], self.sink_counts[place] = tokens, sinks
             self.num_tokens += tokens
         if self.dense is not None:
             self.dense[places] = piece["dense"]

@@ -36,6 +36,7 @@ def embed_rows(
     keep_columns: Sequence[str] = (),
     label_column: str | None = None,
     dtype: torch.dtype | None = None,
+    max_norm: float | None = None,
     shard_rows: int = SHARD_ROWS,
     shards: Sequence[Shard] | None = None,
     stored: ActivationStore | None = None,
@@ -65,6 +66,8 @@ def embed_rows(
         label_column: column of labels to keep, as text; see ``CodeStore.labels``. It decides nothing else: a
             store that was begun with another one keeps that.
         dtype: of stored values; by default float16, and float32 for "sum" and "count", which can outgrow it.
+        max_norm: tokens of a larger norm are left out of codes and means: attention sinks, see
+            ``finescope.activations.sinks``. A document of nothing else has an empty code.
         shard_rows: documents per shard.
         shards: the corpus' shards, where they are planned already; they decide instead of ``shard_rows``.
         stored: activations of rows of this corpus from this tap; the model isn't run on those again. They
@@ -86,7 +89,7 @@ def embed_rows(
         )
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
-    pooler = Pooler(sae, pooling, top_k, max(tap.batch_tokens, 8192))
+    pooler = Pooler(sae, pooling, top_k, max(tap.batch_tokens, 8192), max_norm)
     corpus = rows if isinstance(rows, Corpus) else None
     fingerprint = {
         "corpus": corpus.fingerprint() if corpus is not None else None,
@@ -95,6 +98,7 @@ def embed_rows(
         "top_k": top_k,
         "pooling": pooling,
         "columns": list(keep_columns),
+        "max_norm": max_norm,
     }
     if stored is not None:
         _check_stored(stored, tap, fingerprint)
@@ -174,6 +178,7 @@ class _Embedder:
             dense=built.dense,
             columns=columns,
             digest=shard.digest,
+            sinks=sum(built.sink_counts),
         )
 
     def _label(self, row: Row) -> str:

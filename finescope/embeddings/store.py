@@ -201,6 +201,11 @@ class CodeStore(Store):
         """Stored entries of all documents."""
         return sum(int(entry.notes["nnz"]) for entry in self._shards)
 
+    @property
+    def num_sinks(self) -> int:
+        """How many of the tokens were left out as attention sinks."""
+        return sum(int(entry.notes.get("sinks", 0)) for entry in self._shards)
+
     def iter_shards(self) -> Iterator[tuple[int, SparseCodes]]:
         """Yield (number of the first row, mapped codes of one shard), in order, in bounded memory."""
         for number, (start, _) in enumerate(self._starts()):

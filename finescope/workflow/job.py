@@ -99,6 +99,9 @@ class Job(Configuration):
     """Tokens per window; longer texts are read in several. None: the model's limit."""
     stride: Size | None = None
     """Tokens by which windows overlap. None: none."""
+    sinks: Annotated[str, one_of(("drop", "keep"))] = "drop"
+    """Attention sinks, tokens whose norm is 10 times the usual and says nothing: left out of training and
+    pooling, or kept."""
     train_tokens: Size = 2_000_000
     """Corpus tokens to train the SAE on, at most."""
     preset: Annotated[str, one_of(PRESETS)] = "default"

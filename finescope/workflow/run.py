@@ -29,6 +29,7 @@ from finescope.workflow.stages.manifest import Manifest
 from finescope.workflow.stages.report import Averaged, Report
 from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select, curated_path
+from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
 from finescope.workflow.tables import ScoredRows, read_scores, read_selection
 
@@ -84,8 +85,9 @@ class Run:
 
     def prepare_scores(self) -> None:
         """Do everything up to the scores."""
-        training = () if self.context.job.sae_path is not None else (CollectActivations(), Train())
-        self._do(Check(), *training, Embed("corpus"), Embed("targets"), Score())
+        ours = self.context.job.sae_path is None
+        stages: tuple[Stage, ...] = (CollectActivations(), FindSinks(), Train()) if ours else (FindSinks(),)
+        self._do(Check(), *stages, Embed("corpus"), Embed("targets"), Score())
 
     def finish(self, averaged: Averaged | None = None) -> Outcome:
         """Select, evaluate and report from the saved scores and codes: seconds, and no model.

@@ -2,6 +2,7 @@
 
 check         all inputs are read once, and what will be done is said
 activations   what the SAE is trained on
+sinks         tokens that say nothing, which are left out from here on
 train         the SAE
 embed         codes of corpus and targets
 score         one score a row

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.workflow.layout import ACTIVATIONS, CODES
 from finescope.workflow.stage import Stage
+from finescope.workflow.stages.sinks import words_of
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
@@ -56,6 +57,7 @@ class Embed(Stage):
             "sae": context.sae_identity,
             "pooling": job.recipe().pooling,
             "top_k_activations": job.top_k_activations,
+            "sinks": job.sinks,
             "rows": context.fingerprints[self.rows],
         }
 
@@ -67,7 +69,12 @@ class Embed(Stage):
             context.tap,
             context.rows(self.rows),
             context.folder / CODES[self.rows],
-            Embedding(job.top_k_activations, job.recipe().pooling, self._dtype(context)),
+            Embedding(
+                job.top_k_activations,
+                job.recipe().pooling,
+                self._dtype(context),
+                context.ledger.facts("sinks").get("max_norm"),
+            ),
             name=f"embedding {self.rows}",
             shards=context.plan(self.rows),
             label_column=job.label_column,
@@ -79,6 +86,8 @@ class Embed(Stage):
             "rows": len(store),
             "pooling": job.recipe().pooling,
             "activation_dtype": store.facts["source"]["activation_dtype"],
+            "tokens": store.num_tokens,
+            "sinks": store.num_sinks,
             "refused_chats": refused.words if refused is not None else "",
             "autoencoder": [] if context.given is None else list(context.given.about),
             "warnings": [] if context.given is None else list(context.given.warnings),
@@ -97,6 +106,8 @@ class Embedding:
     top_k: int
     pooling: str
     dtype: str
+    max_norm: float | None = None
+    """Norm above which a token is an attention sink, which is left out."""
 
 
 def embed(
@@ -148,8 +159,12 @@ def embed(
                 label_column=label_column,
                 shards=shards,
                 stored=known if fits else None,
+                max_norm=how.max_norm,
                 mode=mode,
                 progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
             )
 
-        return rounded_work(work, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
+        store = rounded_work(work, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
+    if words := words_of(store):
+        reporter.say(f"{name}: {words}")
+    return store

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finescope.workflow.context import Context
 
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "transformers", "pyarrow")
-_NOTED = ("activations", "train", "embed-corpus", "embed-targets", "score")
+_NOTED = ("activations", "sinks", "train", "embed-corpus", "embed-targets", "score")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from finescope.workflow.layout import (
     TARGET_CODES,
 )
 from finescope.workflow.stage import Stage
+from finescope.workflow.stages.sinks import words_of
 from finescope.workflow.tables import about_targets, read_scores, read_selection
 
 if TYPE_CHECKING:
@@ -197,9 +198,18 @@ def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[t
         ("Targets", f"{job.targets} ({counted(len(scored.target_ids), 'row')})"),
         ("Corpus", ", ".join(job.corpus)),
         ("Autoencoder", sae),
+        ("Attention sinks", _sinks(context)),
         ("Recipe", f"{recipe.name}: {recipe.summary}"),
         ("Selection", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in limits.items())),
     ]
+
+
+def _sinks(context: Context) -> str:
+    if context.job.sinks == "keep":
+        return "kept"
+    limit = context.ledger.facts("sinks").get("max_norm")
+    words = words_of(context.store(CORPUS_CODES))
+    return f"{words}: their norm is above {limit:,g}" if words and limit else "none found"
 
 
 def _layer(context: Context) -> str:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from finescope.workflow.layout import ACTIVATIONS, SAE
 from finescope.workflow.plan import TrainingPlan, plan_training
 from finescope.workflow.stage import Stage
+from finescope.workflow.stages.sinks import note_beside, tokens_of
 
 if TYPE_CHECKING:
-    from finescope.activations import ActivationStore
     from finescope.progress import Reporter
     from finescope.sae import Autoencoder
+    from finescope.sae.sources import TokenStore
     from finescope.workflow.context import Context
     from finescope.workflow.job import Job
 
@@ -36,6 +37,7 @@ class Train(Stage):
             "seed": job.seed,
             "sae": job.sae,
             "training": job.training,
+            "sinks": job.sinks,
         }
 
     def work(self, context: Context) -> Mapping[str, Any]:
@@ -45,12 +47,15 @@ class Train(Stage):
         from finescope.sae.metrics import training_log
 
         store = ActivationStore(context.folder / ACTIVATIONS)
-        plan = plan_for(context.job, store.num_tokens, store.width)
-        sae = train(store, plan, context.folder / SAE, reporter=context.reporter)
+        found = context.ledger.facts("sinks")
+        tokens = tokens_of(store, found)
+        plan = plan_for(context.job, tokens.num_tokens, tokens.width)
+        sae = train(tokens, plan, context.folder / SAE, reporter=context.reporter)
+        note_beside(context.folder / SAE, found.get("max_norm"))
         log = training_log(context.folder / SAE)
         last = log[-1] if log else {}
         return {
-            "tokens": store.num_tokens,
+            "tokens": tokens.num_tokens,
             "latents": sae.num_latents,
             "k": sae.cfg.k,
             "steps": plan.steps,
@@ -60,7 +65,7 @@ class Train(Stage):
         }
 
 
-def train(store: ActivationStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter) -> Autoencoder:
+def train(store: TokenStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter) -> Autoencoder:
     """Train an SAE on a store, resuming from the last checkpoint in ``folder``."""
     from finescope.sae import train_sae
     from finescope.sae.state import STATE_NAME, finished_epochs

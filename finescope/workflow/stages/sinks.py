@@ -1,0 +1,100 @@
+"""Finding attention sinks, which are left out of everything that comes after."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finescope.progress import counted
+from finescope.storage.files import read_json, write_json
+from finescope.workflow.layout import ACTIVATIONS
+from finescope.workflow.stage import Stage
+
+if TYPE_CHECKING:
+    from finescope.activations import ActivationStore, ActivationTap
+    from finescope.activations.sinks import Sinks
+    from finescope.corpus import Corpus
+    from finescope.embeddings.store import CodeStore
+    from finescope.progress import Reporter
+    from finescope.sae.sources import TokenStore
+    from finescope.workflow.context import Context
+
+_BESIDE = "sinks.json"
+"""Name of the file beside an SAE that says what it was trained without."""
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class FindSinks(Stage):
+    """Measures above which norm a token of this layer is an attention sink."""
+
+    name = "sinks"
+    reads = (ACTIVATIONS, "corpus", "model")
+    writes = ()
+
+    def decisive(self, context: Context) -> Mapping[str, Any]:
+        """Return the activations that are looked at, and whether sinks matter."""
+        job = context.job
+        if job.sinks == "keep" or job.sae_path is None:
+            return {"sinks": job.sinks, "activations": context.ledger.key("activations")}
+        return {
+            "sinks": job.sinks,
+            "tap": context.tap_identity,
+            "sae": context.sae_identity,
+            "corpus": context.fingerprints["corpus"],
+        }
+
+    def work(self, context: Context) -> Mapping[str, Any]:
+        """Look at the stored activations; where none are stored, at the first rows."""
+        job = context.job
+        if job.sinks == "keep":
+            return {}
+        if job.sae_path is not None:
+            return {"max_norm": norm_limit(job.sae_path, context.tap, context.corpus)}
+        from finescope.activations import ActivationStore
+
+        return asdict(find_in(ActivationStore(context.folder / ACTIVATIONS), context.reporter))
+
+
+def find_in(store: ActivationStore, reporter: Reporter) -> Sinks:
+    """Find the sinks of a store, and say how many there are."""
+    from finescope.activations.sinks import sinks_of_store
+
+    found = sinks_of_store(store)
+    if found.sinks:
+        reporter.say(f"{found.words}; training and pooling leave them out (--sinks keep does not)")
+    return found
+
+
+def tokens_of(store: ActivationStore, found: Mapping[str, Any]) -> TokenStore:
+    """Return what is trained on: a store, without the sinks that were ``found`` in it, if any."""
+    from finescope.activations.sinks import WithoutSinks
+
+    return WithoutSinks(store, found["max_norm"], found["sinks"]) if found.get("sinks") else store
+
+
+def norm_limit(sae_path: str, tap: ActivationTap, corpus: Corpus) -> float | None:
+    """Return the norm above which a token is a sink: what the SAE was trained without, else a measurement."""
+    from finescope.activations.sinks import sinks_of_rows
+
+    beside = Path(sae_path.partition("#")[0]).expanduser() / _BESIDE
+    if beside.is_file():
+        return float(read_json(beside)["max_norm"])
+    return sinks_of_rows(tap, itertools.islice(corpus.rows(records=False), _ROWS)).max_norm
+
+
+def note_beside(folder: Path, max_norm: float | None) -> None:
+    """Write beside an SAE what it was trained without."""
+    if max_norm is not None:
+        write_json(folder / _BESIDE, {"max_norm": max_norm})
+
+
+def words_of(store: CodeStore) -> str:
+    """Return what is to be said of the sinks left out of a store of codes; an empty string of none."""
+    count = store.num_sinks
+    if not count:
+        return ""
+    return f"{counted(count, 'attention sink')} left out, {count / store.num_tokens:.2%} of the tokens"
