@@ -115,7 +115,10 @@ def test_further_tensors_missing_ones_nan_and_shapes(copy: Callable[[str], Path]
         ("saelens/topk", {"architecture": "temporal"}, "'temporal'"),
         ("saelens/topk", {"architecture": None}, "architecture None"),
         ("saelens/topk", {"k": None}, "k=…"),
-        ("saelens/topk", {"k": 2.5}, None),
+        ("saelens/topk", {"k": 2.5}, "whole number of latents per token, got 2.5"),
+        ("saelens/abstopk", {"k": 2.5}, "whole number"),
+        ("saelens/batchtopk_training", {"k": 2.5}, None),
+        ("saelens/standard", {"is_transcoder": True}, "is_transcoder=true"),
         ("saelens/topk", {"normalize_activations": "max"}, "normalize_activations='max'"),
         ("saelens/topk", {"normalize_activations": "covariance_whitening"}, "whitened"),
         ("saelens/topk", {"normalize_activations": "expected_average_only_in"}, "norm_scaling_factor=…"),
@@ -132,6 +135,10 @@ def test_further_tensors_missing_ones_nan_and_shapes(copy: Callable[[str], Path]
         ("latentsae/topk", {"mean_center": True}, "no tensor 'input_mean'"),
         ("latentsae/matryoshka", {"matryoshka_ks": ""}, "matryoshka_ks"),
         ("latentsae/lista", {"lista_steps": 0}, "lista_steps must be a positive integer"),
+        ("llama_scope/residual", {"act_fn": "topk"}, "act_fn='topk'; SAEs of Llama Scope have 'jumprelu'"),
+        ("llama_scope/residual", {"act_fn": "JumpReLU", "norm_activation": "dataset-wise"}, None),
+        ("llama_scope/residual", {"norm_activation": "token-wise"}, "norm_activation='token-wise'"),
+        ("llama_scope/residual", {"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre"),
         ("llama_scope/residual", {"jump_relu_threshold": None}, "jump_relu_threshold must be"),
         ("llama_scope/residual", {"dataset_average_activation_norm": {}}, "dataset_average_activation_norm"),
     ],
@@ -145,6 +152,25 @@ def test_configurations_that_mean_something_else(
     else:
         with pytest.raises(FineScopeError, match=words):
             load_sae(folder)
+
+
+def test_a_folder_called_embedding_makes_no_embeddings(tmp_path: Path) -> None:
+    """Their weights are read √D smaller, so that only the hub's own layout counts."""
+    layer = DATA / "gemma_scope/residual/layer_5"
+    shutil.copytree(layer, tmp_path / "embedding/layer_5")
+    plain, moved = load_sae(layer), load_sae(tmp_path / "embedding/layer_5")
+    assert torch.equal(plain.encoder.weight, moved.encoder.weight)
+    words = DATA / "gemma_scope/embedding_sae/embedding/width_4k/average_l0_6"
+    as_layer = load_sae(words, embedding=False)
+    assert torch.equal(load_sae(words).encoder.weight * 4, as_layer.encoder.weight)
+
+
+def test_one_head_is_no_place_of_a_module(copy: Callable[[str], Path]) -> None:
+    folder = copy("saelens/jumprelu")
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"] |= {"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 3}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    assert load_sae(folder).origin.hook == "blocks.1.attn.hook_z[3]"
 
 
 def test_weights_of_sparsify_with_a_latentsae_configuration_are_latentsaes(

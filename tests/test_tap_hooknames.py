@@ -160,6 +160,8 @@ def test_what_cannot_be_read_is_refused_in_words(model: nn.Module) -> None:
         translate(model, "blocks.12.hook_resid_post")
     with pytest.raises(InputError, match="name it with --layer"):
         translate(model, "blocks.1.ln2.hook_normalized")
+    with pytest.raises(InputError, match=r"hook_z\[3\] can't be read"):
+        translate(model, "blocks.1.attn.hook_z[3]")
     with pytest.raises(InputError, match="no module"):
         translate(model, "somewhere")
 

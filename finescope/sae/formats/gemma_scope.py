@@ -39,7 +39,9 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
     }
     found = check_tensors(path, held, shapes, format="Gemma Scope", said_by="W_enc")
     place = folder.resolve().as_posix()
-    embedding = facts.get("embedding", bool, "/embedding/" in f"{place}/")
+    # With what the hub has below it: another folder of that name says nothing.
+    named = re.search(r"/embedding/width_[^/]+(/|$)", place) is not None
+    embedding = facts.get("embedding", bool, named)
     # W_enc/√D and W_dec·√D in the library; b_enc and the thresholds belong to what comes out of that.
     root = math.sqrt(d_in) if embedding else 1.0
     tensors = {

@@ -9,11 +9,13 @@ divided by s.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from finescope.errors import StoreError
+from finescope.errors import InputError, StoreError
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import Shapes, check_tensors, read_json, read_tensors, whole
 from finescope.sae.formats.format import Facts, Format
@@ -23,10 +25,32 @@ CONFIG_NAME = "hyperparams.json"
 WEIGHTS_NAME = "checkpoints/final.safetensors"
 
 
+# What their trainer also could do, and none of the released ones does.
+_ALWAYS = {
+    "act_fn": "jumprelu",
+    "norm_activation": "dataset-wise",
+    "apply_decoder_bias_to_pre_encoder": False,
+    "use_glu_encoder": False,
+}
+
+
+def refuse_other_ways(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that isn't that of a released SAE.
+
+    Raises:
+        InputError: names the key.
+    """
+    for name, value in _ALWAYS.items():
+        said = config.get(name, value)
+        if (said.lower() if isinstance(said, str) else said) != value:
+            raise InputError(f"{path} says {name}={said!r}; SAEs of Llama Scope have {value!r}")
+
+
 def read(folder: Path, facts: Facts) -> Checkpoint:
     """Read an SAE of Llama Scope."""
     path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     config = read_json(path)
+    refuse_other_ways(path, config)
     d_in, num_latents = whole(path, config, "d_model"), whole(path, config, "d_sae")
     norm = (config.get("dataset_average_activation_norm") or {}).get("in")
     limit = config.get("jump_relu_threshold")

@@ -13,6 +13,7 @@ from finescope.errors import StoreError
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import Shapes, check_tensors, names_in, read_json, read_tensors, whole
 from finescope.sae.formats.format import Facts, Format
+from finescope.sae.formats.llama_scope import refuse_other_ways
 from finescope.sae.frame import Frame
 
 CONFIG_NAME = "config.json"
@@ -29,6 +30,7 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
     """Read an SAE of Llama-Scope-R1-Distill; ``norm_scaling_factor`` is s."""
     path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     config = read_json(path)
+    refuse_other_ways(path, config)
     d_in = whole(path, config, "d_model")
     factor = config.get("expansion_factor")
     if not isinstance(factor, (int, float)) or d_in * factor != int(d_in * factor) or factor <= 0:

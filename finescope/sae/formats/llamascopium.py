@@ -49,6 +49,8 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         raise InputError(
             f"{path} says use_glu_encoder=true; encoders with a gate of their own aren't supported"
         )
+    if config.get("apply_decoder_bias_to_pre_encoder"):
+        raise InputError(f"{path} says apply_decoder_bias_to_pre_encoder=true; that isn't supported")
     d_in = whole(path, config, "d_model")
     factor = config.get("expansion_factor")
     if not isinstance(factor, (int, float)) or d_in * factor != int(d_in * factor) or factor <= 0:

@@ -84,6 +84,11 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
             f"{path} is an SAE of SAELens of architecture {name!r}, which isn't supported;"
             f" {', '.join(_KINDS)} are"
         )
+    if config.get("is_transcoder") and "transcoder" not in name:
+        raise InputError(
+            f"{path} says is_transcoder=true beside architecture={name!r}; the b_dec of a transcoder isn't of"
+            " its input, so name the architecture (transcoder, skip_transcoder)"
+        )
     architecture, besides = _KINDS[name]
     d_in, num_latents = whole(path, config, "d_in"), whole(path, config, "d_sae")
     d_out = whole(path, config, "d_out") if "transcoder" in name else d_in
@@ -97,6 +102,8 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
             k = facts.need("k", int, folder, "how many latents fire")
         if isinstance(k, bool) or not isinstance(k, (int, float)) or not k > 0:
             raise StoreError(f"{path}: k must be a positive number, got {k!r}")
+        if name in ("topk", "abstopk") and k != int(k):
+            raise StoreError(f"{path}: k must be a whole number of latents per token, got {k!r}")
         options["k"] = max(1, round(k))
         if _flag(path, config, "rescale_acts_by_decoder_norm", "topk_threshold" in besides):
             _fold_decoder_norms(tensors)
@@ -117,7 +124,7 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
     origin = Origin(
         "saelens",
         model=metadata.get("model_name"),
-        hook=metadata.get("hook_name"),
+        hook=_hook(metadata),
         hook_out=metadata.get("hook_name_out"),
         bos=metadata.get("prepend_bos"),
         trained_as=metadata.get("training_architecture"),
@@ -218,6 +225,12 @@ def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
     tensors["W_dec"] = decoder / norms[:, None]
     tensors["encoder.weight"] = tensors["encoder.weight"].to(kind) * norms[:, None]
     tensors["encoder.bias"] = tensors["encoder.bias"].to(kind) * norms
+
+
+def _hook(metadata: dict[str, Any]) -> str | None:
+    """Return the place; one head of it, where only that was read, is no place that a module has."""
+    hook, head = metadata.get("hook_name"), metadata.get("hook_head_index")
+    return hook if hook is None or head is None else f"{hook}[{head}]"
 
 
 def _is_of_residual(hook: str | None) -> bool:
