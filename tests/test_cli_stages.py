@@ -57,6 +57,16 @@ def test_stage_by_stage_equals_the_whole(job: Path, tmp_path: Path) -> None:
         assert alone.column("id").to_pylist() == together.column("id").to_pylist()
         np.testing.assert_array_equal(alone.column("score").to_numpy(), together.column("score").to_numpy())
     assert [row["finescope_rank"] for row in pq.read_table(picked).to_pylist()] == list(range(1, 8))
+    paper = ["--preset", "paper", "--scorer", "max"]  # of codes that are pooled by sqrt_mean
+    assert invoke(*steps[-2], *paper).exit_code == 0
+    for limits in (["--diversity", 0.5], ["--strategy", "clusters", "--near-duplicate", 0.8]):
+        known = ["--codes", tmp_path / "codes", "--target-codes", tmp_path / "seed-codes"]
+        assert invoke(*steps[-1], *known, *limits).exit_code == 0
+        assert invoke("select", tmp_path / "whole", *paper, "-k", 7, *limits).exit_code == 0
+        table = pq.read_table(picked)
+        chosen = (tmp_path / "whole" / "curated.jsonl").read_text().splitlines()
+        assert table.column("id").to_pylist() == [json.loads(line)["id"] for line in chosen]
+        assert len(table) > 1
 
 
 def test_max_tokens_samples_whole_rows(job: Path, tmp_path: Path) -> None:

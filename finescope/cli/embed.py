@@ -38,25 +38,27 @@ def command(
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus corpus.parquet --out codes/
       finescope embed --model MODEL --layer layers.10 --sae sae/ --corpus seeds.jsonl --out seed-codes/
     """
+    from finescope.corpus.plan import plan
     from finescope.progress import Reporter
     from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.engines.local import Local
     from finescope.workflow.opening import find_sae, open_given
     from finescope.workflow.sending import sending
-    from finescope.workflow.stages.embed import Embedding, embed
+    from finescope.workflow.stages.embed import Embedding, Rows, embed
     from finescope.workflow.stages.sinks import norm_limit
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
     find_sae(str(job.sae_path), job.layer or None)  # before the model: the name may be wrong
     corpus = open_job_corpus(job)
-    corpus.scan()
+    rows = Rows(corpus, shards=plan(corpus.rows(records=False)))
     reporter = Reporter(quiet=quiet)
     opened = open_given(job, reporter)
     with sending(job.out, reporter):
         store = embed(
             opened.sae,
             opened.tap,
-            corpus,
+            rows,
             job.folder,
             Embedding(
                 job.top_k_activations,
@@ -64,8 +66,8 @@ def command(
                 job.activation_dtype,
                 norm_limit(str(job.sae_path), opened.tap, corpus) if job.sinks == "drop" else None,
             ),
-            name="embedding",
             reporter=reporter,
+            engine=Local(),
             overwrite=restart,
         )
     click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.out}")

@@ -85,28 +85,25 @@ def is_run(source: Path | str) -> bool:
 
 
 def _from_table(source: Path | str, reporter: Any, given: dict[str, Any]) -> None:
-    from finescope.curation.selection import select
+    from finescope.curation.scoring.evidence import pooled_targets
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import open_job_corpus
-    from finescope.workflow.tables import read_scores, write_curated
+    from finescope.workflow.stages.select import select_rows
+    from finescope.workflow.tables import corpus_as_scored, evidence_of, read_scores, write_curated
 
     out, codes, target_codes = given.pop("out"), given.pop("codes"), given.pop("target_codes")
     job = options.job_from(None, (), given)
     limits = job.selection_config()
     if limits.strategy != "rank" and (codes is None or target_codes is None):
         raise click.UsageError(f"--strategy {limits.strategy} needs --codes and --target-codes.")
-    if (limits.near_duplicate is not None or limits.diversity is not None) and codes is None:
+    if limits.look_at_codes and codes is None:
         raise click.UsageError("--near-duplicate and --diversity need --codes.")
     scored = read_scores(source)
-    weights = scored.settings.get("weights")
-    selection = select(
-        scored.table,
+    selection = select_rows(
+        scored,
         limits,
-        corpus=None if codes is None else CodeStore(codes),
-        targets=None if target_codes is None else CodeStore(target_codes).codes(),
-        weights=weights,
-        tokens=scored.tokens,
-        exclude=scored.is_target,
+        None if codes is None else corpus_as_scored(CodeStore(codes), scored.recipe),
+        None if target_codes is None else pooled_targets(evidence_of(CodeStore(target_codes)), scored.recipe),
     )
     corpus = open_job_corpus(job)
     count = write_curated(out, corpus, scored, selection.indices)

@@ -84,6 +84,11 @@ class SelectionConfig(Configuration):
     seed: Seed = 42
     """Seed of the clustering."""
 
+    @property
+    def look_at_codes(self) -> bool:
+        """Whether codes are needed beside the scores."""
+        return self.strategy != "rank" or self.near_duplicate is not None or self.diversity is not None
+
 
 @dataclass
 class Selection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from finescope.corpus.row import Row
 
 
+Over: TypeAlias = "Callable[[Callable[[Shard], None], Iterable[Shard]], Iterator[None]]"
+"""Takes work and the shards that it is to be done on, and yields once for each that is done, in order."""
+
+
 def embed_rows(
     sae: Encoder,
     tap: ActivationTap,
@@ -40,6 +44,7 @@ def embed_rows(
     shard_rows: int = SHARD_ROWS,
     shards: Sequence[Shard] | None = None,
     stored: ActivationStore | None = None,
+    over: Over = map,
     mode: str = "resume",
     progress: Callable[[int, int], None] | None = None,
 ) -> CodeStore:
@@ -72,6 +77,7 @@ def embed_rows(
         shards: the corpus' shards, where they are planned already; they decide instead of ``shard_rows``.
         stored: activations of rows of this corpus from this tap; the model isn't run on those again. They
             must be of the dtype that the tap rounds to, so that the codes are the same either way.
+        over: has work done on each planned shard of a corpus, in order; by default here and now.
         mode: "resume" or "overwrite".
         progress: called with (rows done, tokens done) as documents are finished.
 
@@ -111,22 +117,19 @@ def embed_rows(
         facts={"pooling": pooling, "top_k": top_k, "source": tap.describe()},
         mode=mode,
     ) as writer:
-        if corpus is not None:
+        embedder = _Embedder(tap, pooler, writer, dense, tuple(keep_columns), label_column, stored, progress)
+        if corpus is None:
+            writer.describe(own_ids=True)
+            for shard, held in unfinished(rows, writer.entries, shard_rows):
+                embedder.embed(shard, held)
+        else:
             shards = plan(corpus.rows(records=False), shard_rows) if shards is None else shards
             writer.describe(own_ids=(corpus.stats or corpus.scan()).own_ids > 0)
             if writer.entries:
-                label_column = writer.facts.get("label_column")
-            writer.describe(label_column=label_column)
-            wanted = [*keep_columns, *([label_column] if label_column is not None else [])]
-            reader = ShardReader(lambda: corpus.rows(columns=wanted))
-            left = following(shards, writer.entries)
-            work: Iterator[tuple[Shard, list[Row]]] = ((shard, reader.read(shard)) for shard in left)
-        else:
-            writer.describe(own_ids=True)
-            work = unfinished(rows, writer.entries, shard_rows)
-        embedder = _Embedder(tap, pooler, writer, dense, tuple(keep_columns), label_column, stored, progress)
-        for shard, held in work:
-            embedder.embed(shard, held)
+                embedder.label_column = writer.facts.get("label_column")
+            writer.describe(label_column=embedder.label_column)
+            for _ in over(embedder.reading(corpus), following(shards, writer.entries)):
+                pass
         if not writer.complete:
             if not writer.entries:
                 raise InputError("there are no rows to embed")
@@ -146,6 +149,12 @@ class _Embedder:
     label_column: str | None
     stored: ActivationStore | None
     progress: Callable[[int, int], None] | None
+
+    def reading(self, corpus: Corpus) -> Callable[[Shard], None]:
+        """Return what embeds a planned shard of a corpus."""
+        labels = [] if self.label_column is None else [self.label_column]
+        reader = ShardReader(lambda: corpus.rows(columns=[*self.columns, *labels]))
+        return lambda shard: self.embed(shard, reader.read(shard))
 
     def embed(self, shard: Shard, rows: list[Row]) -> None:
         """Embed the rows of a shard and write it."""

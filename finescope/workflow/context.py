@@ -13,6 +13,7 @@ from finescope.errors import InputError
 from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
+from finescope.workflow.engines.local import Engine, Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, TARGET_CODES
@@ -84,12 +85,13 @@ class Context:
         reporter: where to say what is going on.
         restart: whether expensive results of other inputs may be thrown away.
         folder: where everything is written.
+        engine: where the shards of a stage are worked on.
         ledger: notes about finished stages.
         corpus, targets: the rows.
         refused: by "corpus" and "targets", the conversations that the first pass found refused.
     """
 
-    def __init__(self, job: Job, reporter: Reporter, *, restart: bool = False):
+    def __init__(self, job: Job, reporter: Reporter, *, restart: bool = False, engine: Engine | None = None):
         """Open the rows; nothing is read or written yet.
 
         Raises:
@@ -99,6 +101,7 @@ class Context:
             if not getattr(job, name):
                 raise InputError(f"no {name} given; name a file with --{name}")
         self.job, self.reporter, self.restart = job, reporter, restart
+        self.engine: Engine = Local() if engine is None else engine
         self.folder = job.folder
         self.ledger = Ledger(self.folder)
         self.refused: dict[str, Refused] = {}

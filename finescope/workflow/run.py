@@ -17,6 +17,7 @@ from finescope.storage.files import make_folder, read_json
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
+from finescope.workflow.engines.local import Engine
 from finescope.workflow.job import Job
 from finescope.workflow.layout import ACTIVATIONS, MANIFEST, METRICS, SCORES, SELECTION
 from finescope.workflow.sending import sending
@@ -65,13 +66,27 @@ class Outcome:
 class Run:
     """One curation run in one folder. Stages finished there with the same inputs are not redone."""
 
-    def __init__(self, job: Job, reporter: Reporter | None = None, *, restart: bool = False):
+    def __init__(
+        self,
+        job: Job,
+        reporter: Reporter | None = None,
+        *,
+        restart: bool = False,
+        engine: Engine | None = None,
+    ):
         """Prepare a run; nothing is read or written yet.
+
+        Args:
+            job: what is asked for.
+            reporter: told what is going on; by default prints it.
+            restart: throw away expensive results of other inputs.
+            engine: where the shards of a stage are worked on; by default this process.
 
         Raises:
             InputError: the job names no targets or no corpus, or they aren't there.
         """
-        self.context = Context(job, Reporter() if reporter is None else reporter, restart=restart)
+        reporter = Reporter() if reporter is None else reporter
+        self.context = Context(job, reporter, restart=restart, engine=engine)
         self._held = False
 
     def curate(self) -> Outcome:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.corpus import copy_rows
-from finescope.curation.scoring.evidence import Evidence
+from finescope.curation.scoring.evidence import Evidence, pooled
+from finescope.curation.scoring.onepass import CorpusScorer
+from finescope.curation.scoring.presets import Preset
 from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selection import REASONS, Selection
 from finescope.errors import StoreError
@@ -59,6 +61,14 @@ class ScoredRows:
     def targets_in_corpus(self) -> dict[str, int]:
         """How many rows are targets themselves, by reason: see ``TargetRows``."""
         return dict(self.settings.get("targets") or {"same_id": int(self.is_target.sum())})
+
+    @property
+    def recipe(self) -> Preset:
+        """How the scores were made."""
+        made = self.settings
+        return Preset(
+            made["preset"], made["pooling"], made["weights"], made["scorer"], "rank", "", made["top_m"]
+        )
 
     def nearest_id(self, row: int) -> str | None:
         """Return the id of a row's nearest target, or None for rows without a code."""
@@ -238,6 +248,16 @@ def about_targets(found: Mapping[str, int]) -> list[str]:
             f"not left out: {counted(found['other_text'], 'row')} with the id of a target but another text"
         )
     return said
+
+
+def corpus_as_scored(store: CodeStore, recipe: Preset) -> CorpusScorer:
+    """Return the codes of a corpus as a recipe looks at them.
+
+    Raises:
+        ValueError: the stored pooling can't be turned into the recipe's.
+    """
+    codes = pooled(store, str(store.facts.get("pooling", "")), recipe.pooling)
+    return CorpusScorer(codes, weights=recipe.weights)
 
 
 def evidence_of(store: CodeStore, texts: CountedTexts | None = None) -> Evidence:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finescope.progress import Reporter
     from finescope.sae import Autoencoder
     from finescope.workflow.context import Context
+    from finescope.workflow.engines.local import Engine
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,17 @@ class Embed(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Embed; finished shards are kept."""
         job = context.job
+        known = self.rows == "corpus" and job.sae_path is None
         store = embed(
             context.sae,
             context.tap,
-            context.rows(self.rows),
+            Rows(
+                context.rows(self.rows),
+                f"embedding {self.rows}",
+                shards=context.plan(self.rows),
+                label_column=job.label_column,
+                activations=context.folder / ACTIVATIONS if known else None,
+            ),
             context.folder / CODES[self.rows],
             Embedding(
                 job.top_k_activations,
@@ -75,11 +83,8 @@ class Embed(Stage):
                 self._dtype(context),
                 context.ledger.facts("sinks").get("max_norm"),
             ),
-            name=f"embedding {self.rows}",
-            shards=context.plan(self.rows),
-            label_column=job.label_column,
-            stored=context.folder / ACTIVATIONS if self.rows == "corpus" and job.sae_path is None else None,
             reporter=context.reporter,
+            engine=context.engine,
         )
         refused = context.refused.get(self.rows)
         return {
@@ -110,18 +115,34 @@ class Embedding:
     """Norm above which a token is an attention sink, which is left out."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What is embedded, with what is known of it.
+
+    Attributes:
+        corpus: the rows.
+        task: what embedding them is called while it is shown.
+        shards: their plan, if there is one already.
+        label_column: column of labels to keep beside the codes.
+        activations: a store of activations of these rows, on which the model then isn't run again.
+    """
+
+    corpus: Corpus
+    task: str = "embedding"
+    shards: Sequence[Shard] | None = None
+    label_column: str | None = None
+    activations: Path | None = None
+
+
 def embed(
     sae: Autoencoder,
     tap: ActivationTap,
-    rows: Corpus,
+    rows: Rows,
     folder: Path,
     how: Embedding,
     *,
-    name: str,
     reporter: Reporter,
-    shards: Sequence[Shard] | None = None,
-    label_column: str | None = None,
-    stored: Path | None = None,
+    engine: Engine,
     overwrite: bool = False,
 ) -> CodeStore:
     """Embed all rows into a store of document codes; finished shards are kept.
@@ -132,11 +153,8 @@ def embed(
         rows: what is embedded.
         folder: the store of codes.
         how: pooling and rounding; bfloat16 takes the place of float16 where that can't hold a value.
-        name: for progress.
         reporter: for progress.
-        shards: the plan, if there is one already.
-        label_column: column of labels to keep beside the codes.
-        stored: a store of activations of these rows, which the model then isn't run on again.
+        engine: has the shards worked on.
         overwrite: begin anew.
     """
     from finescope.activations import ActivationStore
@@ -144,27 +162,29 @@ def embed(
     from finescope.embeddings.rows import embed_rows
     from finescope.workflow.precision import rounded_work
 
+    stored = rows.activations
     known = ActivationStore(stored) if stored is not None and stored.exists() else None
-    with reporter.task(name, rows.len_hint, "rows") as task:
+    with reporter.task(rows.task, rows.corpus.len_hint, "rows") as task:
 
         def work(tap: ActivationTap, mode: str) -> CodeStore:
             fits = known is not None and known.dtype == DTYPES[tap.activation_dtype or how.dtype]
             return embed_rows(
                 sae,
                 tap,
-                rows,
+                rows.corpus,
                 folder,
                 top_k=how.top_k,
                 pooling=how.pooling,
-                label_column=label_column,
-                shards=shards,
+                label_column=rows.label_column,
+                shards=rows.shards,
                 stored=known if fits else None,
                 max_norm=how.max_norm,
+                over=engine.over,
                 mode=mode,
                 progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
             )
 
         store = rounded_work(work, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
     if words := words_of(store):
-        reporter.say(f"{name}: {words}")
+        reporter.say(f"{rows.task}: {words}")
     return store

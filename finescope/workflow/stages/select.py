@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finescope.corpus import OUTPUTS
-from finescope.curation.selection import Selection, select
+from finescope.curation.selection import Selection, SelectionConfig, select
 from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import ScoredRows, about_targets, read_scores, write_curated, write_selection
 
 if TYPE_CHECKING:
+    from finescope.codes import SparseCodes
+    from finescope.curation.scoring.onepass import CorpusScorer
     from finescope.workflow.context import Context
 
 
@@ -29,11 +31,8 @@ class Select(Stage):
         """Select; write the curated rows and what became of the others."""
         limits = context.job.selection_config()
         scored = read_scores(context.folder / SCORES)
-        arguments: dict[str, Any] = {}
-        if limits.strategy != "rank" or limits.near_duplicate is not None or limits.diversity is not None:
-            scoring = context.scoring
-            arguments = {"scorer": scoring.space, "targets": scoring.targets}
-        selection = select(scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, **arguments)
+        codes = (context.scoring.space, context.scoring.targets) if limits.look_at_codes else (None, None)
+        selection = select_rows(scored, limits, *codes)
         curated = curated_path(context)
         write_curated(curated, context.corpus, scored, selection.indices)
         for ending in OUTPUTS:
@@ -41,6 +40,22 @@ class Select(Stage):
                 (context.folder / f"curated{ending}").unlink(missing_ok=True)
         write_selection(context.folder / SELECTION, scored, selection)
         _say(context.reporter, scored, selection, limits.k)
+
+
+def select_rows(
+    scored: ScoredRows, limits: SelectionConfig, corpus: CorpusScorer | None, targets: SparseCodes | None
+) -> Selection:
+    """Select rows of a table of scores.
+
+    Args:
+        scored: the table.
+        limits: of the selection.
+        corpus: the codes as they were scored, where the limits look at codes.
+        targets: those of the targets, likewise, where the strategy looks at them.
+    """
+    return select(
+        scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, scorer=corpus, targets=targets
+    )
 
 
 def curated_path(context: Context) -> Path:
