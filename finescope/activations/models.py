@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from finescope import hub
+from finescope.activations.gguf import check_gguf, is_gguf, without_bar
 from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
@@ -25,8 +26,8 @@ def load_model(
     """Load the body of a causal or encoder model (no head), in eval mode.
 
     Args:
-        name: a local folder written by ``save_pretrained``, or a name on the Hugging Face hub. A name is
-            looked for in the local cache first; the hub is asked only if it answers within seconds.
+        name: a local folder written by ``save_pretrained``, a GGUF file, or a name on the Hugging Face hub. A
+            name is looked for in the local cache first; the hub is asked only if it answers within seconds.
         device: where to put it.
         dtype: of its weights; None keeps the checkpoint's own.
         options: passed to ``AutoModel.from_pretrained``, for example ``trust_remote_code=True``.
@@ -73,12 +74,20 @@ def _load(loader: Any, name: PathLike, what: str, **options: Any) -> Any:
     if path.is_dir():
         _refuse_adapter(path)
         if what == "model" and not (path / "config.json").is_file():
-            raise InputError(
-                f"model folder {path} has no config.json; give a folder written by save_pretrained"
-            )
+            packed = sorted(path.glob("*.gguf"))
+            remedy = f"name the file: {packed[0]}" if packed else "give a folder written by save_pretrained"
+            raise InputError(f"model folder {path} has no config.json; {remedy}")
         return _call(loader, os.fspath(path), f"the {what} in {path}", local_files_only=True, **options)
+    if is_gguf(path):
+        check_gguf(path)
+        options |= {"gguf_file": path.name, "local_files_only": True}
+        with without_bar():
+            return _call(loader, os.fspath(path.parent), f"the {what} in {path}", **options)
     if path.exists():
-        raise InputError(f"{what} {text!r} is a file; give the folder that holds config.json and the weights")
+        raise InputError(
+            f"{what} {text!r} is a file, and no GGUF file; give the folder that holds config.json and the "
+            "weights"
+        )
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or os.path.isabs(text):
         raise InputError(f"{what} folder {text!r} does not exist")
     try:

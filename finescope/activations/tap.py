@@ -19,6 +19,7 @@ from finescope.activations.batches import (
     joined,
     rounded,
 )
+from finescope.activations.gguf import gguf_remark
 from finescope.activations.layer import Layer
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
 from finescope.corpus.plan import SHARD_CHARACTERS, cut
@@ -91,7 +92,7 @@ class ActivationTap:
         """Load a model, find the layer and try it on a short text.
 
         Args:
-            model: a local folder, a hub name, or a model already loaded.
+            model: a local folder, a GGUF file, a hub name, or a model already loaded.
             layer: name of a torch module, such as ``layers.10``; see ``resolve_hookpoint``. Its output is
                 read, so ``layers.10`` is what transformers calls ``hidden_states[11]``. Of a module that runs
                 several times (blocks that share weights) that is the last run's, or the n-th's with ``@n``.
@@ -149,7 +150,7 @@ class ActivationTap:
         self._layer = Layer(self.model, layer, self.device, models.forward_options(self.model), self._probe())
         self.layer, self.width = self._layer.name, self._layer.width
         self._exact = self.device.type == "cpu" if exact_lengths is None else exact_lengths
-        self.remarks = tuple(self._remarks())
+        self.remarks = tuple(self._remarks(model if tokenizer is None else tokenizer))
 
     @property
     def padding_waste(self) -> float:
@@ -312,7 +313,10 @@ class ActivationTap:
         room = min(self.windower.room, _PROBE_TOKENS)
         return [*self.windower.prefix, *itertools.islice(itertools.cycle(words), room), *self.windower.suffix]
 
-    def _remarks(self) -> Iterator[str]:
+    def _remarks(self, tokenizer: Any) -> Iterator[str]:
+        unknown = gguf_remark(tokenizer)
+        if unknown:
+            yield unknown
         if self._layer.runs > 1:
             which = "its last" if self._layer.run == self._layer.runs else "one"
             module = self.layer.partition("@")[0]

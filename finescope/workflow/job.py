@@ -54,8 +54,8 @@ class Job(Configuration):
         InputError: values of a wrong type or out of range; the message names them all.
     """
 
-    model: Annotated[AnyText, Metavar("NAME|DIR")] = ""
-    """Language model: Hugging Face id or local folder."""
+    model: Annotated[AnyText, Metavar("NAME|DIR|FILE")] = ""
+    """Language model: Hugging Face id, local folder or GGUF file."""
     layer: Annotated[AnyText, Metavar("MODULE")] = ""
     """Module to read, e.g. layers.10; its n-th run with @n behind it. Empty: the SAE's, or the last block."""
     targets: Annotated[AnyText, Metavar("FILE")] = ""
