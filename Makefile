@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
 
-.PHONY: demo test quick bench lint format clean
+.PHONY: demo test quick bench lint docs format clean
 
 $(VENV)/.installed: pyproject.toml setup.py build_cache.py build_native.py build_rules.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inl')
+
+# Fails where a link leads nowhere or a docstring can't be read.
+docs: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.28'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	@echo "documentation: build/docs/index.html"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -124,8 +124,11 @@ def paraphrase_mining(
         show_progress_bar: handed to ``encode``, as are ``batch_size``, ``truncate_dim``, ``prompt_name`` and
             ``prompt``.
         batch_size: texts that the model reads at once.
-        query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function: see
-            ``paraphrase_mining_embeddings``.
+        query_chunk_size: see ``paraphrase_mining_embeddings``.
+        corpus_chunk_size: the same.
+        max_pairs: the same.
+        top_k: the same.
+        score_function: the same.
         truncate_dim: D to cut the embeddings to.
         prompt_name: a prompt of the model.
         prompt: a prompt of your own.

@@ -48,16 +48,12 @@ def run_curation_pipeline(
         exclude: bool [N], pool rows that are targets and must not be selected.
 
     Returns:
-        A dictionary with
-
-        - ``selected_indices`` int64 [R], best first
-        - ``selected_similarities`` float64 [R], their best plain cosine to a target
-        - ``similarities`` float64 [N], the same for every pool row
-        - ``metrics``: avg_/min_/max_similarity_to_target, diversity_of_selected, num_selected, and ours
-        - ``target_embeddings``, ``large_embeddings``: SparseCodes of T and N rows
-        - ``scores``: the ScoreTable that ranked the rows; ``selection``: the Selection, with a reason for
-          every row;
-        - ``dropped``: counts by reason; ``preset`` and ``config``: what was run.
+        A dictionary: ``selected_indices`` int64 [R], best first; ``selected_similarities`` float64 [R], their
+            best plain cosine to a target, and ``similarities`` float64 [N], that of every pool row;
+            ``metrics``: avg_/min_/max_similarity_to_target, diversity_of_selected, num_selected, and ours;
+            ``target_embeddings`` and ``large_embeddings``: SparseCodes of T and N rows; ``scores``: the
+            ScoreTable that ranked the rows; ``selection``: the Selection, with a reason for every row;
+            ``dropped``: counts by reason; ``preset`` and ``config``: what was run.
 
     Raises:
         InputError: no targets, an empty pool, or broken activations.
