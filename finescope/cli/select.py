@@ -11,6 +11,7 @@ import click
 from finescope.cli import options
 from finescope.cli.common import Fetched, Place, merge_options
 
+SETS = "sets.json"
 OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "text_template", "id_column", "limit")
 OF_RUNS = (
     "format",
@@ -42,10 +43,19 @@ OF_RUNS = (
     metavar="DIR",
     help="With a table: target codes.",
 )
+@click.option("--exclusive", is_flag=True, help="With several target sets: a row goes to its best set only.")
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="NAME=X",
+    help="With several target sets: this set's share of -k or --token-budget; one for each set. Writes a "
+    "mixture, too.",
+)
 @options.column_options
 @options.quiet_option
-def command(source: Path | str, quiet: bool, **given: Any) -> None:
-    """Select rows again from SOURCE: the --out folder of `finescope curate`, or a table of `finescope score`.
+def command(source: Path | str, quiet: bool, exclusive: bool, shares: tuple[str, ...], **given: Any) -> None:
+    """Select rows again from SOURCE: the --out folder of `finescope curate`, or what `finescope score` wrote.
 
     Uses saved codes and scores; the model is not touched. In a folder, limits given here replace those of the
     run; with another preset, weighting or scorer the rows are scored again first, which takes seconds too.
@@ -54,6 +64,9 @@ def command(source: Path | str, quiet: bool, **given: Any) -> None:
     With a table of scores, --corpus and --out say where the rows are and where the selected ones go. The
     strategies per_target and clusters, --near-duplicate and --diversity need the codes too.
 
+    With the folder of several target sets, --out is a folder with a file of rows for each. The limits are
+    those of every set, or with --share those of all of them together.
+
     \b
     Examples:
       finescope select curated/ -k 500
@@ -61,10 +74,21 @@ def command(source: Path | str, quiet: bool, **given: Any) -> None:
       finescope select curated/ --token-budget 1000000
       finescope select curated/ --preset paper
       finescope select scores.parquet --corpus corpus.jsonl -k 500 --out picked.jsonl
+      finescope select scores/ --corpus corpus.jsonl -k 900 --share physics=2 --share law=1 --out picked/
     """
     from finescope.progress import Reporter
 
     reporter = Reporter(quiet=quiet)
+    several = isinstance(source, Path) and (source / SETS).is_file()
+    if (exclusive or shares) and not several:
+        raise click.UsageError("--exclusive and --share go with the folder of several target sets.")
+    if isinstance(source, Path) and several:
+        kind = given.pop("format")
+        _refuse(given, (*OF_RUNS[1:], "target_codes"), "a run, not with the folder of several target sets")
+        if not given["corpus"] or not given["out"]:
+            raise click.UsageError("Several target sets need --corpus and --out.")
+        _from_sets(source, reporter, exclusive, _shares(shares), kind, given)
+        return
     if is_run(source):
         _refuse(given, OF_TABLES, "a table of scores, not with a folder")
         from finescope.workflow.run import open_run
@@ -110,6 +134,61 @@ def _from_table(source: Path | str, reporter: Any, given: dict[str, Any]) -> Non
     dropped = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in selection.counts.items() if n)
     reporter.say(dropped)
     click.echo(f"{count:,} rows in {out}")
+
+
+def _from_sets(
+    source: Path,
+    reporter: Any,
+    exclusive: bool,
+    shares: dict[str, float] | None,
+    kind: str | None,
+    given: dict[str, Any],
+) -> None:
+    from finescope.curation.sets import select_sets
+    from finescope.embeddings.store import CodeStore
+    from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.sets import read_sets, write_set_rows
+
+    out, codes = Path(given.pop("out")), given.pop("codes")
+    job = options.job_from(None, (), given)
+    limits = job.selection_config()
+    if limits.strategy != "rank":
+        raise click.UsageError(f"--strategy {limits.strategy} goes with the table of a single target set.")
+    if (limits.near_duplicate is not None or limits.diversity is not None) and codes is None:
+        raise click.UsageError("--near-duplicate and --diversity need --codes.")
+    scored = read_sets(source)
+    first = next(iter(scored.values()))
+    selections = select_sets(
+        {name: rows.table for name, rows in scored.items()},
+        limits,
+        exclusive=exclusive,
+        shares=shares,
+        corpus=None if codes is None else CodeStore(codes),
+        tokens=first.tokens,
+        exclude=first.is_target,
+    )
+    corpus = open_job_corpus(job)
+    ending = corpus.suffix if kind is None else f".{kind}"
+    files = write_set_rows(out, ending, corpus, scored, selections, mixed=shares is not None)
+    for name, selection in selections.items():
+        dropped = ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in selection.counts.items() if n)
+        reporter.say(f"{name}: {dropped}")
+    counts = ", ".join(f"{len(selection):,} rows for {name}" for name, selection in selections.items())
+    click.echo(f"{counts} in {out if shares is None else files[-1]}")
+
+
+def _shares(given: Sequence[str]) -> dict[str, float] | None:
+    found: dict[str, float] = {}
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name or name in found:
+            raise click.UsageError(f"--share {text!r} is not of the form NAME=X, once for each set.")
+        found[name] = share
+    return found or None
 
 
 def _refuse(given: dict[str, Any], names: Sequence[str], of: str) -> None:

@@ -2,6 +2,7 @@
 
 scoring     how near every row is to the targets, and why; a folder of its own
 selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
+sets        several target sets: whose row it is, quotas
 redundancy  rows too close to one that is taken already
 clusters    k-means, and which rows lie near each target
 exclusion   rows that are targets themselves
@@ -46,7 +47,7 @@ from finescope.curation.quality import (
 )
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.evidence import Evidence, Spaces
-from finescope.curation.scoring.fitted import Contributions, Scoring
+from finescope.curation.scoring.fitted import Contributions, Scoring, score_together
 from finescope.curation.scoring.onepass import CorpusScorer, score_corpus
 from finescope.curation.scoring.presets import PRESETS, Preset, get_preset
 from finescope.curation.scoring.scorers import SCORERS
@@ -54,6 +55,7 @@ from finescope.curation.scoring.sums import parse_scorer, z_add
 from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
 from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
+from finescope.curation.sets import select_sets
 from finescope.embeddings.pooler import repool
 from finescope.storage.identity import text_hash
 
@@ -110,7 +112,9 @@ __all__ = [
     "repool",
     "run_curation_pipeline",
     "score_corpus",
+    "score_together",
     "select",
+    "select_sets",
     "spearman",
     "target_similarity",
     "text_hash",

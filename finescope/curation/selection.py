@@ -32,6 +32,7 @@ REASONS = (
     "near_duplicate",
     "not_diverse",
     "over_budget",  # alone longer than the whole token budget
+    "other_set",  # belongs to another target set
 )
 """What became of each row; ``Selection.reason`` holds positions in this tuple."""
 _CODE = {name: code for code, name in enumerate(REASONS)}

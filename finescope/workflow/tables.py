@@ -218,17 +218,21 @@ def write_curated(path: PathLike, corpus: Corpus, scored: ScoredRows, selected: 
     Raises:
         StoreError: the corpus is not the one that was scored.
     """
+    rows, columns = selected.tolist(), curated_columns(scored, selected)
+    return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
+
+
+def curated_columns(scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, Any]:
+    """Return ``SCORE_COLUMNS`` of the selected rows, as Arrow arrays."""
     import pyarrow as pa
 
-    rows = selected.tolist()
     values = (
-        pa.array(np.arange(1, len(rows) + 1, dtype=np.int64)),
+        pa.array(np.arange(1, len(selected) + 1, dtype=np.int64)),
         pa.array(scored.table.score[selected]),
-        pa.array([scored.nearest_id(row) for row in rows], pa.string()),
+        pa.array([scored.nearest_id(row) for row in selected.tolist()], pa.string()),
         pa.array(scored.table.nearest_similarity[selected]),
     )
-    columns = dict(zip(SCORE_COLUMNS, values, strict=True))
-    return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
+    return dict(zip(SCORE_COLUMNS, values, strict=True))
 
 
 def about_targets(found: Mapping[str, int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray
-from finescope.curation.scoring.base import Column, Scorer, SpaceScorer
+from finescope.curation.scoring.base import Column, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
 from finescope.curation.scoring.presets import Preset, get_preset
@@ -132,31 +132,23 @@ class Scoring:
             InputError: no target, no target with a code of positive weight, or a non-finite target.
             ValueError: the stored pooling can't be turned into the recipe's.
         """
+        return score_together([self])[0]
+
+    def views(self) -> dict[str, View]:
+        """Return the spaces that the scorer looks at, each with the targets."""
         terms = [scorer for _, scorer in self.scorer.terms]
-        views = {
+        return {
             name: View(self.spaces.get(name, self.recipe), self._seen_in(name), uses_mean(name, terms))
             for name in self._names
         }
-        found = Nearest(self.spaces.rows, views["codes"])
-        columns = [
-            self.spaces.column(term) if isinstance(term, Column) else np.empty(self.spaces.rows)
-            for term in terms
-        ]
-        for rows, every in one_pass(list(views.values()), self.space.block_rows):
-            seen = dict(zip(views, every, strict=True))
-            found.add(rows, seen["codes"])
-            for column, term in zip(columns, terms, strict=True):
-                if isinstance(term, SpaceScorer):
-                    column[rows] = term.score(seen[term.space], views[term.space].targets.everything)
-        valid = self.space.valid
-        if isinstance(self.scorer, Sum):
-            moments = [(float(column.mean()), float(column.std())) for column in columns]
-            self._moments = torch.tensor(moments, dtype=torch.float64)
-            score = added(columns, self.scorer.scales(moments))
-        else:
-            (score,) = columns
-        score[~valid] = 0.0
-        return ScoreTable(score, *found.of(valid), valid, self.scorer.name)
+
+    def summed(self, columns: Sequence[FloatArray]) -> FloatArray:
+        """Return the score that the terms' scores of all rows make, float64 [N]."""
+        if not isinstance(self.scorer, Sum):
+            return columns[0]
+        moments = [(float(column.mean()), float(column.std())) for column in columns]
+        self._moments = torch.tensor(moments, dtype=torch.float64)
+        return added(columns, self.scorer.scales(moments))
 
     def contributions(self, rows: IntArray) -> Contributions:
         """Take the scores of some rows apart; each term of a sum is asked for its own.
@@ -210,6 +202,54 @@ class Scoring:
         if self._moments is not None:
             found["moments"] = self._moments
         return found
+
+
+def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
+    """Score the rows of one corpus against several target sets, in the passes that one of them takes.
+
+    Args:
+        scorings: of the same ``spaces``.
+
+    Raises:
+        InputError, ValueError: as ``Scoring.score``; or scorings of several corpora.
+    """
+    if len({id(scoring.spaces) for scoring in scorings}) != 1:
+        raise ValueError("scorings share a pass where they share their spaces; give each the same Spaces")
+    passes = [_Pass(scoring) for scoring in scorings]
+    views = [view for each in passes for view in each.views.values()]
+    for rows, every in one_pass(views, scorings[0].space.block_rows):
+        seen = iter(every)
+        for each in passes:
+            each.add(rows, {name: next(seen) for name in each.views})
+    return [each.table() for each in passes]
+
+
+class _Pass:
+    """What one scoring gathers, block by block."""
+
+    def __init__(self, scoring: Scoring):
+        self._scoring = scoring
+        self._terms = [scorer for _, scorer in scoring.scorer.terms]
+        self.views = scoring.views()
+        self._nearest = Nearest(scoring.spaces.rows, self.views["codes"])
+        self._columns = [
+            scoring.spaces.column(term) if isinstance(term, Column) else np.empty(scoring.spaces.rows)
+            for term in self._terms
+        ]
+
+    def add(self, rows: slice, seen: Mapping[str, Seen]) -> None:
+        """Take what is seen of a block in every space."""
+        self._nearest.add(rows, seen["codes"])
+        for column, term in zip(self._columns, self._terms, strict=True):
+            if isinstance(term, SpaceScorer):
+                column[rows] = term.score(seen[term.space], self.views[term.space].targets.everything)
+
+    def table(self) -> ScoreTable:
+        """Return the scores of all rows."""
+        scoring, valid = self._scoring, self._scoring.space.valid
+        score = scoring.summed(self._columns)
+        score[~valid] = 0.0
+        return ScoreTable(score, *self._nearest.of(valid), valid, scoring.scorer.name)
 
 
 def uses_mean(space: str, scorers: Iterable[Scorer]) -> bool:

@@ -18,6 +18,7 @@ from finescope.workflow.stage import Stage
 from finescope.workflow.tables import ScoredRows, write_scores
 
 if TYPE_CHECKING:
+    from finescope.curation.scoring.table import ScoreTable
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 
@@ -65,15 +66,29 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
         InputError: the two stores come from different SAEs, the targets have no latent, or the stored pooling
             can't be turned into the recipe's.
     """
+    check_latents(corpus, targets)
+    try:
+        table = scoring.score()
+    except ValueError as error:
+        raise InputError(f"{corpus.directory}: {error}") from None
+    return marked(corpus, targets, scoring, table)
+
+
+def check_latents(corpus: CodeStore, targets: CodeStore) -> None:
+    """Refuse two stores that can't be compared.
+
+    Raises:
+        InputError: they come from different SAEs.
+    """
     if corpus.num_latents != targets.num_latents:
         raise InputError(
             f"{corpus.directory} has codes over {corpus.num_latents:,} latents and {targets.directory} over "
             f"{targets.num_latents:,}; embed both with the same SAE"
         )
-    try:
-        table = scoring.score()
-    except ValueError as error:
-        raise InputError(f"{corpus.directory}: {error}") from None
+
+
+def marked(corpus: CodeStore, targets: CodeStore, scoring: Scoring, table: ScoreTable) -> ScoredRows:
+    """Return scores with what identifies the rows, and which of them are targets."""
     ids, target_ids = Strings(corpus.table(["id"])["id"]), targets.ids()
     # Made-up ids say nothing: two files of one name have the same ones.
     found = find_targets(

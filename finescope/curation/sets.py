@@ -1,0 +1,125 @@
+"""Several target sets over one corpus: which set a row belongs to, and how many rows each set gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from finescope.curation.blocks import BoolArray, IntArray
+from finescope.curation.scoring.table import ScoreTable
+from finescope.curation.selection import REASONS, Selection, SelectionConfig, select
+from finescope.errors import InputError
+
+
+def assign(tables: Mapping[str, ScoreTable]) -> IntArray:
+    """Return for every row the set that it belongs to, by position, int64 [N]; -1 where it is not valid.
+
+    Scores of different sets are compared by how far above their own mean they lie: each is brought to mean 0
+    and variance 1 over the valid rows, and a row belongs to the set of its largest (the first of equals).
+
+    Args:
+        tables: by set, the scores of the same N rows.
+
+    Raises:
+        ValueError: no table, or tables of different lengths.
+    """
+    if len({len(table) for table in tables.values()}) != 1:
+        raise ValueError(
+            f"need the scores of the same rows for every set, got {[len(table) for table in tables.values()]}"
+        )
+    valid = np.logical_and.reduce([table.valid for table in tables.values()])
+    standard = np.stack([_standard(table.score, valid) for table in tables.values()])
+    return np.where(valid, standard.argmax(axis=0), -1)
+
+
+def _standard(score: Any, valid: BoolArray) -> Any:
+    held = score[valid]
+    if held.size == 0:
+        return score
+    spread = float(held.std())
+    return (score - float(held.mean())) / (spread if spread > 0 else 1.0)
+
+
+def split(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Return how many of ``total`` each set gets: in proportion, and the rest to the largest remainders.
+
+    Among equal remainders the first set comes first (Hamilton's method).
+
+    Raises:
+        InputError: a share that isn't a positive number.
+    """
+    wrong = [name for name, share in shares.items() if not (math.isfinite(share) and share > 0)]
+    if wrong:
+        raise InputError(f"the share of {wrong[0]} must be a positive number, got {shares[wrong[0]]}")
+    whole = math.fsum(shares.values())
+    exact = {name: total * share / whole for name, share in shares.items()}
+    counts = {name: math.floor(number) for name, number in exact.items()}
+    names = list(shares)
+    order = sorted(names, key=lambda name: (counts[name] - exact[name], names.index(name)))
+    for name in order[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def select_sets(
+    tables: Mapping[str, ScoreTable],
+    limits: SelectionConfig,
+    *,
+    exclusive: bool = False,
+    shares: Mapping[str, float] | None = None,
+    tokens: Any = None,
+    exclude: Any = None,
+    **arguments: Any,
+) -> dict[str, Selection]:
+    """Select rows for every target set.
+
+    Args:
+        tables: by set, the scores of the same N rows.
+        limits: of every set; with shares, ``k`` and ``token_budget`` are those of all sets together.
+        exclusive: a row goes to no set but its own (``assign``); in the others its reason is "other_set".
+        shares: by set, its part of the whole; sets are exclusive then.
+        tokens, exclude: as ``select``.
+        arguments: further ones of ``select``; by set where they are a dictionary.
+
+    Raises:
+        ValueError: as ``select`` and ``assign``.
+        InputError: shares of other sets than there are, or without a whole to be shared.
+    """
+    own = None
+    if exclusive or shares is not None:
+        own = assign(tables)
+    of_set = dict.fromkeys(tables, limits) if shares is None else _shared(limits, shares, tables)
+    found = {}
+    for place, (name, table) in enumerate(tables.items()):
+        given = {key: value[name] if isinstance(value, dict) else value for key, value in arguments.items()}
+        taken = table if own is None else dataclasses.replace(table, valid=table.valid & (own == place))
+        found[name] = select(taken, of_set[name], tokens=tokens, exclude=exclude, **given)
+        if own is not None:
+            invalid = found[name].reason == REASONS.index("invalid")
+            found[name].reason[invalid & table.valid & (own >= 0)] = REASONS.index("other_set")
+    return found
+
+
+def _shared(
+    limits: SelectionConfig, shares: Mapping[str, float], tables: Mapping[str, ScoreTable]
+) -> dict[str, SelectionConfig]:
+    if set(shares) != set(tables):
+        raise InputError(f"give a share to each of the sets {', '.join(tables)}; got {', '.join(shares)}")
+    if limits.k is None and limits.token_budget is None:
+        raise InputError("shares are of a whole: say how many rows (k) or tokens (token_budget)")
+    ordered = {name: shares[name] for name in tables}
+    parts = {
+        field: split(whole, ordered)
+        for field, whole in (("k", limits.k), ("token_budget", limits.token_budget))
+        if whole is not None
+    }
+    found = {}
+    for name in tables:
+        found[name] = dataclasses.replace(limits)
+        for field, part in parts.items():
+            setattr(found[name], field, part[name])
+    return found

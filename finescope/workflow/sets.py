@@ -1,0 +1,152 @@
+"""Several target sets over one corpus: a folder with a table of scores for each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finescope.curation.scoring.evidence import Spaces
+from finescope.curation.scoring.fitted import Scoring, score_together
+from finescope.errors import InputError, StoreError
+from finescope.storage.files import make_folder, read_json, write_json
+from finescope.workflow.stages.score import check_latents, marked
+from finescope.workflow.tables import (
+    SCORE_COLUMNS,
+    ScoredRows,
+    curated_columns,
+    evidence_of,
+    read_scores,
+    write_curated,
+    write_scores,
+)
+
+if TYPE_CHECKING:
+    from finescope.corpus import Corpus
+    from finescope.curation.scoring.presets import Preset
+    from finescope.curation.selection import Selection
+    from finescope.embeddings.store import CodeStore
+
+SETS = "sets.json"
+"""Names the sets of a folder, in their order."""
+SET_COLUMN = "finescope_set"
+"""Column of a mixture that says which set a row is from."""
+
+
+def score_sets(
+    corpus: CodeStore, sets: Mapping[str, CodeStore], recipe: Preset, *, seed: int = 42
+) -> dict[str, ScoredRows]:
+    """Score the rows of a code store against several others, in the passes that one of them takes.
+
+    A row that is a target of any set is marked in all of them: it is to be found by none.
+
+    Args:
+        corpus: codes of N rows.
+        sets: by name, codes of targets, made by the same SAE.
+        recipe: pooling, weights and scorer.
+        seed: for ``random``.
+
+    Raises:
+        InputError: a store from another SAE, targets without a latent, or a pooling or scorer that the stored
+            codes can't serve.
+    """
+    for targets in sets.values():
+        check_latents(corpus, targets)
+    spaces = Spaces(evidence_of(corpus))
+    try:
+        scorings = [Scoring(spaces, evidence_of(targets), recipe, seed=seed) for targets in sets.values()]
+        tables = score_together(scorings)
+    except ValueError as error:
+        raise InputError(f"{corpus.directory}: {error}") from None
+    found = {
+        name: marked(corpus, targets, scoring, table)
+        for (name, targets), scoring, table in zip(sets.items(), scorings, tables, strict=True)
+    }
+    anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found.values()))
+    for name, scored in found.items():
+        scored.is_target = anywhere
+        scored.settings["set"] = name
+    return found
+
+
+def write_sets(folder: Path, scored: Mapping[str, ScoredRows]) -> None:
+    """Write a folder that holds ``NAME.parquet`` for every set.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    make_folder(folder)
+    for name, rows in scored.items():
+        write_scores(folder / f"{name}.parquet", rows)
+    write_json(folder / SETS, {"format": "finescope-sets", "sets": list(scored)})
+
+
+def read_sets(folder: Path) -> dict[str, ScoredRows]:
+    """Read what ``write_sets`` wrote.
+
+    Raises:
+        StoreError: a file is missing or damaged, or they are of different corpora.
+    """
+    found = read_json(folder / SETS)
+    names = found.get("sets") if isinstance(found, dict) else None
+    if not names or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{folder / SETS} names no sets; run `finescope score` again")
+    scored = {name: read_scores(folder / f"{name}.parquet") for name in names}
+    if any(list(rows.ids) != list(scored[names[0]].ids) for rows in list(scored.values())[1:]):
+        raise StoreError(f"the tables in {folder} are of different corpora; run `finescope score` again")
+    return scored
+
+
+def write_set_rows(
+    folder: Path,
+    ending: str,
+    corpus: Corpus,
+    scored: Mapping[str, ScoredRows],
+    selections: Mapping[str, Selection],
+    *,
+    mixed: bool,
+) -> list[Path]:
+    """Write the selected rows of every set, ``NAME.jsonl`` or as ``ending`` says; return the files.
+
+    Args:
+        folder: where to.
+        ending: of the files, which decides their format.
+        corpus: the rows.
+        scored: by set.
+        selections: by set.
+        mixed: whether to write ``mixture`` too: the rows of all sets in one file, with ``SET_COLUMN``. They
+            are in such an order that every beginning of it has, as far as it can, the shares of the whole.
+
+    Raises:
+        StoreError: the corpus isn't the one that was scored.
+    """
+    import pyarrow as pa
+
+    from finescope.corpus import copy_rows
+
+    make_folder(folder)
+    written = []
+    for name, selection in selections.items():
+        written.append(folder / f"{name}{ending}")
+        write_curated(written[-1], corpus, scored[name], selection.indices)
+    if mixed:
+        places = sorted(
+            ((rank + 0.5) / len(selection), at, rank)
+            for at, selection in enumerate(selections.values())
+            for rank in range(len(selection))
+        )
+        names, chosen = list(selections), list(selections.values())
+        parts = [curated_columns(scored[name], selection.indices) for name, selection in selections.items()]
+        columns = {}
+        for column in SCORE_COLUMNS:
+            values = [parts[at][column][rank].as_py() for _, at, rank in places]
+            columns[column] = pa.array(values, parts[0][column].type)
+        columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
+        rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
+        ids = scored[names[0]].ids
+        written.append(folder / f"mixture{ending}")
+        copy_rows(written[-1], corpus, rows, columns=columns, ids=[ids[row] for row in rows])
+    return written

@@ -1,0 +1,222 @@
+"""Several target sets at once: each scored as if alone, every row given once, shares kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finescope import InputError, SparseCodes
+from finescope.cli import main
+from finescope.curation import REASONS, Evidence, ScoreTable, Scoring, SelectionConfig, Spaces
+from finescope.curation.scoring.fitted import score_together
+from finescope.curation.sets import assign, select_sets, split
+from support import curation_oracle as oracle
+from support.cli_job import save_job, write_jsonl
+
+
+def codes(dense):
+    return SparseCodes.from_dense(torch.from_numpy(np.asarray(dense, np.float32)))
+
+
+def table(score, valid=None):
+    score = np.asarray(score, np.float64)
+    rows = score.size
+    valid = np.ones(rows, bool) if valid is None else np.asarray(valid)
+    return ScoreTable(score, np.zeros(rows, np.int64), np.zeros(rows), valid, "contrast")
+
+
+@pytest.mark.parametrize("scorer", ["contrast", "ridge+tfidf", "jaccard", "length"])
+def test_every_set_is_scored_as_if_alone_in_as_few_passes(scorer):
+    rng = np.random.default_rng(0)
+    corpus = oracle.sparse_rows(rng, 90, 30)
+    texts = [" ".join(rng.choice(["one", "two", "three", "four"], 3)) for _ in range(90)]
+    passes = []
+
+    class Counted:
+        num_latents = 30
+
+        def __len__(self):
+            return 90
+
+        def take(self, rows):
+            return codes(corpus)[rows]
+
+        def iter_shards(self):
+            passes.append(1)
+            return iter([codes(corpus)])
+
+    def scorings(names):
+        passes.clear()
+        spaces = Spaces(Evidence(Counted(), texts=texts))
+        return [Scoring(spaces, sets[name], scorer=scorer) for name in names]
+
+    sets = {
+        name: Evidence(codes(oracle.sparse_rows(rng, count, 30)), texts=texts[:count])
+        for name, count in (("a", 4), ("b", 7), ("c", 1))
+    }
+    together = score_together(scorings("abc"))
+    of_all = len(passes)
+    for name, found in zip("abc", together, strict=True):
+        alone = scorings(name)[0].score()
+        assert len(passes) == of_all
+        for column, values in alone.columns().items():
+            np.testing.assert_array_equal(found.columns()[column], values)
+
+
+def test_scorings_of_different_spaces_share_no_pass():
+    rows = Evidence(codes(np.eye(3)))
+    with pytest.raises(ValueError, match="share their spaces"):
+        score_together([Scoring(rows, rows), Scoring(rows, rows)])
+
+
+def test_a_row_belongs_where_it_stands_out_most():
+    first, second = table([5, 1, 1, 9, 0]), table([50, 40, 10, 0, 0])
+    first.valid[4] = False
+    z = [(x[:4] - x[:4].mean()) / x[:4].std() for x in (first.score, second.score)]
+    expected = [*(np.argmax(np.stack(z), axis=0).tolist()), -1]
+    assert assign({"a": first, "b": second}).tolist() == expected
+    assert assign({"a": first, "b": first}).tolist() == [0, 0, 0, 0, -1]
+    constant = table(np.ones(4))
+    assert assign({"a": constant, "b": constant}).tolist() == [0] * 4
+    with pytest.raises(ValueError, match="same rows"):
+        assign({"a": first, "b": constant})
+    with pytest.raises(ValueError, match="same rows"):
+        assign({})
+
+
+@given(st.integers(0, 200), st.lists(st.floats(0.01, 50), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_a_split_adds_up_and_is_within_one_of_its_share(total, shares):
+    found = split(total, {str(at): share for at, share in enumerate(shares)})
+    assert sum(found.values()) == total
+    for count, share in zip(found.values(), shares, strict=True):
+        assert abs(count - total * share / sum(shares)) < 1 + 1e-9
+
+
+def test_equal_remainders_go_to_the_first():
+    assert split(5, {"b": 1, "a": 1}) == {"b": 3, "a": 2}
+    for share in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="share of a must be a positive number"):
+            split(5, {"b": 1, "a": share})
+
+
+def random_tables(rows=60):
+    rng = np.random.default_rng(3)
+    return {name: table(rng.normal(size=rows)) for name in ("a", "b", "c")}
+
+
+def test_exclusive_sets_have_no_row_in_common_and_say_whose_it_is():
+    tables, own = random_tables(), assign(random_tables())
+    exclude = np.arange(60) < 5
+    found = select_sets(tables, SelectionConfig(k=30), exclusive=True, exclude=exclude)
+    chosen = np.concatenate([selection.indices for selection in found.values()])
+    assert len(set(chosen.tolist())) == chosen.size == 55  # none has more than 30 of its own
+    for place, selection in enumerate(found.values()):
+        assert (own[selection.indices] == place).all()
+        assert (selection.reason[5:][own[5:] != place] == REASONS.index("other_set")).all()
+        assert (selection.reason[:5] == REASONS.index("target")).all()
+    several = select_sets(tables, SelectionConfig(k=30), exclude=exclude)
+    assert [len(selection) for selection in several.values()] == [30] * 3
+
+
+def test_shares_divide_rows_and_tokens():
+    tables = random_tables()
+    found = select_sets(tables, SelectionConfig(k=10), shares={"c": 1, "a": 3, "b": 1})
+    assert {name: len(selection) for name, selection in found.items()} == {"a": 6, "b": 2, "c": 2}
+    tokens = np.full(60, 10)
+    budget = SelectionConfig(token_budget=100)
+    found = select_sets(tables, budget, shares={"a": 0.5, "b": 0.25, "c": 0.25}, tokens=tokens)
+    assert {name: selection.tokens for name, selection in found.items()} == {"a": 50, "b": 20, "c": 20}
+    with pytest.raises(InputError, match="each of the sets a, b, c; got a, b"):
+        select_sets(tables, SelectionConfig(k=10), shares={"a": 1, "b": 1})
+    with pytest.raises(InputError, match="how many rows"):
+        select_sets(tables, SelectionConfig(min_score=0.0), shares={"a": 1, "b": 1, "c": 1})
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Codes of a corpus and of two target sets, one of each topic."""
+    folder = save_job(tmp_path_factory.mktemp("job"))
+    rows = read(folder / "corpus.jsonl")
+    for name in ("animals", "sky"):
+        some = [row for row in rows if row["label"] == name][:5]
+        write_jsonl(folder / f"{name}.jsonl", some)
+    model = ["--model", folder / "model", "--layer", "layers.0"]
+    sizes = ["--set", "training.num_epochs=1"]
+    acts = ["activations", *model, "--corpus", folder / "corpus.jsonl", "--out", folder / "acts"]
+    steps = [acts, ["train", folder / "acts", "--out", folder / "sae", *sizes]]
+    for name in ("corpus", "animals", "sky"):
+        place = ["--corpus", folder / f"{name}.jsonl", "--out", folder / f"{name}-codes"]
+        steps.append(["embed", *model, "--sae", folder / "sae", *place])
+    for step in steps:
+        result = invoke(*step)
+        assert result.exit_code == 0, (step, result.stderr)
+    return folder
+
+
+def test_from_codes_to_a_mixture(stores: Path, tmp_path: Path) -> None:
+    sets = [f"{name}={stores / name}-codes" for name in ("animals", "sky")]
+    scores = tmp_path / "scores"
+    result = invoke("score", stores / "corpus-codes", *sets, "--out", scores)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in scores.iterdir()) == ["animals.parquet", "sets.json", "sky.parquet"]
+    corpus = ["--corpus", stores / "corpus.jsonl", "--out", tmp_path / "picked"]
+    mixed = invoke("select", scores, *corpus, "-k", 9, "--share", "animals=2", "--share", "sky=1")
+    assert mixed.exit_code == 0, mixed.stderr
+    own = {name: read(tmp_path / "picked" / f"{name}.jsonl") for name in ("animals", "sky")}
+    assert {name: len(rows) for name, rows in own.items()} == {"animals": 6, "sky": 3}
+    mixture = read(tmp_path / "picked" / "mixture.jsonl")
+    for name, rows in own.items():
+        kept = [{key: value for key, value in row.items() if key != "finescope_set"}
+                for row in mixture if row["finescope_set"] == name]  # fmt: skip
+        assert kept == rows
+    assert [row["finescope_set"] for row in mixture[:3]] == ["animals", "sky", "animals"]
+    seeds = {row["id"] for name in own for row in read(stores / f"{name}.jsonl")}
+    assert not seeds & {row["id"] for row in mixture}  # a target of one set is found by no other
+    plain = invoke("select", scores, *corpus, "-k", 4, "--format", "parquet")
+    assert plain.exit_code == 0, plain.stderr
+    assert (tmp_path / "picked" / "sky.parquet").is_file()
+
+
+def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
+    place, other = stores / "animals-codes", stores / "sky-codes"
+    corpus, scores = stores / "corpus-codes", tmp_path / "scores"
+    refused = {
+        "Several target sets need names": ["score", corpus, f"a={place}", other],
+        "Two target sets are called a": ["score", corpus, f"a={place}", f"a={other}"],
+        "go into a folder": ["score", corpus, f"a={place}", "--out", tmp_path / "x.parquet"],
+    }
+    assert invoke("score", corpus, f"a={place}", f"b={other}", "--out", scores).exit_code == 0
+    rows = ["--corpus", stores / "corpus.jsonl", "--out", tmp_path / "picked"]
+    refused |= {
+        "need --corpus and --out": ["select", scores],
+        "not of the form NAME=X": ["select", scores, *rows, "--share", "a"],
+        "once for each set": ["select", scores, *rows, "--share", "a=1", "--share", "a=2"],
+        "--scorer goes with": ["select", scores, *rows, "--scorer", "max"],
+        "a single target set": ["select", scores, *rows, "--strategy", "per_target"],
+        "need --codes": ["select", scores, *rows, "--diversity", "0.9"],
+        "folder of several": ["select", scores / "a.parquet", *rows, "--exclusive"],
+    }
+    for words, arguments in refused.items():
+        result = invoke(*arguments)
+        assert (result.exit_code, words in result.stderr) == (2, True), (arguments, result.stderr)
+    result = invoke("score", corpus, f"a={tmp_path / 'nothing'}")
+    assert (result.exit_code, "nothing does not exist" in result.stderr) == (1, True)
+    result = invoke("select", scores, *rows, "-k", 3, "--share", "a=1")
+    assert (result.exit_code, "each of the sets a, b" in result.stderr) == (1, True)
