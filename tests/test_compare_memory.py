@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finescope import SparseCodes
-from finescope.curation import Evidence, Scoring, compare, compare_methods, curation_quality
+from finescope.curation import Evidence, Scoring, compare, compare_methods, curation_quality, ranking
 from support import curation_oracle as oracle
 
 
@@ -58,14 +58,35 @@ def test_rounds_leave_no_trace(problem, monkeypatch):
     assert whole == lines(relevant, corpus, targets, draws=9)
 
 
-def test_more_draws_are_no_more_passes(problem):
+@pytest.mark.parametrize("terms", [0, 1, 3])
+def test_scores_that_there_is_no_room_for_are_made_again(problem, monkeypatch, terms):
+    corpus, targets, relevant = problem
+    whole = lines(relevant, corpus, targets, draws=7)
+    monkeypatch.setattr(ranking, "KEPT_BYTES", terms * 8 * 8 * 2000)  # those of 8 draws
+    assert whole == lines(relevant, corpus, targets, draws=7)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_leave_no_trace(problem, threads):
+    corpus, targets, relevant = problem
+    whole = lines(relevant, corpus, targets, draws=7)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert whole == lines(relevant, corpus, targets, draws=7)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_more_draws_are_no_more_passes(problem, monkeypatch):
     corpus, targets, relevant = problem
     passes = []
-    for draws in (0, 40):
+    for room, draws in itertools.product((ranking.KEPT_BYTES, 0), (0, 40)):
+        monkeypatch.setattr(ranking, "KEPT_BYTES", room)
         store = Shards(corpus, cuts=[700])
         lines(relevant, store, targets, draws=draws)
         passes.append(store.passes)
-    assert passes[0] == passes[1]
+    assert passes[0] == passes[1] == passes[2] - 1 == passes[3] - 1
 
 
 def peak(work):
@@ -76,8 +97,9 @@ def peak(work):
     return size
 
 
-def test_memory_of_a_comparison_grows_by_a_few_numbers_a_row(problem):
+def test_memory_of_a_comparison_grows_by_a_few_numbers_a_row(problem, monkeypatch):
     corpus, targets, _ = problem
+    monkeypatch.setattr(ranking, "KEPT_BYTES", 1 << 20)
     few = np.arange(2000) % 100 == 0
 
     def bytes_for(times):

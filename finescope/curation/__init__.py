@@ -10,6 +10,7 @@ quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
 ranks       the same found by counting, block by block
 intervals   how much a number would move with other targets
+ranking     where every method puts the rows that are to be found
 compare     methods × metrics with such intervals
 baselines   random, length, TF-IDF and dense activations by themselves
 blocks      codes read in blocks or row by row, never all at once

@@ -298,15 +298,12 @@ def unit_rows(codes: SparseCodes, weights: FloatArray | None = None) -> Any:
     return unit
 
 
-def add_at(total: FloatArray, places: NDArray[Any], values: FloatArray) -> FloatArray:
-    """Return ``total`` with ``values`` added at ``places``, one after the other in their order.
+def add_at(total: FloatArray, places: NDArray[Any], values: FloatArray) -> None:
+    """Add ``values`` to ``total`` at ``places``, one after the other in their order.
 
-    bincount adds strictly in order, and what was there before goes in first, so the sum does not depend on
-    how the values were split into calls.
+    So the sum does not depend on how the values were split into calls.
     """
-    everything = np.concatenate([total, values])
-    where = np.concatenate([np.arange(total.size), places])
-    return np.asarray(np.bincount(where, weights=everything, minlength=total.size), np.float64)
+    np.add.at(total, places, values)
 
 
 def panel_columns(num_latents: int, wanted: int) -> int:

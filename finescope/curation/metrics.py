@@ -81,7 +81,7 @@ def random_average_precision(rows: int, relevant: int) -> float:
         return math.nan
     if rows == 1:
         return 1.0
-    harmonic = math.fsum(1.0 / i for i in range(1, rows + 1))
+    harmonic = math.fsum((1.0 / np.arange(1, rows + 1)).tolist())
     return (harmonic + (relevant - 1) / (rows - 1) * (rows - harmonic)) / rows
 
 

@@ -77,7 +77,7 @@ def pairwise_diversity(codes: Codes, *, weights: FloatArray | None = None) -> fl
     own = 0.0
     for _, block in iter_blocks(codes):
         values = scaled_values(block, reciprocal(weighted_norms(block, weights)))
-        total = add_at(total, block.indices.numpy(), values)
+        add_at(total, block.indices.numpy(), values)
         weighted = values if weights is None else values * weights[block.indices.numpy()]
         own += math.fsum(weighted * weighted)
     if weights is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from finescope.curation.blocks import (
     BoolArray,
     FloatArray,
     IntArray,
+    product,
     reciprocal,
     values64,
     with_values,
@@ -154,6 +155,10 @@ class SpaceScorer(Scorer):
         """Return the scores of n rows, float64 [n]. Row by row: a row scores the same in any company."""
         raise NotImplementedError
 
+    def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
+        """Return the scores of n rows by several picks, float64 [picks,n]."""
+        return np.stack([self.score(seen, pick) for pick in picks])
+
     def mixture(self, seen: Seen, pick: Pick) -> Mixture:
         """Return the directions whose inner products with the rows are their scores."""
         raise NotImplementedError
@@ -184,14 +189,25 @@ class Linear(SpaceScorer):
 
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the scores of n rows, float64 [n]."""
-        shares, of_mean = self.shares(pick)
-        # One target after the other: a matrix product would add in an order that depends on n.
-        total = np.zeros(seen.cosines.shape[1])
-        for column, share in zip(pick.columns.tolist(), shares.tolist(), strict=True):
-            total += share * seen.cosines[column]
-        if of_mean and seen.mean is not None:
-            total += of_mean * seen.mean
-        return total
+        return np.asarray(self.scores(seen, [pick])[0])
+
+    def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
+        """Return the scores of n rows by several picks, float64 [picks,n]."""
+        shares, of_mean = zip(*map(self.shares, picks), strict=True)
+        bounds = np.cumsum([0, *(pick.columns.size for pick in picks)])
+        mixed = SparseCodes(
+            torch.from_numpy(bounds),
+            torch.from_numpy(np.concatenate([pick.columns for pick in picks])),
+            torch.from_numpy(np.concatenate(shares)),
+            len(seen.cosines),
+            check=False,
+        )
+        # One target after the other: a dense product would add in an order that depends on n.
+        found = product(mixed, seen.cosines)
+        for row, share in zip(found, of_mean, strict=True):
+            if share and seen.mean is not None:
+                row += share * seen.mean
+        return found
 
     def mixture(self, seen: Seen, pick: Pick) -> Mixture:
         """Return the one direction."""

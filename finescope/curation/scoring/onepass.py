@@ -162,7 +162,7 @@ class CorpusScorer(Space):
         sums = np.zeros(groups * view.columns)
         for rows, (seen,) in one_pass([view], self.block_rows):
             places = labels[rows, None] * view.columns + np.arange(view.columns)
-            sums = add_at(sums, places.ravel(), seen.cosines.T.ravel())
+            add_at(sums, places.ravel(), seen.cosines.T.ravel())
         counts = np.bincount(labels[self.valid], minlength=groups)
         means = np.full((len(targets), groups), -np.inf)
         means[:, counts > 0] = 0.0

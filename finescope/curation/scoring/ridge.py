@@ -12,12 +12,13 @@ not with every latent that takes part in it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from finescope.curation.blocks import FloatArray, product, values64
+from finescope.curation.blocks import FloatArray, panel_columns, product, values64
 from finescope.curation.scoring.base import Pick, Seen, SpaceScorer
 
 STEPS = 300
@@ -38,7 +39,16 @@ class Ridge(SpaceScorer):
 
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the scores of n rows, float64 [n]."""
-        return np.asarray(product(seen.unit, self.direction(pick)[:, None])[:, 0])
+        return np.asarray(self.scores(seen, [pick])[0])
+
+    def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
+        """Return the scores of n rows by several picks, float64 [picks,n]."""
+        found = np.empty((len(picks), len(seen.unit)))
+        step = panel_columns(seen.unit.num_latents, len(picks))
+        for low in range(0, len(picks), step):
+            panel = np.stack([self.direction(pick) for pick in picks[low : low + step]], axis=1)
+            found[low : low + step] = product(seen.unit, panel).T
+        return found
 
     def addends(self, seen: Seen, pick: Pick, mean: FloatArray) -> FloatArray:
         """Take the scores apart, float64 [nnz]."""

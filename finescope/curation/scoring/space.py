@@ -163,7 +163,7 @@ class Space:
                 valid = _valid(norms)
                 if not valid.all():  # their values are never multiplied: 0 × inf is NaN
                     block, norms = block[valid], norms[valid]
-                total = add_at(total, block.indices.numpy(), scaled_values(block, reciprocal(norms)))
+                add_at(total, block.indices.numpy(), scaled_values(block, reciprocal(norms)))
                 count += len(block)
             if self.weights is not None:
                 total *= self.weights

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_blocks, latents_of, values64
+from finescope.curation.blocks import Codes, FloatArray, IntArray, iter_blocks, latents_of
 
 WEIGHTINGS = ("none", "idf")
 """Names that ``resolve_weights`` understands."""
@@ -28,9 +28,11 @@ def document_frequency(codes: Codes) -> tuple[IntArray, int]:
     counts = np.zeros(latents_of(codes), np.int64)
     rows = 0
     for _, block in iter_blocks(codes):
-        present = values64(block) > 0
+        present = block.values > 0
         indices = block.indices.numpy()
-        counts += np.bincount(indices if present.all() else indices[present], minlength=counts.size)
+        counts += np.bincount(
+            indices if bool(present.all()) else indices[present.numpy()], minlength=counts.size
+        )
         rows += int(np.count_nonzero(np.diff(block.indptr.numpy())))
     return counts, rows
 
