@@ -69,6 +69,18 @@ class SaeAdam(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    def start_at(self, step: int) -> None:
+        """Make moments of zeros for every parameter, as if ``step`` steps had been taken; they are to be
+        filled.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": step,
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
     @overload
     def step(self, closure: None = None) -> None: ...
 

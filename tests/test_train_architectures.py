@@ -17,6 +17,7 @@ from finescope.config import SaeConfig, TrainingConfig
 from finescope.errors import InputError
 from finescope.sae import SparseAutoencoder, entries, load_sae, losses, train_sae
 from finescope.sae.architectures import TRAINED, architecture_class, threshold
+from finescope.sae.objective import Batch
 from finescope.sae.sources import TensorSource
 from finescope.sae.train import Trainer
 from test_train_dictionary import F, K, dictionary_data
@@ -141,7 +142,7 @@ def test_the_gradients_are_those_of_the_definition(
     trainer = Trainer.__new__(Trainer)
     trainer.cfg = cfg
     total = 0.0
-    for terms in sae.training_terms(x, dead, 3):
+    for terms in sae.training_terms(Batch(x), dead, 3):
         loss = trainer._loss(terms)
         loss.backward()
         total += loss.item()
@@ -245,13 +246,13 @@ def test_batchtopk_with_fewer_positive_latents_than_it_may_keep() -> None:
     sae = batchtopk()
     with torch.no_grad():
         sae.encoder.bias.sub_(100)
-    terms = list(sae.training_terms(torch.randn(TOKENS, WIDTH), None, None))
+    terms = list(sae.training_terms(Batch(torch.randn(TOKENS, WIDTH)), None, None))
     assert len(terms[0].fired) == 0
     assert terms[0].fvu.item() >= 1
     with torch.no_grad():
         sae.encoder.bias.fill_(-1e9)
         sae.encoder.bias[3] = 5.0
-    (terms_,) = sae.training_terms(torch.randn(TOKENS, WIDTH) * 0.01, None, None)
+    (terms_,) = sae.training_terms(Batch(torch.randn(TOKENS, WIDTH) * 0.01), None, None)
     assert terms_.fired.unique().tolist() == [3]
 
 

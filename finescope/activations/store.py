@@ -311,24 +311,46 @@ class ActivationStore(Store):
             epoch: number of the pass.
             max_tokens: end the pass after so many.
         """
+        left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
+        for rows in self.shares(batch_size, seed=seed, epoch=epoch):
+            yield rows[:left]
+            left -= batch_size
+            if left <= 0:
+                return
+
+    def shares(
+        self, batch_size: int, *, seed: int, epoch: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Tensor]:
+        """Yield of each of ``batches`` the tokens that lie in a rank's range of the store.
+
+        Every rank reads a range of neighbouring shards of its own, one ``ranks``-th of all blocks; what all
+        yield makes up the batches. A share has about ``batch_size / ranks`` tokens, at times none.
+
+        Args:
+            batch_size: tokens of a batch, over all ranks.
+            seed: with ``epoch`` decides the order, the same on every machine.
+            epoch: number of the pass.
+            rank: number of the range.
+            ranks: how many there are.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         random = np.random.default_rng([seed, epoch])
-        left = self.num_tokens if max_tokens is None else min(max_tokens, self.num_tokens)
         rest = torch.zeros(0, self.width, dtype=self.dtype)
+        theirs = torch.zeros(0, dtype=torch.bool)
         size = max(_BUFFER_BYTES // (self.width * self.dtype.itemsize), batch_size)
-        for buffer in self._buffers(random, size):
-            held = rest.shape[0] + buffer.shape[0]
-            order = torch.from_numpy(random.permutation(held))
-            whole = held // batch_size * batch_size
+        mark = torch.zeros(size + _BLOCK_TOKENS, dtype=torch.bool)
+        for buffer in self._buffers(random, size, rank, ranks, mark):
+            foreign = torch.cat([theirs, mark[: buffer.shape[0]]])
+            order = torch.from_numpy(random.permutation(len(foreign)))
+            whole = len(foreign) // batch_size * batch_size
             for start in range(0, whole, batch_size):
-                yield _taken(rest, buffer, order[start : start + batch_size])[:left]
-                left -= batch_size
-                if left <= 0:
-                    return
-            rest = _taken(rest, buffer, order[whole:])
+                rows = order[start : start + batch_size]
+                yield _taken(rest, buffer, rows[~foreign[rows]])
+            rows = order[whole:]
+            rest, theirs = _taken(rest, buffer, rows), foreign[rows]
         if rest.shape[0]:
-            yield rest[:left]
+            yield rest[~theirs]
 
     def sample(self, max_tokens: int, *, seed: int = 0) -> Tensor:
         """Return up to ``max_tokens`` tokens [n,D] drawn without replacement, in the order of the store."""
@@ -345,23 +367,36 @@ class ActivationStore(Store):
             low = high
         return torch.cat(parts)
 
-    def _buffers(self, random: np.random.Generator, size: int) -> Iterator[Tensor]:
+    def _buffers(
+        self,
+        random: np.random.Generator,
+        size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        foreign: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """Yield the tokens in blocks drawn at random, about ``size`` of them at a time.
 
-        What is yielded is overwritten by what comes next: there is one buffer.
+        What is yielded is overwritten by what comes next: there is one buffer. In ``foreign``, bool
+        [size + 256], is noted which tokens are other ranks' and weren't read.
         """
         counts = [-(-entry.tokens // _BLOCK_TOKENS) for entry in self._shards]
         ends = np.cumsum(counts)
         buffer = torch.empty(min(size + _BLOCK_TOKENS, self.num_tokens), self.width, dtype=self.dtype)
-        held = 0
-        for block in random.permutation(int(ends[-1]) if len(ends) else 0):
+        held, blocks = 0, int(ends[-1]) if len(ends) else 0
+        mine = range(rank * blocks // ranks, (rank + 1) * blocks // ranks)
+        for block in random.permutation(blocks).tolist():
             number = int(np.searchsorted(ends, block, side="right"))
-            start = (int(block) - int(ends[number] - counts[number])) * _BLOCK_TOKENS
-            part = self._map(number)["activations"][start : start + _BLOCK_TOKENS]
-            buffer[held : held + part.shape[0]] = part
-            # The buffer holds it now; the system keeps it as long as nobody else needs the memory.
-            advise(part, "MADV_DONTNEED", inward=True)
-            held += part.shape[0]
+            start = (block - int(ends[number] - counts[number])) * _BLOCK_TOKENS
+            tokens = min(_BLOCK_TOKENS, self._shards[number].tokens - start)
+            if foreign is not None:
+                foreign[held : held + tokens] = block not in mine
+            if block in mine:
+                part = self._map(number)["activations"][start : start + tokens]
+                buffer[held : held + tokens] = part
+                # The buffer holds it now; the system keeps it as long as nobody else needs the memory.
+                advise(part, "MADV_DONTNEED", inward=True)
+            held += tokens
             if held >= size:
                 yield buffer[:held]
                 held = 0

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from finescope import __version__
-from finescope.cli.common import ErrorPrinter
+from finescope.cli.common import ErrorPrinter, refuse_several
 from finescope.cli.memory import give_back_large_blocks
 
 COMMANDS = ("demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "sae", "info")
@@ -37,7 +37,8 @@ class LazyGroup(ErrorPrinter):
 )
 @click.version_option(__version__, prog_name="finescope")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
     """Pick the rows of a large corpus that belong to the domain of a few target rows.
 
     A language model reads the texts, a sparse autoencoder turns its activations into sparse codes, and the
@@ -57,4 +58,5 @@ def main(debug: bool) -> None:
     Step by step: activations → train → embed → score → select → evaluate
     Exit codes: 0 success, 1 data or run-time error, 2 wrong usage, 130 interrupted.
     """
+    refuse_several(ctx.invoked_subcommand)
     give_back_large_blocks()

@@ -96,6 +96,21 @@ def explain(kind: str, message: str) -> None:
     click.echo(paragraph, err=True)
 
 
+def refuse_several(command: str | None) -> None:
+    """Refuse to run a command once in each of several processes, which would write to one place.
+
+    Raises:
+        click.UsageError: it isn't ``train``, whose processes share the work, or ``info``.
+    """
+    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if size != "1" and command not in ("train", "info"):
+        raise click.UsageError(
+            f"'finescope {command}' is work for one process, but {size} were started with it (by torchrun:"
+            " RANK and WORLD_SIZE are set). Start it by itself; 'finescope train' is what several processes"
+            " share."
+        )
+
+
 def config_options(command: _Command) -> _Command:
     """Add ``--config`` and ``--set`` to a command."""
     command = click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,33 +33,44 @@ def command(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Train a TopK sparse autoencoder on ACTIVATIONS, a folder written by `finescope activations`.
+    """Train a sparse autoencoder on ACTIVATIONS, a folder written by `finescope activations`.
 
     Writes cfg.json and sae.safetensors (the layout of sparsify), metrics.jsonl, and a state to resume from:
     give the same command again after an interruption. All fields of the SAE and of the training can be set:
-    --set sae.multi_topk=true --set training.learning_rate=1e-4.
+    --set sae.architecture=batchtopk --set training.learning_rate=1e-4.
+
+    Started by torchrun, the processes share every batch, whose size is that of all of them together: the
+    losses are those of one process. On GPUs each process takes one.
 
     \b
     Examples:
       finescope train activations/ --out sae/
       finescope train activations/ --out sae/ --num-latents 16384 -k 64 --epochs 2
+      torchrun --nproc-per-node=8 -m finescope train activations/ --out sae/ --device cuda
     """
     from finescope.activations import ActivationStore
     from finescope.progress import Reporter
     from finescope.sae.metrics import training_log
+    from finescope.sae.parallel import launched
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.sinks import find_in, note_beside, tokens_of
     from finescope.workflow.stages.train import plan_for, train
 
     job = options.job_from(config_path, overrides, {"out": out, **given})
     store = ActivationStore(activations)
-    reporter = Reporter(quiet=quiet)
-    found = asdict(find_in(store, reporter)) if job.sinks == "drop" else {}
-    tokens = tokens_of(store, found)
-    plan = plan_for(job, tokens.num_tokens, tokens.width)
-    with sending(job.out, reporter):
-        sae = train(tokens, plan, job.folder, reporter=reporter)
-        note_beside(job.folder, found.get("max_norm"))
+    with launched(job.training.get("device", job.device)) as (ranks, device):
+        job.training["device"] = device
+        reporter = Reporter(quiet=quiet or not ranks.first)
+        looks = ranks.first and job.sinks == "drop"
+        found = ranks.take(asdict(find_in(store, reporter)) if looks else {})
+        tokens = tokens_of(store, found)
+        plan = plan_for(job, tokens.num_tokens, tokens.width)
+        with sending(job.out, reporter) if ranks.first else nullcontext():
+            sae = train(tokens, plan, job.folder, reporter=reporter, ranks=ranks)
+            if ranks.first:
+                note_beside(job.folder, found.get("max_norm"))
+    if not ranks.first:
+        return
     log = training_log(job.folder)
     quality = f", FVU {log[-1]['fvu']:.4f}, {log[-1]['dead_fraction']:.1%} dead latents" if log else ""
     click.echo(f"SAE with {sae.num_latents:,} latents of width {sae.d_in} in {job.out}{quality}")

@@ -3,6 +3,7 @@
     frame ← formats ← architectures        files of all libraries ← modules
     functional ← losses ← composed, fused   the terms of the loss for codes of K latents, defined and fast
     entries ← objective                     the same for codes of any length
+    parallel ← objective, dead, sources     one training run in several processes
     dead, sources, state, metrics, initial ← train
     ragged, threshold                       codes of any number of latents, and the gates that make them
 

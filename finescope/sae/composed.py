@@ -62,6 +62,7 @@ def forward(
     decoder: Tensor,
     dead: Tensor | None,
     options: Options,
+    whole: losses.Whole | None = None,
 ) -> SaeTerms:
     """Encode and decode ``x`` and return every term.
 
@@ -73,6 +74,7 @@ def forward(
         decoder: decoder rows [F,D].
         dead: the n latents that AuxK revives, int64 [n]; None for none.
         options: numbers of latents.
+        whole: of the batch that ``x`` is a part of, if it is.
     """
     k, wide = options.k, options.wide
     values, indices = encode_centred(x, b_dec, weight, bias, wide)
@@ -80,7 +82,8 @@ def forward(
 
     target = x.to(torch.promote_types(x.dtype, torch.float32))
     residual = target - out
-    variance = losses.total_variance(target)
+    variance = losses.total_variance(target) if whole is None else whole.variance
+    count = None if whole is None else whole.real
     multi_topk = auxk = variance.new_zeros(())
     if wide > k:
         # The larger reconstruction continues the smaller one, so that its first K rows aren't gathered
@@ -97,8 +100,8 @@ def forward(
         values[:, :k],
         indices[:, :k],
         losses.fvu(residual, variance),
-        losses.normalised_mse(residual, target),
-        losses.l1(values[:, :k], target),
+        losses.normalised_mse(residual, target, count),
+        losses.l1(values[:, :k], target, count),
         multi_topk,
         auxk,
     )

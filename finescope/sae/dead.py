@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from finescope.sae.parallel import Ranks
+
 
 class DeadLatents:
     """Counts tokens since each of F latents last fired, and names those that haven't for too long.
@@ -33,6 +35,12 @@ class DeadLatents:
         self.since_fired += tokens
         self.since_fired.index_fill_(0, fired, 0)
         self._found = None
+
+    def agree(self, ranks: Ranks) -> None:
+        """Take over what the other ranks counted: their latents have fired too."""
+        if not ranks.alone:
+            ranks.least_(self.since_fired)
+            self._found = None
 
     def mask(self, threshold: int) -> Tensor:
         """Return bool [F], True for latents that were silent for ``threshold`` tokens."""

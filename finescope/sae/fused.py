@@ -56,10 +56,11 @@ def forward(
     decoder: Tensor,
     dead: Tensor | None,
     options: Options,
+    whole: losses.Whole | None = None,
 ) -> SaeTerms:
     """Do what :func:`composed.forward` does; no gradient flows to ``x``."""
     outputs: tuple[Tensor, ...] = _SaeTerms.apply(  # type: ignore[no-untyped-call]
-        x, b_dec, weight, bias, decoder, dead, options
+        x, b_dec, weight, bias, decoder, dead, options, whole
     )
     return SaeTerms(*outputs)
 
@@ -75,16 +76,16 @@ class _SaeTerms(torch.autograd.Function):
         decoder: Tensor,
         dead: Tensor | None,
         options: Options,
+        whole: losses.Whole | None,
     ) -> tuple[Tensor, ...]:
         k = options.k
         centred = x - b_dec
         values, indices = topk_encode(centred, weight, bias, options.wide)
         out, residual, dots, errors = call("decode_residual", values, indices, decoder, b_dec, x, k)
 
-        variance = losses.total_variance(x)
         energy = x.square().sum(-1)
         real = energy > 0
-        count = real.sum().clamp_min(1)
+        variance, count = whole or (losses.total_variance(x), real.sum().clamp_min(1))
         # The weights of a token's error in the normalised MSE, and of its code in L1.
         mse_weight = torch.where(real, (energy.double() * count).reciprocal(), 0.0)
         l1_weight = torch.where(real, energy.rsqrt() / count, 0.0)
@@ -96,7 +97,7 @@ class _SaeTerms(torch.autograd.Function):
         aux = _aux_forward(centred, residual[0], weight, bias, decoder, dead, options.k_aux)
         auxk = variance.new_zeros(()) if aux is None else aux.error.square().sum() * (aux.scale / variance)
 
-        ctx.options, ctx.aux_scale = options, 0.0 if aux is None else aux.scale
+        ctx.options, ctx.aux_scale, ctx.whole = options, 0.0 if aux is None else aux.scale, whole
         kept = () if aux is None else (aux.error, *aux.codes)
         inputs = x, b_dec, weight, bias, decoder, dead
         weights = variance, mse_weight, l1_weight
@@ -109,17 +110,20 @@ class _SaeTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        make = _differentiable if torch.is_grad_enabled() else _backward
-        return None, *make(ctx.options, ctx.aux_scale, inputs, kept, grads), None, None
+        if torch.is_grad_enabled():
+            found = _differentiable(ctx.options, ctx.whole, inputs, grads)
+        else:
+            found = _backward(ctx.options, ctx.aux_scale, inputs, kept, grads)
+        return None, *found, None, None, None
 
 
 def _differentiable(
-    options: Options, _: float, inputs: tuple[Any, ...], __: tuple[Any, ...], grads: tuple[Tensor | None, ...]
+    options: Options, whole: losses.Whole | None, inputs: tuple[Any, ...], grads: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the parameters as functions of them: by autograd, through the composition."""
     x, *parameters, dead = inputs
     b_dec, weight, bias, decoder = parameters
-    terms = composed.forward(x, b_dec, weight, bias, decoder, dead, options)
+    terms = composed.forward(x, b_dec, weight, bias, decoder, dead, options, whole)
     chosen = [(term, grad) for term, grad in zip(terms, grads, strict=True) if grad is not None]
     outputs, gradients = zip(*chosen, strict=True)
     return torch.autograd.grad(outputs, parameters, gradients, create_graph=True, materialize_grads=True)

@@ -39,6 +39,15 @@ class Terms(Protocol):
     def multi_topk_fvu(self) -> Tensor: ...
 
 
+class Whole(NamedTuple):
+    """What the terms of some tokens of a batch are divided by, so that those of all its parts add up."""
+
+    variance: Tensor
+    """:func:`total_variance` of the batch."""
+    real: Tensor
+    """How many of its tokens aren't zero; at least 1."""
+
+
 class AuxWeights(NamedTuple):
     """The rows of encoder and decoder that belong to the dead latents (n of them)."""
 
@@ -56,12 +65,15 @@ def total_variance(x: Tensor) -> Tensor:
     A batch without variance (one token, or equal tokens) has no fraction of variance: Σ ‖x_b‖² stands in, and
     1 where that is zero as well.
     """
-    energy = x.square().sum()
-    variance = (x - x.mean(0)).square().sum()
+    return denominator((x - x.mean(0)).square().sum(), x.square().sum(), x.dtype)
+
+
+def denominator(variance: Tensor, energy: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the variance of a batch of element type ``dtype``, or what stands in; see above."""
     # Equal tokens leave rounding noise of about eps² · energy, which isn't a variance.
-    noise = (8 * torch.finfo(x.dtype).eps) ** 2
-    denominator = torch.where(variance > noise * energy, variance, energy)
-    return torch.where(denominator == 0, torch.ones_like(denominator), denominator)
+    noise = (8 * torch.finfo(dtype).eps) ** 2
+    found = torch.where(variance > noise * energy, variance, energy)
+    return torch.where(found == 0, torch.ones_like(found), found)
 
 
 def fvu(residual: Tensor, variance: Tensor) -> Tensor:
@@ -69,16 +81,21 @@ def fvu(residual: Tensor, variance: Tensor) -> Tensor:
     return residual.square().sum() / variance
 
 
-def normalised_mse(residual: Tensor, x: Tensor) -> Tensor:
-    """Return mean_b( ‖e_b‖² / ‖x_b‖² ), the supplement's reconstruction loss; zero rows of x are left out."""
+def normalised_mse(residual: Tensor, x: Tensor, count: Tensor | None = None) -> Tensor:
+    """Return mean_b( ‖e_b‖² / ‖x_b‖² ), the supplement's reconstruction loss; zero rows of x are left out.
+
+    The mean is over ``count`` rows where that is given.
+    """
     energy = x.square().sum(-1)
     real = energy > 0
     ratio = residual.square().sum(-1) / torch.where(real, energy, 1.0)
-    return torch.where(real, ratio, 0.0).sum() / real.sum().clamp_min(1)
+    return torch.where(real, ratio, 0.0).sum() / (real.sum().clamp_min(1) if count is None else count)
 
 
-def l1(values: Tensor, x: Tensor) -> Tensor:
+def l1(values: Tensor, x: Tensor, count: Tensor | None = None) -> Tensor:
     """Return mean_b( Σ_j |a_bj| / ‖x_b‖ ) over the kept codes ``values`` [B,K]; zero rows of x are left out.
+
+    The mean is over ``count`` rows where that is given.
 
     The supplement sums over all F pre-activations. Those that TopK drops have no part in the code, and to
     keep them would take the [B,F] matrix; the penalty here is on the code itself.
@@ -86,7 +103,7 @@ def l1(values: Tensor, x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
     real = norm > 0
     ratio = values.abs().sum(-1) / torch.where(real, norm, 1.0)
-    return torch.where(real, ratio, 0.0).sum() / real.sum().clamp_min(1)
+    return torch.where(real, ratio, 0.0).sum() / (real.sum().clamp_min(1) if count is None else count)
 
 
 def auxk(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finescope.config import TrainingConfig
 from finescope.errors import InputError
+from finescope.sae.parallel import ALONE, Ranks
 
 STREAM_BATCH_TOKENS = 4096
 """Tokens per step of a store or iterable, which have no samples to count."""
@@ -42,6 +43,14 @@ class TokenStore(Protocol):
         """Yield all tokens, shuffled as (seed, epoch) says, in batches [b,D]."""
 
 
+@runtime_checkable
+class SharedStore(TokenStore, Protocol):
+    """A store of which each of several ranks reads its own part."""
+
+    def shares(self, batch_size: int, *, seed: int, epoch: int, rank: int, ranks: int) -> Iterator[Tensor]:
+        """Yield of each of ``batches`` the tokens that are this rank's; those of all make up the batch."""
+
+
 Activations = Union[Tensor, "np.ndarray[Any, Any]", TokenStore, Iterable[Any]]
 """What ``train_sae`` takes: [N,S,D] or [B,D], a store, or an iterable of [...,D] batches."""
 
@@ -55,10 +64,12 @@ class Source(ABC):
     """None if unknown before the first pass."""
     batch_tokens: int
     steps_per_epoch: int | None
+    ranks: Ranks = ALONE
+    """Those that share every batch."""
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of ``epoch`` (from 0) from number ``start`` on."""
+        """Yield this rank's share of the batches of ``epoch`` (from 0) from number ``start`` on."""
 
     @abstractmethod
     def sample(self, count: int) -> Tensor:
@@ -70,10 +81,18 @@ class Source(ABC):
 
     def place(self, epoch: int, batch: int, row: int) -> str:
         """Say where row ``row`` of a batch is in the data, for error messages."""
-        return f"batch {batch} of epoch {epoch + 1}, row {row}"
+        share = "" if self.ranks.alone else f" of the share of process {self.ranks.rank}"
+        return f"batch {batch} of epoch {epoch + 1}, row {row}{share}"
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Return this rank's part of the rows [b,...] of a batch."""
+        rank, size = self.ranks.rank, self.ranks.size
+        return rows[rank * len(rows) // size : (rank + 1) * len(rows) // size]
 
 
-def open_source(activations: Activations, cfg: TrainingConfig, mask: Tensor | None = None) -> Source:
+def open_source(
+    activations: Activations, cfg: TrainingConfig, mask: Tensor | None = None, ranks: Ranks = ALONE
+) -> Source:
     """Return the source for any kind of training data.
 
     Args:
@@ -82,10 +101,17 @@ def open_source(activations: Activations, cfg: TrainingConfig, mask: Tensor | No
             generator, gives one epoch.
         cfg: batch sizes and seed.
         mask: bool [N,S] or [B], True for tokens to train on; only with tensors and arrays.
+        ranks: the processes that share every batch.
 
     Raises:
         InputError: a wrong type or shape, or no tokens.
     """
+    source = _source_of(activations, cfg, mask)
+    source.ranks = ranks
+    return source
+
+
+def _source_of(activations: Activations, cfg: TrainingConfig, mask: Tensor | None) -> Source:
     if isinstance(activations, (Tensor, np.ndarray)):
         return TensorSource(activations, cfg, mask)
     if mask is not None:
@@ -154,12 +180,12 @@ class TensorSource(Source):
         return f"batch {batch} of epoch {epoch + 1}: {where} of the activations"
 
     def _tokens_of(self, epoch: int, batch: int) -> Tensor:
-        """Return the token ids of one batch, ascending: gathers then run through memory one way."""
+        """Return the token ids of this rank's share of a batch, ascending: gathers then run one way."""
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, torch.randperm(self._tokens, generator=_generator(self._seed, epoch)))
         first = batch * self._tokens // self._steps
         last = (batch + 1) * self._tokens // self._steps
-        return self._token_ids(self._order[1][first:last]).sort().values
+        return self.share(self._token_ids(self._order[1][first:last]).sort().values)
 
     def _token_ids(self, order: Tensor) -> Tensor:
         return order if self._kept is None else self._kept[order]
@@ -194,10 +220,15 @@ class StoreSource(Source):
         self.steps_per_epoch = full + int(_worth_a_step(rest, self.batch_tokens, full))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
-        stream = self._store.batches(self.batch_tokens, seed=self._seed, epoch=epoch)
-        for batch, rows in enumerate(stream):
+        order: Any = {"seed": self._seed, "epoch": epoch}
+        if isinstance(self._store, SharedStore) and not self.ranks.alone:
+            order |= {"rank": self.ranks.rank, "ranks": self.ranks.size}
+            shares = self._store.shares(self.batch_tokens, **order)
+            yield from itertools.islice(shares, start, self.steps_per_epoch)
+            return
+        for batch, rows in enumerate(self._store.batches(self.batch_tokens, **order)):
             if batch >= start and _worth_a_step(len(rows), self.batch_tokens, batch):
-                yield rows
+                yield self.share(rows)
 
     def sample(self, count: int) -> Tensor:
         return _gather(self._store.batches(self.batch_tokens, seed=self._seed, epoch=0), count)
@@ -229,7 +260,7 @@ class IterableSource(Source):
         shuffled = _shuffle(self._items(), self._capacity, self.batch_tokens, _generator(self._seed, epoch))
         for batch, rows in enumerate(shuffled):
             if batch >= start and _worth_a_step(len(rows), self.batch_tokens, batch):
-                yield rows
+                yield self.share(rows)
 
     def sample(self, count: int) -> Tensor:
         if not self._once:

@@ -20,7 +20,8 @@ from finescope.sae.architectures.base import Autoencoder
 from finescope.sae.dead import DeadLatents
 from finescope.sae.initial import SAMPLE_TOKENS, initialise_from_data
 from finescope.sae.metrics import METRICS_NAME, TERMS, Log, Meter, Metrics, Progress
-from finescope.sae.objective import TrainingTerms
+from finescope.sae.objective import Batch, TrainingTerms
+from finescope.sae.parallel import ALONE, Ranks
 from finescope.sae.sources import Activations, Source, open_source
 from finescope.sae.state import STATE_NAME, Position, identity, load_state, save_state
 from finescope.storage.files import make_folder, remove_temporaries, write_json
@@ -40,13 +41,14 @@ def train_sae(
     out_dir: str | Path | None = None,
     resume: bool = True,
     progress: Progress = None,
+    ranks: Ranks = ALONE,
 ) -> Autoencoder:
     """Train a sparse autoencoder on activations.
 
     The loss is FVU (or the normalised MSE) + l1_weight · L1 + auxk_alpha · AuxK + FVU(4K) / 8, the last with
     ``sae_cfg.multi_topk``; :mod:`finescope.sae.losses` has the terms. The optimiser is
-    :class:`finescope.optim.SaeAdam`. The result depends only on the data, the configurations and the number
-    of threads.
+    :class:`finescope.optim.SaeAdam`. The result depends only on the data, the configurations and the numbers
+    of threads and ranks; the latter change no more than the rounding of sums.
 
     Args:
         activations: Tensor or ndarray (memory-mapped too) [N,S,D] or [B,D]; an activation store; or an
@@ -61,6 +63,9 @@ def train_sae(
         progress: None for a bar on a terminal and plain lines elsewhere (standard error), False for
             silence, a function that is called with every record of metrics, or a
             :class:`finescope.progress.Reporter`, which shows the training as one of its tasks.
+        ranks: the processes that train together, as :func:`finescope.sae.parallel.launched` gives them. All
+            are given the same data and configurations, and each takes its share of every batch; the first
+            alone reads and writes ``out_dir`` and reports. The losses are those of one process.
 
     Returns:
         The trained autoencoder, on ``train_cfg.device``.
@@ -69,14 +74,14 @@ def train_sae(
         InputError: unusable activations (shape, type, NaN or infinity: the batch is named), no such device,
             or ``out_dir`` holds a run with other settings or data, or of more epochs.
         StoreError: ``out_dir`` can't be written, or the state in it is damaged.
-        FineScopeError: the loss became NaN although the activations are finite.
+        FineScopeError: the loss became NaN although the activations are finite; or another rank ended.
     """
     sae_cfg = SaeConfig() if sae_cfg is None else sae_cfg
     cfg = TrainingConfig() if train_cfg is None else train_cfg
     # A caller that reads activations without gradients still wants the autoencoder to have them.
     with torch.inference_mode(False), torch.enable_grad():
-        source = open_source(activations, cfg, mask)
-        trainer = Trainer(source, sae_cfg, cfg, None if out_dir is None else Path(out_dir))
+        source = open_source(activations, cfg, mask, ranks)
+        trainer = Trainer(source, sae_cfg, cfg, None if out_dir is None else Path(out_dir), ranks)
         trainer.prepare(resume)
         trainer.run(progress)
     return trainer.sae
@@ -85,10 +90,18 @@ def train_sae(
 class Trainer:
     """One training run: the weights, the optimiser, the dead-latent counters and the position in the data."""
 
-    def __init__(self, source: Source, sae_cfg: SaeConfig, cfg: TrainingConfig, out_dir: Path | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        sae_cfg: SaeConfig,
+        cfg: TrainingConfig,
+        out_dir: Path | None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.source = source
         self.cfg = cfg
-        self.out_dir = out_dir
+        self.ranks = ranks
+        self.out_dir = out_dir if ranks.first else None
         self.device = usable_device(cfg.device)
         kind = architecture_class(sae_cfg.architecture)
         self.sae: Autoencoder = kind(source.width, sae_cfg, device=self.device, seed=cfg.seed)
@@ -118,7 +131,26 @@ class Trainer:
         return None if per_epoch is None else per_epoch * self.cfg.num_epochs
 
     def prepare(self, resume: bool) -> None:
-        """Resume from ``out_dir``, or initialise from the data."""
+        """Resume from ``out_dir``, or initialise from the data; the first rank does, for all."""
+        if self.ranks.first:
+            self._prepare(resume)
+        if self.ranks.alone:
+            return
+        self.position, self.sae.expected_l0 = self.ranks.take((self.position, self.sae.expected_l0))
+        if self.position.step and not self.ranks.first:
+            self.optimiser.start_at(self.position.step)
+        self.ranks.take_(self._state())
+
+    def _state(self) -> Iterator[Tensor]:
+        """Yield the tensors that all ranks have alike."""
+        yield self.dead.since_fired
+        for tensor in (*self.sae.parameters(), *self.sae.buffers()):
+            yield tensor.detach()
+        for parameter in self.sae.parameters():
+            moments = self.optimiser.state.get(parameter, {})
+            yield from (moments[name] for name in ("exp_avg", "exp_avg_sq") if name in moments)
+
+    def _prepare(self, resume: bool) -> None:
         self._who = identity(self.sae.cfg, self.cfg, self.source.kind, self.source.fingerprint())
         if self.out_dir is not None:
             make_folder(self.out_dir)
@@ -153,7 +185,8 @@ class Trainer:
     def run(self, progress: Progress = None) -> None:
         """Train until ``cfg.num_epochs`` epochs are done."""
         metrics = None if self.out_dir is None else self.out_dir / METRICS_NAME
-        with Log(progress, metrics, self.total_steps, self.position.step) as log:
+        shown = progress if self.ranks.first else False
+        with Log(shown, metrics, self.total_steps, self.position.step) as log:
             self._clock = (time.perf_counter(), self.position.step, self.position.tokens)
             while self.position.epoch < self.cfg.num_epochs:
                 self._run_epoch(log)
@@ -171,7 +204,7 @@ class Trainer:
                 self.window.clear()
             if self.cfg.save_every_steps and here.step % self.cfg.save_every_steps == 0:
                 self._save()
-        if batches == 0 and here.batch == 0:
+        if batches == 0 and here.batch == 0:  # a share without tokens still is a batch
             raise InputError(f"the activations gave no tokens in epoch {here.epoch + 1}")
         here.epoch, here.batch = here.epoch + 1, 0
         log.record(self._metrics("epoch", self.epoch_means))
@@ -181,34 +214,40 @@ class Trainer:
             self._save()
 
     def _step(self, x: Tensor) -> None:
-        """Take one optimiser step on the batch ``x`` [b,D]."""
-        here = self.position
+        """Take one optimiser step on a batch, of which this rank has ``x`` [b,D]."""
+        here, ranks = self.position, self.ranks
+        batch = Batch(x, ranks)
         rate, factors = self._learning_rate(here.step), self.sae.learning_rate_factors()
         for group in self.optimiser.param_groups:
             group["lr"] = rate * factors.get(group["name"], 1.0)
         dead = self.dead.latents(here.dead_threshold) if self._revives() else None
         here.step += 1
         here.batch += 1
-        here.tokens += len(x)
+        here.tokens += batch.tokens
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.device)
-        uncounted = len(x)
-        for terms in self._terms(x, dead):
+        uncounted, pairs = batch.tokens, 0
+        for terms in self._terms(batch, dead):
             self.dead.count(terms.fired, uncounted)
             uncounted = 0
             if self._revives():
                 self.dead.look(here.dead_threshold)  # while the device is busy with the backward pass
             loss = self._loss(terms)
             loss.backward()  # type: ignore[no-untyped-call]
-            sums += self._values(loss, terms, len(x))
+            sums += self._values(loss, terms, batch.tokens)
+            pairs += terms.pairs
+        self.sae.expected_l0 = ranks.total(pairs, self.device) / max(1, batch.tokens)
+        if not ranks.alone:
+            ranks.add_([sums, *(p.grad for p in self.sae.parameters() if p.grad is not None)])
+            self.dead.agree(ranks)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.sae.after_step()
         self.window.add(sums)
         self.epoch_means.add(sums)
 
-    def _terms(self, x: Tensor, dead: Tensor | None) -> Iterator[TrainingTerms]:
+    def _terms(self, batch: Batch, dead: Tensor | None) -> Iterator[TrainingTerms]:
         """Yield the terms of a batch, each made when it is asked for."""
-        parts = self.sae.training_terms(x, dead, self.cfg.auxk_k)
+        parts = self.sae.training_terms(batch, dead, self.cfg.auxk_k)
         while True:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.autocast == "bf16"):
                 terms = next(parts, None)
@@ -227,7 +266,7 @@ class Trainer:
     def _values(self, loss: Tensor, terms: TrainingTerms, tokens: int) -> Tensor:
         """Return the values of ``metrics.TERMS`` for some of the tokens of a step, as shares of the whole."""
         active = (terms.fired < self.sae.num_latents).sum() / max(1, tokens)
-        parts = [loss, *terms[:-2], active]
+        parts = [loss, *terms[:6], active]
         return torch.stack([part.detach().double() for part in parts])
 
     def _revives(self) -> bool:

@@ -21,7 +21,7 @@ from finescope.sae.architectures import TRAINED, architecture_class
 from finescope.sae.formats import known
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.frame import Frame, Undo
-from finescope.sae.objective import TrainingTerms
+from finescope.sae.objective import Batch, TrainingTerms
 from finescope.sae.ragged import decode_codes
 from finescope.storage.identity import sha256_tensors
 
@@ -272,11 +272,11 @@ class Autoencoder(nn.Module, ABC):
 
     # ------------------------------------------------------------------ training
 
-    def training_terms(self, x: Tensor, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
-        """Yield the loss terms of activations [B,D]; those of several parts add up to those of the batch.
+    def training_terms(self, batch: Batch, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
+        """Yield the loss terms of a batch; those of several parts, and of all ranks, add up to its own.
 
         Args:
-            x: [B,D].
+            batch: activations [B,D], or this rank's share of them.
             dead: latents that AuxK shall revive, int64 [n]; None for none.
             k_aux: dead latents that AuxK lets take part per token; D/2 if left out.
 

@@ -11,6 +11,7 @@ from finescope.sae.architectures.base import check_k
 from finescope.sae.architectures.threshold import ThresholdAutoencoder, TrainingCodes
 from finescope.sae.entries import Entries, exceeding, with_gradient
 from finescope.sae.objective import Batch
+from finescope.sae.parallel import ALONE, Ranks
 
 # The strongest of a batch are looked for above this much of the threshold, then above this much of that, and
 # so on.
@@ -59,28 +60,36 @@ class BatchTopKAutoencoder(ThresholdAutoencoder):
     def training_codes(self, batch: Batch) -> TrainingCodes:
         weight, bias = self.encoder.weight, self.encoder.bias
         with torch.no_grad():
-            entries, pre = self._strongest(batch.x - self.b_dec, self.cfg.k * batch.tokens)
+            entries, pre = self._strongest(batch.x - self.b_dec, self.cfg.k * batch.tokens, batch.ranks)
         values = with_gradient(pre, entries, batch.x, self.b_dec, weight, bias)
         return TrainingCodes(entries, values, values, batch.variance.new_zeros(()))
 
-    def _strongest(self, centred: Tensor, count: int) -> tuple[Entries, Tensor]:
-        """Return the ``count`` strongest pairs of a batch, only those above 0; take note of the weakest."""
+    def _strongest(self, centred: Tensor, count: int, ranks: Ranks = ALONE) -> tuple[Entries, Tensor]:
+        """Return of the ``count`` strongest pairs of all ranks those of this one; take note of the weakest.
+
+        Only pairs above 0 are kept.
+        """
         limit = float(self.threshold) * _MARGIN
         crowded = False
         while True:
             floor = max(limit, 0.0)
             weight, bias = self.encoder.weight, self.encoder.bias
             entries, pre = exceeding(centred, weight, bias, floor, crowded=crowded)
-            if len(entries) >= count or floor == 0:
+            found = ranks.total(len(entries), pre.device)
+            if found >= count or floor == 0:
                 break
-            limit = limit * _MARGIN if len(entries) > count // 2 else limit / 4
+            limit = limit * _MARGIN if found > count // 2 else limit / 4
             if limit < 1e-3 * float(self.threshold):
                 limit, crowded = 0.0, True
-        if len(entries) > count:
-            kept = torch.zeros(len(entries), dtype=torch.bool, device=pre.device)
-            kept[pre.argsort(descending=True, stable=True)[:count]] = True
-            entries, pre = entries.chosen(kept), pre[kept]
-        if len(pre):
-            weakest, rate = pre.min().double(), self.cfg.threshold_rate
+        values = ranks.gather_lists(pre)
+        every = torch.cat(values)
+        if found > count:
+            least = every.kthvalue(found - count + 1).values
+            kept = ~(every <= least)
+            kept[(every == least).nonzero().squeeze(1)[: count - int(kept.sum())]] = True
+            mine = torch.split(kept, [len(part) for part in values])[ranks.rank]
+            entries, pre, every = entries.chosen(mine), pre[mine], every[kept]
+        if len(every):
+            weakest, rate = every.min().double(), self.cfg.threshold_rate
             self.threshold.mul_(1 - rate).add_(rate * weakest)
         return entries, pre

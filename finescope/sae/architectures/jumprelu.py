@@ -79,8 +79,13 @@ class JumpReluAutoencoder(ThresholdAutoencoder):
             return TrainingCodes(entries, values, values, term)
         fires: Tensor = _Step.apply(pre, limits, width)  # type: ignore[no-untyped-call]
         l0 = fires.sum() / batch.tokens
-        term = l0 if self.cfg.sparsity == "step" else (l0 / self.cfg.k - 1).square()
-        return TrainingCodes(entries, values, values, term)
+        if self.cfg.sparsity == "step":
+            return TrainingCodes(entries, values, values, l0)
+        if not batch.ranks.alone:  # the term is of the mean over all ranks, of which each gives a share
+            l0 = l0 + (torch.stack(batch.ranks.gather(l0.detach())).sum() - l0.detach())
+        term = (l0 / self.cfg.k - 1).square()
+        share = term.detach() / batch.ranks.size
+        return TrainingCodes(entries, values, values, term - term.detach() + share)
 
 
 class _Jump(torch.autograd.Function):

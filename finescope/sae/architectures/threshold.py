@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.ops import threshold_encode
 from finescope.sae import losses
 from finescope.sae.architectures.base import Autoencoder
 from finescope.sae.entries import Entries, decode, exceeding, with_gradient
 from finescope.sae.objective import Batch, TrainingTerms
-from finescope.sae.threshold import threshold_encode_rounded
+from finescope.sae.threshold import threshold_encode, threshold_encode_rounded
 
 # Pairs of a token and a latent that a step holds at a time, where its terms can be added up over parts.
 _PAIRS = 1 << 22
@@ -55,11 +54,11 @@ class ThresholdAutoencoder(Autoencoder):
         """Whether the terms of a batch are sums over its tokens, so that it may be taken in parts."""
         return True
 
-    def training_terms(self, x: Tensor, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
-        tokens = max(1, int(_PAIRS / max(1.0, self.expected_l0))) if self.additive else len(x)
-        for batch in Batch(x).parts(tokens):
-            with torch.autocast(x.device.type, enabled=False):
-                terms = self._terms(batch, dead, k_aux)
+    def training_terms(self, batch: Batch, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
+        tokens = max(1, int(_PAIRS / max(1.0, self.expected_l0))) if self.additive else len(batch.x)
+        for part in batch.parts(tokens):
+            with torch.autocast(batch.x.device.type, enabled=False):
+                terms = self._terms(part, dead, k_aux)
             yield terms
 
     @abstractmethod
@@ -80,7 +79,6 @@ class ThresholdAutoencoder(Autoencoder):
 
     def _terms(self, batch: Batch, dead: Tensor | None, k_aux: int | None) -> TrainingTerms:
         entries, values, penalised, sparsity = self.training_codes(batch)
-        self.expected_l0 = len(entries) / len(batch.x)
         residuals = [batch.x - out for out in self.reconstructions(values, entries)]
         share = len(residuals) if self.cfg.matryoshka_loss == "mean" else 1
         fvu, mse = ([term(residual) for residual in residuals] for term in (batch.fvu, batch.mse))
@@ -98,4 +96,5 @@ class ThresholdAutoencoder(Autoencoder):
             sparsity_loss=sparsity,
             main=(torch.stack(fvu).sum() / share, torch.stack(mse).sum() / share),
             fired=entries.latents[values.detach() > 0],
+            pairs=len(entries),
         )

@@ -16,7 +16,7 @@ from finescope.ops.packed import PackedCache
 from finescope.ops.schemas import call
 from finescope.sae import composed, fused, losses
 from finescope.sae.architectures.base import Autoencoder, check_k
-from finescope.sae.objective import TrainingTerms
+from finescope.sae.objective import Batch, TrainingTerms
 from finescope.sae.ragged import from_rows
 
 # As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
@@ -146,12 +146,17 @@ class SparseAutoencoder(Autoencoder):
                 "the losses are those of a plain autoencoder; this one normalises its activations, predicts "
                 "others or passes them on: call reconstruct(x)"
             )
+        return self._forward(x, dead_mask, k_aux, None)
+
+    def _forward(
+        self, x: Tensor, dead_mask: Tensor | None, k_aux: int | None, whole: losses.Whole | None
+    ) -> ForwardOutput:
         flat = self._rows(x)
         dead = None if dead_mask is None else self._dead_latents(dead_mask)
         parameters = self.b_dec, self.encoder.weight, self.encoder.bias, self.W_dec
         way = fused if fused.supports(flat, parameters) else composed
         options = composed.Options(self.cfg.k, self._wide_k(), self.cfg.multi_topk, k_aux)
-        terms = way.forward(flat, *parameters, dead, options)
+        terms = way.forward(flat, *parameters, dead, options, whole)
 
         shape = (*x.shape[:-1], self.cfg.k)
         return ForwardOutput(
@@ -165,8 +170,8 @@ class SparseAutoencoder(Autoencoder):
             multi_topk_fvu=terms.multi_topk,
         )
 
-    def training_terms(self, x: Tensor, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
-        out = self(x, dead, k_aux=k_aux)
+    def training_terms(self, batch: Batch, dead: Tensor | None, k_aux: int | None) -> Iterator[TrainingTerms]:
+        out = self._forward(batch.x, dead, k_aux, None if batch.ranks.alone else batch.whole)
         yield TrainingTerms(
             fvu=out.fvu,
             reconstruction_loss=out.reconstruction_loss,
@@ -176,6 +181,7 @@ class SparseAutoencoder(Autoencoder):
             sparsity_loss=torch.zeros_like(out.fvu),
             main=(out.fvu, out.reconstruction_loss),
             fired=torch.where(out.latent_acts > 0, out.latent_indices, self.num_latents).view(-1),
+            pairs=out.latent_indices.numel(),
         )
 
     def _wide_k(self) -> int:

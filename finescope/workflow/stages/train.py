@@ -15,6 +15,7 @@ from finescope.workflow.stages.sinks import note_beside, tokens_of
 if TYPE_CHECKING:
     from finescope.progress import Reporter
     from finescope.sae import Autoencoder
+    from finescope.sae.parallel import Ranks
     from finescope.sae.sources import TokenStore
     from finescope.workflow.context import Context
     from finescope.workflow.job import Job
@@ -65,21 +66,30 @@ class Train(Stage):
         }
 
 
-def train(store: TokenStore, plan: TrainingPlan, folder: Path, *, reporter: Reporter) -> Autoencoder:
-    """Train an SAE on a store, resuming from the last checkpoint in ``folder``."""
+def train(
+    store: TokenStore,
+    plan: TrainingPlan,
+    folder: Path,
+    *,
+    reporter: Reporter,
+    ranks: Ranks | None = None,
+) -> Autoencoder:
+    """Train an SAE on a store, with all ``ranks``, resuming from the last checkpoint in ``folder``."""
     from finescope.sae import train_sae
+    from finescope.sae.parallel import ALONE
     from finescope.sae.state import STATE_NAME, finished_epochs
 
+    ranks = ranks or ALONE
     latents = plan.sae.latents(store.width)
     reporter.say(
         f"training: {latents:,} latents on {store.num_tokens:,} tokens of width {store.width}, "
         f"{plan.training.num_epochs} epochs, {plan.steps:,} steps of {plan.training.batch_tokens} tokens"
     )
     if finished_epochs(folder / STATE_NAME) == plan.training.num_epochs:
-        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False)
+        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False, ranks=ranks)
         reporter.say("training: done before")
         return sae
-    return train_sae(store, plan.sae, plan.training, out_dir=folder, progress=reporter)
+    return train_sae(store, plan.sae, plan.training, out_dir=folder, progress=reporter, ranks=ranks)
 
 
 def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
