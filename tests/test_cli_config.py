@@ -130,7 +130,11 @@ def test_every_field_of_the_job_has_an_option() -> None:
     assert plain <= set(options_of("curate"))
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("demo", "sae", "info")])
+ASKING = ("demo", "explain", "latents", "diff", "sae", "info")
+"""Commands without a job."""
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ASKING])
 def test_an_option_that_is_not_given_leaves_the_default_to_the_job(command: str) -> None:
     found = main.get_command(click.Context(main), command)
     assert found is not None

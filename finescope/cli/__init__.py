@@ -11,7 +11,10 @@ from finescope import __version__
 from finescope.cli.common import ErrorPrinter, refuse_several
 from finescope.cli.memory import give_back_large_blocks
 
-COMMANDS = ("demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "sae", "info")
+COMMANDS = (
+    "demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "explain", "latents",
+    "diff", "sae", "info",
+)  # fmt: skip
 """Sub-commands in the order of a run."""
 
 
