@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +22,44 @@ class Jaccard(SpaceScorer):
 
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the similarities of n rows, float64 [n], in 0 … 1."""
-        common, largest = self._common(seen, pick)
-        return _sums(seen, common) * reciprocal(largest)
+        return np.asarray(self.scores(seen, [pick])[0])
+
+    def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
+        """Return the similarities of n rows with several prototypes, float64 [picks,n]."""
+        own = _Own(seen)
+        found = np.empty((len(picks), len(seen.unit)))
+        for row, pick in zip(found, picks, strict=True):
+            common = _sums(seen, own.common(pick))
+            row[:] = common * reciprocal(own.largest(pick, common))
+        return found
 
     def addends(self, seen: Seen, pick: Pick, mean: FloatArray) -> FloatArray:
         """Take the similarities apart, float64 [nnz]."""
-        common, largest = self._common(seen, pick)
+        own = _Own(seen)
+        common = own.common(pick)
+        largest = own.largest(pick, _sums(seen, common))
         return common * np.repeat(reciprocal(largest), np.diff(seen.unit.indptr.numpy()))
 
-    def _common(self, seen: Seen, pick: Pick) -> tuple[FloatArray, FloatArray]:
-        """min of every entry, float64 [nnz], and Σ max of every row, float64 [n]."""
-        values, theirs = values64(seen.unit), pick.prototype[seen.unit.indices.numpy()]
-        common = np.where(values * theirs > 0, np.minimum(np.abs(values), np.abs(theirs)), 0.0)
-        return common, _sums(seen, np.abs(values) - common) + float(np.abs(pick.prototype).sum())
+
+class _Own:
+    """What is to be known of n rows whatever they are compared with."""
+
+    def __init__(self, seen: Seen):
+        self._values, self._latents = values64(seen.unit), seen.unit.indices.numpy()
+        self._sizes = np.abs(self._values)
+        self._negative = bool((self._values < 0).any())
+        self._total = _sums(seen, self._sizes)
+
+    def common(self, pick: Pick) -> FloatArray:
+        """min of every entry, float64 [nnz]."""
+        theirs = pick.prototype[self._latents]
+        if not self._negative and not (pick.prototype < 0).any():
+            return np.asarray(np.minimum(self._values, theirs))
+        return np.where(self._values * theirs > 0, np.minimum(self._sizes, np.abs(theirs)), 0.0)
+
+    def largest(self, pick: Pick, common: FloatArray) -> FloatArray:
+        """Σ max of every row, float64 [n], of which Σ min is known."""
+        return self._total + float(np.abs(pick.prototype).sum()) - common
 
 
 def _sums(seen: Seen, values: FloatArray) -> FloatArray:
