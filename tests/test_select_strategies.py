@@ -186,3 +186,46 @@ def test_clusters_module_reads_the_mask(problem):
     )
     assert found.size
     assert mask[found].all()
+
+
+def turns_by_loops(targets, corpus, count, allowed):
+    cosines = oracle.unit(targets) @ oracle.unit(corpus).T
+    taken = []
+    while len(taken) < count:
+        before = len(taken)
+        for line in cosines:
+            free = [row for row in np.argsort(-line, kind="stable") if allowed[row] and row not in taken]
+            taken += free[:1]
+        if len(taken) == before:
+            break
+    return taken[:count]
+
+
+@pytest.mark.parametrize("k", [1, 4, 25, 120])
+def test_in_round_robin_every_target_takes_its_nearest_free_row_in_turn(problem, k):
+    targets, corpus, _ = problem
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "max")
+    exclude = np.arange(120) % 7 == 0
+    chosen = select(
+        table, SelectionConfig(k=k, strategy="round_robin"), targets=targets, scorer=scorer, exclude=exclude
+    )
+    expected = turns_by_loops(targets.to_dense().numpy(), corpus.to_dense().numpy(), k, ~exclude)
+    assert chosen.indices.tolist() == expected
+
+
+def test_round_robin_ends_with_the_lists_and_goes_on_by_score(problem):
+    targets, corpus, _ = problem
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "max")
+    limits = SelectionConfig(k=20, strategy="round_robin", per_target=2)
+    found = select(table, limits, targets=targets, corpus=corpus).indices.tolist()
+    lists, _ = scorer.nearest_rows(targets, 2)
+    first = list(dict.fromkeys(lists.T.ravel().tolist()))
+    assert sorted(found[: len(first)]) == sorted(first)
+    assert (
+        found[len(first) :]
+        == [row for row in table.ranking().tolist() if row not in first][: 20 - len(first)]
+    )
+    whole = SelectionConfig(fraction=0.1, strategy="round_robin", near_duplicate=0.999)
+    assert len(select(table, whole, targets=targets, corpus=corpus)) == 12

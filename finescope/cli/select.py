@@ -62,7 +62,7 @@ def command(source: Path | str, quiet: bool, exclusive: bool, shares: tuple[str,
     Rewrites the curated rows, the metrics and the report.
 
     With a table of scores, --corpus and --out say where the rows are and where the selected ones go. The
-    strategies per_target and clusters, --near-duplicate and --diversity need the codes too.
+    strategies other than rank, --near-duplicate and --diversity need the codes too.
 
     With the folder of several target sets, --out is a folder with a file of rows for each. The limits are
     those of every set, or with --share those of all of them together.

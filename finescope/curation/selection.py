@@ -19,7 +19,7 @@ from finescope.curation.scoring.table import ScoreTable
 from finescope.errors import InputError
 from finescope.fields import Configuration, Cosine, Count, Seed, Share, Size, one_of
 
-STRATEGIES = ("rank", "per_target", "clusters")
+STRATEGIES = ("rank", "per_target", "round_robin", "clusters")
 """How rows queue up before the limits are applied."""
 
 REASONS = (
@@ -64,12 +64,13 @@ class SelectionConfig(Configuration):
     """Order in which rows are taken.
 
     ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest rows, then the
-    others. ``clusters``: first the rows from each target's best k-means clusters (the supplement's variant),
-    then the others. Inside both groups the order is that of the scores, so ``k`` trims or fills the union to
-    its exact size.
+    others. ``round_robin``: the targets take turns, each with its nearest row that none has taken, and when
+    their lists end come the others, by score. ``clusters``: first the rows from each target's best k-means
+    clusters (the supplement's variant), then the others. In ``per_target`` and ``clusters`` the order inside
+    both groups is that of the scores, so ``k`` trims or fills the union to its exact size.
     """
     per_target: Size | None = None
-    """Rows per target, for per_target and clusters.
+    """Rows per target, for per_target, round_robin and clusters.
 
     For ``clusters`` rows per target and cluster. None takes k, or max(1, k // num_clusters) for clusters, as
     the supplement does.
@@ -138,11 +139,10 @@ def select(
     Args:
         scores: scores of the N rows.
         cfg: the limits.
-        corpus: codes of the N rows; needed by ``near_duplicate``, ``diversity``, ``per_target`` and
-            ``clusters``.
-        targets: codes of the targets; needed by ``per_target`` and ``clusters``.
-        weights: weighting of the space in which ``per_target`` and ``clusters`` compare (see
-            ``score_corpus``).
+        corpus: codes of the N rows; needed by ``near_duplicate``, ``diversity`` and every strategy but
+            ``rank``.
+        targets: codes of the targets; needed by every strategy but ``rank``.
+        weights: weighting of the space in which they compare (see ``score_corpus``).
         tokens: integers [N], token counts; needed by ``token_budget``.
         exclude: bool [N], rows never selected because they are targets (see ``is_target``).
         scorer: the prepared corpus, when there is one already; ``corpus`` and ``weights`` are then taken from
@@ -161,10 +161,7 @@ def select(
     reason = np.full(n, _CODE["beyond_limit"], np.uint8)
     allowed = _allowed(scores, cfg, reason, lengths, _per_row(exclude, n, "exclude", np.bool_))
     order = _order(scores, cfg, allowed, corpus, targets, weights, scorer)
-    limit = n if cfg.k is None else min(n, cfg.k)
-    if cfg.fraction is not None:
-        # Of the decimal number that was written: in binary 0.07 · 100 is a little more than 7.
-        limit = min(limit, math.ceil(Fraction(str(float(cfg.fraction))) * n))
+    limit = _limit(cfg, n)
     budget = math.inf if cfg.token_budget is None else cfg.token_budget
     selected: list[int] = []
     resembles: dict[int, int] = {}
@@ -190,6 +187,14 @@ def select(
         None if lengths is None else spent,
         asdict(cfg),
     )
+
+
+def _limit(cfg: SelectionConfig, n: int) -> int:
+    limit = n if cfg.k is None else min(n, cfg.k)
+    if cfg.fraction is None:
+        return limit
+    # Of the decimal number that was written: in binary 0.07 · 100 is a little more than 7.
+    return min(limit, math.ceil(Fraction(str(float(cfg.fraction))) * n))
 
 
 def _per_row(values: Any, n: int, name: str, dtype: Any) -> Any:
@@ -252,6 +257,12 @@ def _order(
             f"there are scores of {len(scores)} rows but codes of {len(scorer)}; score the corpus again"
         )
     k = len(scores) if cfg.k is None else cfg.k
+    if cfg.strategy == "round_robin":
+        most = max(1, min(cfg.per_target or _limit(cfg, len(scores)), len(scores)))
+        first = _in_turns(scorer.nearest_rows(targets, most, mask=allowed)[0])
+        taken = np.zeros(len(scores), np.bool_)
+        taken[first] = True
+        return np.concatenate([first, ranking[~taken[ranking]]])
     if cfg.strategy == "per_target":
         ids, _ = scorer.nearest_rows(targets, max(1, min(cfg.per_target or k, len(scores))), mask=allowed)
         first = ids[ids >= 0]
@@ -264,6 +275,25 @@ def _order(
     preferred = np.zeros(len(scores), np.bool_)
     preferred[first] = True
     return np.concatenate([ranking[preferred[ranking]], ranking[~preferred[ranking]]])
+
+
+def _in_turns(lists: IntArray) -> IntArray:
+    """Return the rows that targets take in turns, each the next of its list that none has taken, int64.
+
+    Args:
+        lists: int64 [T,k], each target's rows, best first; -1 where there are no more.
+    """
+    taken: dict[int, None] = {}
+    places = [iter(rows[rows >= 0].tolist()) for rows in lists]
+    while places:
+        left = []
+        for rows in places:
+            row = next((row for row in rows if row not in taken), None)
+            if row is not None:
+                taken[row] = None
+                left.append(rows)
+        places = left
+    return np.array(list(taken), np.int64)
 
 
 def _walk(cfg: SelectionConfig, order: IntArray, corpus: Codes | None, n: int) -> Any:
