@@ -38,6 +38,25 @@ def encode(screen: str | None) -> Work:
     return lambda: ops.topk_encode(x, weight, None, K, screen=screen)
 
 
+def encode_with(bias: float) -> Work:
+    """Biases that float32 holds only as subnormal numbers are numbers."""
+    x, weight = data(1e-40)
+    biases = torch.full((F,), bias)
+    return lambda: ops.topk_encode(x, weight, biases, K)
+
+
+def above(screen: str | None) -> Work:
+    x, weight = data(1e-40)
+    threshold = torch.full((F,), 2e-39)
+
+    def work() -> tuple[Tensor, ...]:
+        codes = ops.threshold_encode(x, weight, None, threshold, screen=screen)
+        assert 0 < codes.nnz < B * F / 4
+        return codes.values, codes.indices, codes.indptr
+
+    return work
+
+
 def search(screen: str | None, metric: str) -> Work:
     x, corpus = data(1e-40)
     corpus = corpus * 1e-5
@@ -82,6 +101,8 @@ def sparse_search() -> Work:
             pytest.param(encode(screen), id=f"encode-{screen}")
             for screen in ("auto", "int8", "bf16", "float32", "none")
         ),
+        pytest.param(encode_with(-1e-39), id="encode-bias"),
+        *(pytest.param(above(screen), id=f"above-{screen}") for screen in ("auto", "float32", "none")),
         *(
             pytest.param(search(screen, metric), id=f"{metric}-{screen}")
             for screen in ("auto", "float32", "none")

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/subnormals.h"
 #include "kernels.h"
 
 namespace finescope {
@@ -99,6 +100,7 @@ inline Tensor packed(const Tensor& t) {
 
 // Contiguous and of this dtype; the same tensor if it already is.
 inline Tensor as(const Tensor& t, ScalarType dtype) {
+  const KeepSubnormals keep;
   return packed(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
