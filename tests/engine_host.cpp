@@ -3,11 +3,13 @@
 //
 // Prints a line for each failure and exits with 1 if there was one.
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <string>
 
 #include "cpu/topk/centre.h"
+#include "cpu/topk/exceed.h"
 #include "cpu/topk/screen.h"
 #include "host.h"
 
@@ -304,6 +306,52 @@ void check_bytes(const char* kind, int64_t B, int64_t N, int64_t d, int64_t k, M
   }
 }
 
+// Latents above thresholds that lie on scores, or just below them: the entries of the plain computation.
+void check_above(const char* kind, int64_t B, int64_t N, int64_t d, int threads) {
+  const std::vector<float> x = data(kind, B, d), w = data(kind, N, d);
+  std::vector<double> bias(static_cast<size_t>(N)), threshold(bias.size()), score(static_cast<size_t>(B * N));
+  for (double& b : bias) b = host::random.normal();
+  const TopkProblem of = problem(x, B, w, N, d, 1, Metric::encode, bias.data());
+  const Plain exact(of);
+  std::vector<double> column(static_cast<size_t>(B));
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t b = 0; b < B; ++b) column[b] = score[b * N + n] = exact.score(b, n);
+    std::nth_element(column.begin(), column.begin() + 3, column.end(), std::greater<double>());
+    threshold[n] = n % 2 ? column[3] : std::nextafter(column[3], -std::numeric_limits<double>::infinity());
+  }
+  std::vector<int64_t> wanted_begin{0};
+  std::vector<int32_t> wanted;
+  std::vector<float> wanted_value;
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t n = 0; n < N; ++n) {
+      if (!(score[b * N + n] > threshold[n])) continue;
+      wanted.push_back(static_cast<int32_t>(n));
+      wanted_value.push_back(static_cast<float>(score[b * N + n]));
+    }
+    wanted_begin.push_back(static_cast<int64_t>(wanted.size()));
+  }
+  host::record(wanted.data(), wanted.size() * 4);
+  host::record(wanted_value.data(), wanted.size() * 4);
+  const Workers workers{threads, host::run_threads};
+  const ExceedProblem p{of.x, of.w, B, N, d, bias.data(), threshold.data(), nullptr, nullptr, false};
+  for (ScreenChoice choice : {ScreenChoice::none, ScreenChoice::automatic, ScreenChoice::f32,
+                              ScreenChoice::bf16, ScreenChoice::int8}) {
+    ExceedRows rows;
+    exceed(p, nullptr, choice, workers, &rows);
+    // Exactly as much room as it asks for.
+    std::vector<int64_t> begin(static_cast<size_t>(B + 1));
+    std::vector<int32_t> latent(static_cast<size_t>(rows.entries()));
+    std::vector<float> value(latent.size());
+    rows.write(p, begin.data(), latent.data(), value.data());
+    if (begin == wanted_begin && latent == wanted &&
+        !std::memcmp(value.data(), wanted_value.data(), value.size() * 4)) {
+      continue;
+    }
+    host::fail("%s B=%d d=%d choice %d threads %d: other latents above thresholds than the plain computation",
+               kind, int(B), int(d), int(choice), threads);
+  }
+}
+
 // The choice between 8 and 16 bits depends on the data, not on the width alone.
 void check_choice() {
   if (!screen_available(ScreenKind::int8)) return;
@@ -358,6 +406,9 @@ int main(int argc, char** argv) {
         check_bytes(kind, 11, 1300, 128, 30, metric, 3);
         check_bytes(kind, 1, 1300, 33, 5, metric, 1);
       }
+      check_above(kind, 130, 1100, 67, 2);
+      check_above(kind, 11, 1300, 128, 3);
+      check_above(kind, 4, 300, 33, 1);
     }
   });
 }

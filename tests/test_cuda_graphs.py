@@ -1,4 +1,7 @@
-"""Every operation can be captured in a CUDA graph, and a replay computes on what its inputs hold by then."""
+"""Every operation can be captured in a CUDA graph, and a replay computes on what its inputs hold by then.
+
+But for those whose results have a size that only the device knows: no graph can hold them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from finescope import SaeConfig
 from finescope.optim import SaeAdam
 from finescope.sae import SparseAutoencoder
 from support import cuda_calls
-from support.cuda_calls import arguments, every_call, run
+from support.cuda_calls import arguments, every_queued_call, run
 from support.equivalence import assert_same_bytes
 
 pytestmark = cuda_calls.ONLY_CUDA
@@ -21,7 +24,7 @@ def _write(places: tuple[object, ...], values: tuple[object, ...]) -> None:
             place.copy_(value)
 
 
-@every_call
+@every_queued_call
 def test_capture_and_replay(call: str) -> None:
     args = arguments(call, 0)
     fresh = {seed: arguments(call, seed) for seed in (1, 2)}

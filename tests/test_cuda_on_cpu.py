@@ -36,6 +36,8 @@ SUITES = {
     "test_reference.py": "(sparse or pool) and not default",
     "test_edges.py": "not encode and not dense and not default",
     "test_cuda_topk.py": "",
+    "test_cuda_threshold.py": "",
+    "test_threshold_encode.py": "(types or hard or finite or beyond or affine or views) and not default",
     "test_autograd.py": "decode or helpers",
     "test_checks_agree.py": "",
     "test_sparse_matmul.py": "",

@@ -1,4 +1,4 @@
-"""No operation waits for the device: the host goes on while the device still works."""
+"""No operation waits for the device, but for those whose results have a size that is only known by then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finescope.sae import SparseAutoencoder
 from finescope.sae.sources import TensorSource
 from finescope.sae.train import Trainer
 from support import cuda_calls
-from support.cuda_calls import arguments, every_call, run
+from support.cuda_calls import arguments, every_queued_call, run
 
 pytestmark = cuda_calls.ONLY_CUDA
 
@@ -41,7 +41,7 @@ def _is_queued(work: object) -> bool:
     return not before.query()
 
 
-@every_call
+@every_queued_call
 @pytest.mark.usefixtures("_waiting_is_an_error")
 def test_an_operation(call: str) -> None:
     args = arguments(call)

@@ -38,6 +38,12 @@ def _encode(x: torch.dtype, w: torch.dtype) -> Args:
     return torch.randn(37, 72).to(x), torch.randn(3000, 72).to(w), torch.randn(3000), 19, "auto"
 
 
+def _threshold(x: torch.dtype, w: torch.dtype) -> Args:
+    scale, offset = torch.rand(3000), torch.randn(3000)
+    sides = torch.randn(37, 72).to(x), torch.randn(3000, 72).to(w), torch.randn(3000)
+    return *sides, torch.rand(3000) * 20 + 8, scale, offset, "auto"
+
+
 def _search(dtype: torch.dtype, metric: str) -> Args:
     exclude, mask = torch.randint(-1, 4000, (9, 3)), torch.rand(4000) < 0.7
     sides = torch.randn(9, 70).to(dtype), torch.randn(4000, 70).to(dtype)
@@ -97,6 +103,13 @@ CALLS: dict[str, tuple[str, Callable[[], Args]]] = {
     "encode f64": ("topk_encode", lambda: _encode(F64, F32)),
     "encode without bias or screen": ("topk_encode", lambda: (*_encode(F32, F32)[:2], None, 5, "none")),
     "encode, k = F": ("topk_encode", lambda: (torch.randn(5, 20), torch.randn(60, 20), None, 60, "auto")),
+    "threshold": ("threshold_encode", lambda: _threshold(F32, F32)),
+    "threshold bf16": ("threshold_encode", lambda: _threshold(BF16, BF16)),
+    "threshold f64": ("threshold_encode", lambda: _threshold(F32, F64)),
+    "threshold alone": (
+        "threshold_encode",
+        lambda: (torch.randn(5, 20), torch.randn(60, 20), None, torch.ones(60)),
+    ),
     "cosine": ("cosine_topk", lambda: _search(F32, "cosine")),
     "cosine f16": ("cosine_topk", lambda: _search(F16, "cosine")),
     "cosine f64": ("cosine_topk", lambda: _search(F64, "cosine")),
@@ -135,6 +148,11 @@ CALLS: dict[str, tuple[str, Callable[[], Args]]] = {
 }
 OPERATIONS = tuple(dict.fromkeys(name for name, _ in CALLS.values()))
 every_call = pytest.mark.parametrize("call", CALLS)
+#: how many entries these return the host only knows once the device is done
+WAITING = ("threshold_encode",)
+every_queued_call = pytest.mark.parametrize(
+    "call", [call for call, (name, _) in CALLS.items() if name not in WAITING]
+)
 
 
 def arguments(call: str, seed: int = 0, device: str | torch.device = DEVICE) -> Args:

@@ -7,7 +7,7 @@
 #include <optional>
 #include <tuple>
 
-#include "bindings/cuda/aten.h"
+#include "bindings/cuda/products.h"
 #include "bindings/search.h"
 #include "bindings/topk_operands.h"
 
@@ -16,56 +16,12 @@ namespace {
 
 #if defined(FINESCOPE_CUDA_ON_CPU)
 // So small that the tests cross every boundary.
-constexpr int64_t kScoreBytes = int64_t{64} << 10;
-constexpr int64_t kCopyBytes = int64_t{128} << 10;
 constexpr int64_t kCandidateBytes = int64_t{1} << 20;
-constexpr int64_t kRows = 24;
-constexpr int64_t kMeasuredRows = 1250;
 #else
-// The screened scores of one chunk: they should stay in the second-level cache from the multiplication to the
-// filter.
-constexpr int64_t kScoreBytes = int64_t{32} << 20;
-// Copies of rows of x, and of a chunk of w.
-constexpr int64_t kCopyBytes = int64_t{32} << 20;
 constexpr int64_t kCandidateBytes = int64_t{48} << 20;
-// Rows of x in flight. More would not make the multiplication any faster.
-constexpr int64_t kRows = 4096;
-// Rows of w that are measured once and for all, where they need no copies: 16 bytes for each.
-constexpr int64_t kMeasuredRows = int64_t{1} << 20;
 #endif
 // Warps that keep a GPU busy with the filter.
 constexpr int64_t kUnits = 4096;
-
-// What the screen multiplies in: float16 or bfloat16 ("auto" and "bf16"), int8, or float32.
-enum class Screen { none, half, i8, f32 };
-
-Screen screen_of(const std::string& name, const char* op) {
-  switch (screen_choice(name, op)) {
-    case ScreenChoice::none:
-      return Screen::none;
-    case ScreenChoice::int8:
-      return Screen::i8;
-    case ScreenChoice::f32:
-      return Screen::f32;
-    default:
-      return Screen::half;
-  }
-}
-
-// Rounding of a sum of D products, relative to the sum of their magnitudes. Tensor cores add in float32, but
-// may cut off instead of rounding; four times the unit roundoff of float32 leaves room for that. Products of
-// numbers of 16 bits are exact; those of float32 ones may be made of numbers cut to TF32's 11 bits. Integers
-// add up exactly.
-double rounding_of(Screen screen, int64_t D) {
-  if (screen == Screen::i8) return 0.0;
-  const double sum = 1.01 * static_cast<double>(D) * 0x1p-22;
-  return screen == Screen::f32 ? sum + 0x1p-9 : sum;
-}
-
-// Beyond, sums of 127 * 127 leave int32.
-constexpr int64_t kInt8Width = int64_t{1} << 17;
-// torch multiplies more than 16 rows of int8, and multiples of 8 rows with them.
-constexpr int64_t kInt8Rows = 16;
 
 struct Problem {
   Rows x, w;
@@ -80,26 +36,18 @@ struct Problem {
 
 class Search {
  public:
-  Search(const Problem& p, const OnDevice& device) : p_(p), stream_(device.stream()) {
-    const bool f64_inputs = p.x.matrix.dtype == DType::f64 || p.w.matrix.dtype == DType::f64;
-    screen_ = p.screen == Screen::i8 && p.D > kInt8Width ? Screen::half : p.screen;
-    // Where most columns are candidates anyway, a screen is of no use; nor where a sum is too long for its
-    // bound to mean anything.
+  Search(const Problem& p, const OnDevice& device)
+      : p_(p), stream_(device.stream()), products_(p.x, p.w, p.N, p.D, p.metric, p.screen, stream_) {
+    // Where most columns are candidates anyway, a screen is of no use.
     const int64_t kept = std::min(p.k, p.N);
-    if (f64_inputs || p.D == 0 || 8 * kept + 1024 > p.N || rounding_of(screen_, p.D) > 0.25) {
-      screen_ = Screen::none;
-    }
+    screened_ = products_.meaningful() && 8 * kept + 1024 <= p.N;
     capacity_ = (2 * kept + 4 * kStep + 1023) / 1024 * 1024;
     const int64_t fit = std::max<int64_t>(1, kCandidateBytes / (capacity_ * 12));
-    rows_ = std::max<int64_t>(1, std::min({p.B, kRows, fit}));
-    const bool copied = screen_ == Screen::half || screen_ == Screen::i8;
-    if (copied) rows_ = std::min(rows_, std::max<int64_t>(64, kCopyBytes / (2 * p.D)));
+    rows_ = std::max<int64_t>(1, std::min(products_.rows(p.B, screened_), fit));
     // As many buffers for a row as keep the device busy, but none for less than a few steps of columns.
     parts_ = std::min({kUnits / rows_, fit / rows_, p.N / (8 * kStep), int64_t{1024}});
     parts_ = std::max<int64_t>(1, parts_);
-    chunk_ = std::max(kScoreBytes / (4 * rows_), parts_ * kStep);
-    if (copied) chunk_ = std::min(chunk_, std::max<int64_t>(kStep, kCopyBytes / (2 * p.D)));
-    chunk_ = std::min((p.N + 7) / 8 * 8, std::max<int64_t>(8, chunk_ / 8 * 8));
+    chunk_ = products_.chunk(rows_, parts_ * kStep);
   }
 
   std::tuple<Tensor, Tensor> run() {
@@ -163,15 +111,20 @@ class Search {
 
   void rows(const TopkArgs& args, Measure* measure, double* norm, int64_t first) {
     launch_norms({args.x, args.R, p_.D, nullptr, norm, args.state, nullptr}, stream_);
-    if (screen_ == Screen::none) {
+    if (!screened_) {
       launch_scan_all(args, stream_);
       // w is looked through for what is not finite in it.
       if (p_.metric == Metric::encode) {
         launch_norms({args.w, p_.N, p_.D, args.bias, nullptr, nullptr, broken_}, stream_);
       }
     } else {
-      refused_ = refused_ || !screen(args, measure, first, copy_for(args.R));
-      if (refused_) screen(args, measure, first, Copy::bf16);
+      // Rounded down: nothing above the floor is below it.
+      float open = static_cast<float>(p_.floor - std::fabs(p_.floor) * 0x1p-20);
+      if (!(open > -std::numeric_limits<float>::max())) open = -std::numeric_limits<float>::infinity();
+      products_.make(
+          {first, args.R, args.bias, measure, args.state, broken_, chunk_},
+          [&] { launch_begin(args, open, stream_); },
+          [&](const FilterArgs& chunk) { launch_filter(args, chunk, stream_); });
       launch_shrink(args, stream_);
       launch_rescore(args, stream_);
     }
@@ -179,86 +132,12 @@ class Search {
     launch_select(args, stream_);
   }
 
-  // What the screen multiplies of R rows and w: them, where they have 16 bits of one kind, or copies.
-  Copy copy_for(int64_t R) const {
-    if (screen_ == Screen::f32) return Copy::none;
-    if (screen_ == Screen::i8 && R > kInt8Rows) return Copy::i8;
-    const DType x = p_.x.matrix.dtype, w = p_.w.matrix.dtype;
-    return x == w && (x == DType::bf16 || x == DType::f16) ? Copy::none : Copy::f16;
-  }
-
-  // Candidates of the R rows from `first` on. False: torch multiplies no int8, or (with its setting
-  // allow_fp16_accumulation) not float16 into float32.
-  bool screen(const TopkArgs& args, Measure* measure, int64_t first, Copy copy) {
-    const bool copied = copy != Copy::none, integers = copy == Copy::i8;
-    const ScalarType type = integers             ? ScalarType::Char
-                            : copy == Copy::bf16 ? ScalarType::BFloat16
-                                                 : ScalarType::Half;
-    // Rows wide enough for loads of 16 bytes, whatever D is.
-    const int64_t padded = (p_.D + 15) / 16 * 16;
-    Tensor x = p_.x.tensor, w = p_.w.tensor, left, copies;
-    if (copied) {
-      left = make({args.R, padded}, type);
-      copies = make({chunk_, padded}, type);
-    } else {
-      left = torch::stable::narrow(x, 0, first, args.R);
-      if (screen_ == Screen::f32) left = as(left, ScalarType::Float);
-    }
-    launch_measure({args.x, args.R, p_.D, p_.metric, 0.0, nullptr, copy,
-                    copied ? left.mutable_data_ptr() : nullptr, padded, measure, args.state, nullptr},
-                   stream_);
-    // Rounded down: nothing above the floor is below it.
-    float open = static_cast<float>(p_.floor - std::fabs(p_.floor) * 0x1p-20);
-    if (!(open > -std::numeric_limits<float>::max())) open = -std::numeric_limits<float>::infinity();
-    launch_begin(args, open, stream_);
-    Tensor products = make({args.R * chunk_}, integers ? ScalarType::Int : ScalarType::Float);
-    const double rounding = rounding_of(integers                 ? Screen::i8
-                                        : screen_ == Screen::f32 ? Screen::f32
-                                                                 : Screen::half,
-                                        p_.D);
-    // What is known of the rows of w: of all, where nothing has to be copied for every block of rows of x.
-    const bool once = !copied && p_.N <= kMeasuredRows;
-    Tensor columns = once && columns_ ? *columns_ : make({once ? p_.N : chunk_, 4}, ScalarType::Float);
-    const auto measure_columns = [&](int64_t at, int64_t width) {
-      Matrix part = p_.w.matrix;
-      part.data = static_cast<const char*>(part.data) + at * part.stride * w.element_size();
-      launch_measure({part, width, p_.D, p_.metric, rounding, args.bias ? args.bias + at : nullptr, copy,
-                      copied ? copies.mutable_data_ptr() : nullptr, padded, pointer<Measure>(columns),
-                      nullptr, p_.metric == Metric::encode ? broken_ : nullptr},
-                     stream_);
-    };
-    if (once && !columns_) {
-      measure_columns(0, p_.N);
-      columns_ = columns;
-    }
-    for (int64_t at = 0; at < p_.N; at += chunk_) {
-      const int64_t width = std::min(chunk_, p_.N - at);
-      // Of copies there may be a few more than columns, of which nobody looks at the products.
-      const int64_t multiplied = copied ? (width + 7) / 8 * 8 : width;
-      if (!once) measure_columns(at, width);
-      Tensor right =
-          copied ? torch::stable::narrow(copies, 0, 0, multiplied) : torch::stable::narrow(w, 0, at, width);
-      if (screen_ == Screen::f32) right = as(right, ScalarType::Float);
-      Tensor flat = torch::stable::narrow(products, 0, 0, args.R * multiplied);
-      Tensor block = torch::stable::view(flat, {args.R, multiplied});
-      const AOTITorchError error = multiply(left, right, block);
-      if (error != TORCH_SUCCESS && (integers || left.scalar_type() == ScalarType::Half)) return false;
-      must(error, "multiply rows ", shape_text(left), " by ", shape_text(right));
-      launch_filter(args,
-                    {products.const_data_ptr(), integers, multiplied,
-                     pointer<const Measure>(columns) + (once ? at : 0), at, width},
-                    stream_);
-    }
-    return true;
-  }
-
   const Problem& p_;
   cudaStream_t stream_;
-  Screen screen_;
+  Products products_;
+  bool screened_;
   int64_t rows_, parts_, capacity_, chunk_;
   int32_t* broken_ = nullptr;
-  std::optional<Tensor> columns_;  // measures of all rows of w
-  bool refused_ = false;           // torch does not multiply what a screen asked for: bfloat16 from then on
 };
 
 void check_rows(const Tensor& x, const Tensor& w, int64_t k, const char* op, const char* name) {
