@@ -33,6 +33,10 @@ ENCODER_KINDS = {
     "common mean": [(1024, 512, 16384, 32)],
 }
 
+# B, D, F, and how many latents of a row exceed their thresholds.
+THRESHOLDS = [(4096, 512, 16384, 64), (1, 512, 16384, 64), (1024, 2048, 16384, 64)]
+THRESHOLDS_BIG = [(512, 2304, 65536, 128), (4096, 512, 16384, 2048)]
+
 # Q, N, D, k
 SEARCH = [
     (64, 200_000, 384, 100),
