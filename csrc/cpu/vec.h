@@ -63,7 +63,6 @@ FINESCOPE_INLINE To bits_as(const From& from) {
 }
 
 // --- single elements
-// ---------------------------------------------------------------------------------------------
 
 FINESCOPE_INLINE float to_f32(float x) {
   return x;
@@ -106,7 +105,6 @@ FINESCOPE_INLINE void store_as(float x, f16* p) {
 }
 
 // --- vectors
-// -----------------------------------------------------------------------------------------------------
 
 template <class T, class V>
 FINESCOPE_INLINE V load_raw(const T* p) {

@@ -25,7 +25,6 @@ int64_t find_out_of_range(const int64_t* indices, int64_t n, int64_t limit) {
 }
 
 // --- weighted sums of rows: sparse_decode and scatter_rows
-// --------------------------------------------------------
 
 template <class T>
 void decode_rows(const SparseDecodeArgs& a, int64_t begin, int64_t end) {
@@ -104,7 +103,6 @@ void grads_of_decode(const DecodeGradsArgs& a, int64_t begin, int64_t end) {
 }
 
 // --- sampled dot products
-// -----------------------------------------------------------------------------------------
 
 template <class X, class W>
 void sampled(const SampledDotArgs& a, int64_t begin, int64_t end) {
@@ -142,7 +140,6 @@ void sampled(const SampledDotArgs& a, int64_t begin, int64_t end) {
 }
 
 // --- from dtypes to types
-// -----------------------------------------------------------------------------------------
 
 template <class Visit>
 FINESCOPE_INLINE void visit(DType dtype, Visit run) {

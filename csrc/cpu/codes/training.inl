@@ -47,7 +47,6 @@ FINESCOPE_INLINE double dot(const X* x, const W* w, int64_t D) {
 }
 
 // --- Adam
-// ------------------------------------------------------------------------------------------------------
 
 template <class T>
 struct Adam {
@@ -121,7 +120,6 @@ void adam(const AdamArgs& a, int64_t begin, int64_t end) {
 }
 
 // --- decoding with residuals and their dots
-// --------------------------------------------------------------------------
 
 template <class T>
 FINESCOPE_INLINE void subtract(const T* from, const T* what, int64_t n, T* out) {
@@ -187,7 +185,6 @@ void decode_with_residuals(const DecodeResidualArgs& a, int64_t begin, int64_t e
 }
 
 // --- gradients of both matrices
-// -----------------------------------------------------------------------------------------
 
 // R registers of the two sums of one latent; x and grad rows differ, the list of pairs does not.
 template <class T, int R>
@@ -248,7 +245,6 @@ void weight_grads_of(const WeightGradArgs& a, int64_t begin, int64_t end) {
 }
 
 // --- from dtypes to types
-// ---------------------------------------------------------------------------------------
 
 void adam_step(const AdamArgs& a, int64_t begin, int64_t end) {
   switch (a.dtype) {

@@ -52,7 +52,6 @@ FINESCOPE_INLINE void totals(VecF32 a, VecF32 b, VecF32 c, VecF32 e, float* out)
 }
 
 // --- loading rows
-// ------------------------------------------------------------------------------------------------
 
 template <class T>
 uint32_t widen_f32(const T* row, int64_t d, float* out) {
@@ -121,7 +120,6 @@ void row_to_f64(const void* row, DType dtype, int64_t d, double* out) {
 }
 
 // --- the fixed-order dot
-// -----------------------------------------------------------------------------------------
 
 constexpr int kDotLanes = 16;
 constexpr int kDotVecs = kDotLanes / kF64Lanes;
@@ -333,7 +331,6 @@ void quick_dots(const float* x, const float* const* rows, int64_t n, int64_t mor
 }
 
 // --- all pairs of a few rows
-// ---------------------------------------------------------------------------------
 
 constexpr int kFewX = 4, kFewW = 3;  // 12 accumulators of 16 registers
 

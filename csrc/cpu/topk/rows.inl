@@ -8,7 +8,6 @@ namespace FINESCOPE_ISA {
 namespace {
 
 // --- rotation
-// ----------------------------------------------------------------------------------------------------
 
 void multiply(float* row, int64_t d, float factor) {
   int64_t i = 0;
@@ -124,7 +123,6 @@ void rotate(float* row, const uint32_t* signs, int64_t d) {
 }
 
 // --- low precision
-// -----------------------------------------------------------------------------------------------
 
 // A root of a sum of squares that was added up in float32 lanes, rounded up.
 FINESCOPE_INLINE float root_up(float sum, int64_t d) {
@@ -274,7 +272,6 @@ void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr,
 }
 
 // --- selection
-// ---------------------------------------------------------------------------------------------------
 
 FINESCOPE_INLINE int64_t count_from(const float* score, int64_t n, float lowest) {
   int64_t i = 0, count = 0;
