@@ -130,7 +130,7 @@ def test_every_field_of_the_job_has_an_option() -> None:
     assert plain <= set(options_of("curate"))
 
 
-ASKING = ("demo", "explain", "latents", "diff", "sae", "info")
+ASKING = ("demo", "explain", "latents", "diff", "export", "sae", "info")
 """Commands without a job."""
 
 
