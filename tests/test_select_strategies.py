@@ -229,3 +229,54 @@ def test_round_robin_ends_with_the_lists_and_goes_on_by_score(problem):
     )
     whole = SelectionConfig(fraction=0.1, strategy="round_robin", near_duplicate=0.999)
     assert len(select(table, whole, targets=targets, corpus=corpus)) == 12
+
+
+def covering_by_loops(targets, corpus, order, count):
+    """The row of the largest gain each time, every gain found anew; parts are those of contrast."""
+    unit, seeds = oracle.unit(corpus), oracle.unit(targets)
+    parts = np.maximum(unit * (seeds.mean(axis=0) - unit.mean(axis=0)), 0)
+    held, taken = np.zeros(parts.shape[1]), []
+    while len(taken) < min(count, len(order)):
+        free = [row for row in order if row not in taken]
+        gains = [np.sqrt(held + parts[row]).sum() - np.sqrt(held).sum() for row in free]
+        best = free[int(np.argmax(np.round(gains, 12)))]
+        taken.append(best)
+        held += parts[best]
+    return taken
+
+
+@pytest.mark.parametrize("k", [1, 5, 30, 120])
+def test_coverage_takes_what_adds_most_to_what_is_held(problem, k):
+    targets, corpus, _ = problem
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "contrast")
+    found = select(table, SelectionConfig(k=k, strategy="coverage"), targets=targets, scorer=scorer)
+    order = table.ranking()[: 10 * k].tolist()
+    dense = targets.to_dense().numpy(), corpus.to_dense().numpy()
+    assert found.indices.tolist() == covering_by_loops(*dense, order, k)
+
+
+def test_coverage_does_not_take_the_same_again():
+    rng = np.random.default_rng(2)
+    kinds = np.eye(6)[[0, 1, 2]] + 0.01 * rng.random((3, 6))
+    others = np.eye(6)[[3, 4, 5]].repeat(10, axis=0)
+    corpus = codes(np.vstack([np.repeat(kinds, [8, 3, 1], axis=0), others]))
+    targets = codes(kinds * [[3], [1], [1]])
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "contrast")
+    options = {"targets": targets, "scorer": scorer}
+    covered = select(table, SelectionConfig(k=3, strategy="coverage"), **options).indices
+    kind = np.repeat(np.arange(3), [8, 3, 1])
+    assert sorted(kind[covered]) == [0, 1, 2]
+    assert len(set(kind[select(table, SelectionConfig(k=3), **options).indices])) < 3
+
+
+def test_coverage_looks_at_no_more_rows_than_it_may_hold_and_goes_on_by_score(problem, monkeypatch):
+    targets, corpus, _ = problem
+    monkeypatch.setattr("finescope.curation.selection.MOST_CANDIDATES", 7)
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "contrast")
+    found = select(table, SelectionConfig(k=30, strategy="coverage"), targets=targets, scorer=scorer).indices
+    ranking = table.ranking()
+    assert sorted(found[:7]) == sorted(ranking[:7])
+    assert found[7:].tolist() == ranking[7:30].tolist()

@@ -4,6 +4,7 @@ scoring     how near every row is to the targets, and why; a folder of its own
 selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
 sets        several target sets: whose row it is, quotas
 enrichment  latents more frequent in some rows than in others
+coverage    rows that add most to what is held of the targets
 redundancy  rows too close to one that is taken already
 clusters    k-means, and which rows lie near each target
 exclusion   rows that are targets themselves

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import BoolArray, Codes, IntArray, iter_shard_codes
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
+from finescope.curation.coverage import CANDIDATES, MOST_CANDIDATES, covering
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable
 from finescope.errors import InputError
 from finescope.fields import Configuration, Cosine, Count, Seed, Share, Size, one_of
 
-STRATEGIES = ("rank", "per_target", "round_robin", "clusters")
+STRATEGIES = ("rank", "per_target", "round_robin", "coverage", "clusters")
 """How rows queue up before the limits are applied."""
 
 REASONS = (
@@ -65,9 +66,11 @@ class SelectionConfig(Configuration):
 
     ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest rows, then the
     others. ``round_robin``: the targets take turns, each with its nearest row that none has taken, and when
-    their lists end come the others, by score. ``clusters``: first the rows from each target's best k-means
-    clusters (the supplement's variant), then the others. In ``per_target`` and ``clusters`` the order inside
-    both groups is that of the scores, so ``k`` trims or fills the union to its exact size.
+    their lists end come the others, by score. ``coverage``: each time the row that adds most to what is held
+    of the targets' latents, out of the best by score, ten times as many as are wanted. ``clusters``: first
+    the rows from each target's best k-means clusters (the supplement's variant), then the others. In
+    ``per_target`` and ``clusters`` the order inside both groups is that of the scores, so ``k`` trims or
+    fills the union to its exact size.
     """
     per_target: Size | None = None
     """Rows per target, for per_target, round_robin and clusters.
@@ -260,9 +263,11 @@ def _order(
     if cfg.strategy == "round_robin":
         most = max(1, min(cfg.per_target or _limit(cfg, len(scores)), len(scores)))
         first = _in_turns(scorer.nearest_rows(targets, most, mask=allowed)[0])
-        taken = np.zeros(len(scores), np.bool_)
-        taken[first] = True
-        return np.concatenate([first, ranking[~taken[ranking]]])
+        return _followed(first, ranking)
+    if cfg.strategy == "coverage":
+        limit = _limit(cfg, len(scores))
+        candidates = ranking[: min(CANDIDATES * limit, MOST_CANDIDATES)]
+        return _followed(covering(scorer, scorer.targets(targets), candidates, limit), ranking)
     if cfg.strategy == "per_target":
         ids, _ = scorer.nearest_rows(targets, max(1, min(cfg.per_target or k, len(scores))), mask=allowed)
         first = ids[ids >= 0]
@@ -275,6 +280,12 @@ def _order(
     preferred = np.zeros(len(scores), np.bool_)
     preferred[first] = True
     return np.concatenate([ranking[preferred[ranking]], ranking[~preferred[ranking]]])
+
+
+def _followed(first: IntArray, ranking: IntArray) -> IntArray:
+    """Return some rows, and behind them the others of a ranking in its order."""
+    others = ranking[~np.isin(ranking, first)]
+    return np.concatenate([first, others])
 
 
 def _in_turns(lists: IntArray) -> IntArray:
