@@ -169,6 +169,28 @@ def test_a_transcoder_reads_what_goes_in(folder: Path, tmp_path: Path) -> None:
     assert opened(folder, tmp_path / "run").tap.layer == "layers.1.mlp.input"
 
 
+def test_our_own_know_their_place_too(folder: Path, tmp_path: Path) -> None:
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+    model = ["--model", folder / "tiny-llama"]
+    corpus = ["--corpus", folder / "corpus.jsonl"]
+    acts, sae = tmp_path / "acts", tmp_path / "sae"
+    assert call("activations", *model, "--layer", "layers.1", *corpus, "--out", acts).exit_code == 0
+    assert call("train", acts, "--out", sae, "--num-latents", 64, "-k", 4, "--epochs", 1).exit_code == 0
+    said = json.loads(call("sae", "info", sae, "--json").stdout)
+    assert (said["model"], said["reads"]) == ("tiny-llama", "layers.1")
+    given = opened(folder, sae)
+    assert given.tap.layer == "layers.1"
+    assert given.warnings == ()
+    wrong = call("embed", *model, "--layer", "layers.0", "--sae", sae, *corpus, "--out", tmp_path / "codes")
+    assert wrong.exit_code == 1
+    assert "trained at layers.1" in wrong.stderr
+    assert "the run reads layers.0" in wrong.stderr
+    load_sae(sae).save(tmp_path / "elsewhere")
+    assert load_sae(tmp_path / "elsewhere").origin.hook == "layers.1"
+
+
 def test_a_run_says_it_all_and_so_does_its_report(folder: Path, tmp_path: Path) -> None:
     sae = saelens(
         tmp_path / "sae", hook_name="blocks.1.hook_resid_post", model_name="gpt2-small", prepend_bos=True

@@ -26,6 +26,7 @@ from finescope.errors import InputError
 from finescope.sae import load_sae
 from finescope.sae.architectures import TRAINED, architecture_class
 from finescope.sae.formats import known
+from finescope.sae.formats.checkpoint import Origin
 from support import sae_files
 
 DATA = Path(__file__).parent / "data" / "sae"
@@ -165,6 +166,7 @@ def trained(architecture: str, folder: Path) -> Any:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.2)
         if architecture in ("batchtopk", "matryoshka"):
             sae.threshold.fill_(0.3)
+    sae.origin = Origin(model="gpt2", hook="h.3")
     sae.save(folder)
     return sae
 
@@ -181,6 +183,8 @@ def test_our_own_for_others(architecture: str, format: str, tmp_path: Path) -> N
         assert f"sparsify has no {architecture} autoencoders" in result.stderr
         return
     assert result.exit_code == 0, result.stderr
+    origin = load_sae(tmp_path / "new").origin
+    assert (origin.model, origin.hook) == ("gpt2", "h.3")
     features, out = FORMATS[format](tmp_path / "new", x.double().numpy())
     np.testing.assert_allclose(features, sae.encode_sparse(x).to_dense(), atol=1e-5)
     np.testing.assert_allclose(out, sae.reconstruct(x), atol=1e-4)

@@ -167,7 +167,15 @@ def test_what_cannot_be_read_is_refused_in_words(model: nn.Module) -> None:
 
 
 def test_what_looks_like_a_place() -> None:
-    for name in ("blocks.3.hook_z", "hook_embed", "layers.10", "h.3.mlp", "model.layers.4.output", "layer 5"):
+    for name in (
+        "blocks.3.hook_z",
+        "hook_embed",
+        "layers.10",
+        "h.3.mlp",
+        "model.layers.4.output",
+        "layer 5",
+        "layers.1@2",
+    ):
         assert is_hook_name(name), name
     for name in ("sae", "trainer_0", "average_l0_71", "layer_5", "width_16k", "final_100"):
         assert not is_hook_name(name), name

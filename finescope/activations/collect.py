@@ -108,7 +108,7 @@ def _fill(
             progress(position + 1, tokens)
     if tokens == 0:
         raise InputError("no row of the corpus gives a token; there is nothing to store")
-    writer.finish(next_row=done, chain=chain.value)
+    writer.finish(next_row=done, chain=chain.value, source=tap.describe())
 
 
 class _Chain:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from finescope.activations.hookpoints import last_block, resolve_hookpoint
+from finescope.activations.hookpoints import last_block, resolve_hookpoint, split_run
 from finescope.errors import InputError
 
 _LENS = re.compile(r"blocks\.(\d+)\.(\S+)")
@@ -45,7 +45,7 @@ def is_hook_name(name: str) -> bool:
         name.startswith("hook_")
         or _LENS.fullmatch(name)
         or _NUMBERED.fullmatch(name)
-        or _MODULE.fullmatch(name)
+        or _MODULE.fullmatch(split_run(name)[0])
     )
 
 

@@ -181,18 +181,20 @@ class ActivationStoreWriter(StoreWriter):
         self._shards.write(tensors, table, {**notes, **entry})
         self._documents, self._tokens, self._kept = [], 0, 0
 
-    def finish(self, *, next_row: int = 0, chain: str = "") -> None:
+    def finish(self, *, next_row: int = 0, chain: str = "", source: Mapping[str, Any] | None = None) -> None:
         """Write what waits and declare the store complete.
 
         Args:
             next_row: rows read in all.
             chain: running hash over them.
+            source: what was read, for people: ``model`` and ``layer``.
 
         Raises:
             StoreError: the disk is full, or nothing was added.
         """
         self.flush(next_row=next_row, chain=chain)
-        self._finish("no document was added to the activation store", rows_read=next_row, chain=chain)
+        nothing = "no document was added to the activation store"
+        self._finish(nothing, rows_read=next_row, chain=chain, source=dict(source or {}))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

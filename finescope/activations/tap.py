@@ -124,7 +124,7 @@ class ActivationTap:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.device = _device(model, device)
         self.model = _model(model, self.device, dtype, model_options)
-        self._source = model.__class__.__name__ if isinstance(model, nn.Module) else str(model)
+        self._source = _name_of(model)
         self.tokenizer = _tokenizer(model, tokenizer, model_options)
         limit = models.length_limit(self.model, self.tokenizer, cap=max(2048, max_length or 0))
         if max_length is not None and max_length > limit:
@@ -367,6 +367,13 @@ class ActivationTap:
             f"layer {self.layer!r} gives NaN or infinite activations for document {document.id!r}{where}; "
             "the model's weights may be broken, or its dtype too narrow: try dtype float32"
         )
+
+
+def _name_of(model: Any) -> str:
+    """Return what a model is called: what it was loaded by, where it says that, else its class."""
+    if not isinstance(model, nn.Module):
+        return str(model)
+    return str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
 
 
 def _device(model: Any, device: str | torch.device | None) -> torch.device:

@@ -66,7 +66,8 @@ def command(
         tokens = tokens_of(store, found)
         plan = plan_for(job, tokens.num_tokens, tokens.width)
         with sending(job.out, reporter) if ranks.first else nullcontext():
-            sae = train(tokens, plan, job.folder, reporter=reporter, ranks=ranks)
+            seen = store.facts.get("source")
+            sae = train(tokens, plan, job.folder, reporter=reporter, ranks=ranks, seen=seen)
             if ranks.first:
                 note_beside(job.folder, found.get("max_norm"))
     if not ranks.first:

@@ -27,6 +27,8 @@ CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae.safetensors"
 
 _FLAGS = ("normalize_decoder", "multi_topk", "skip_connection", "transcode", "signed")
+_OURS = "finescope"
+"""Key under which we say what sparsify has no word for, and its readers pass over: model and place."""
 # Keys of others' files of the same two names, which change what the weights mean.
 _FOREIGN = ("sae_type", "mean_center", "use_skip", "architecture")
 
@@ -81,7 +83,9 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         format="sparsify",
         said_by=f"{CONFIG_NAME} (F={num_latents} latents of width D={d_in})",
     )
-    hook = _hook(folder)
+    said = config.get(_OURS)
+    said = said if isinstance(said, dict) else {}
+    hook = said.get("hook") or _hook(folder)
     return Checkpoint(
         activation,
         tensors,
@@ -89,8 +93,9 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         Frame(subtract_b_dec=not flags["transcode"], wide=4 if flags["multi_topk"] else 1),
         Origin(
             "sparsify",
-            hook=f"{hook}.input" if hook and flags["transcode"] else hook,
-            hook_out=hook if flags["transcode"] else None,
+            model=said.get("model"),
+            hook=f"{hook}.input" if hook and flags["transcode"] and not said.get("hook") else hook,
+            hook_out=said.get("hook_out") or (hook if flags["transcode"] else None),
             k=k,
             notes=_notes(config),
         ),
@@ -112,7 +117,7 @@ def _flag(path: Path, config: dict[str, Any], name: str) -> bool:
 
 
 def _notes(config: dict[str, Any]) -> tuple[str, ...]:
-    known = {"activation", "expansion_factor", "num_latents", "k", "d_in", *_FLAGS, *_FOREIGN}
+    known = {"activation", "expansion_factor", "num_latents", "k", "d_in", _OURS, *_FLAGS, *_FOREIGN}
     unknown = sorted(name for name, value in config.items() if name not in known and value)
     return (f"{CONFIG_NAME} has keys that sparsify doesn't: {', '.join(unknown)}",) if unknown else ()
 
@@ -190,6 +195,9 @@ def to_files(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
         "transcode": not frame.subtract_b_dec,
         "d_in": d_in,
     }
+    said = {name: getattr(checkpoint.origin, name) for name in ("model", "hook", "hook_out")}
+    if any(said.values()):
+        config[_OURS] = {name: value for name, value in said.items() if value}
     return config, tensors
 
 

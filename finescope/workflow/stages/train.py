@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ class Train(Stage):
         found = context.ledger.facts("sinks")
         tokens = tokens_of(store, found)
         plan = plan_for(context.job, tokens.num_tokens, tokens.width)
-        sae = train(tokens, plan, context.folder / SAE, reporter=context.reporter)
+        sae = train(
+            tokens, plan, context.folder / SAE, reporter=context.reporter, seen=store.facts.get("source")
+        )
         note_beside(context.folder / SAE, found.get("max_norm"))
         log = training_log(context.folder / SAE)
         last = log[-1] if log else {}
@@ -73,8 +76,12 @@ def train(
     *,
     reporter: Reporter,
     ranks: Ranks | None = None,
+    seen: Mapping[str, Any] | None = None,
 ) -> Autoencoder:
-    """Train an SAE on a store, with all ``ranks``, resuming from the last checkpoint in ``folder``."""
+    """Train an SAE on a store, with all ``ranks``, resuming from the last checkpoint in ``folder``.
+
+    What the store was ``seen`` in, ``model`` and ``layer``, is written beside the weights.
+    """
     from finescope.sae import train_sae
     from finescope.sae.parallel import ALONE
     from finescope.sae.state import STATE_NAME, finished_epochs
@@ -88,8 +95,18 @@ def train(
     if finished_epochs(folder / STATE_NAME) == plan.training.num_epochs:
         sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=False, ranks=ranks)
         reporter.say("training: done before")
-        return sae
-    return train_sae(store, plan.sae, plan.training, out_dir=folder, progress=reporter, ranks=ranks)
+    else:
+        sae = train_sae(store, plan.sae, plan.training, out_dir=folder, progress=reporter, ranks=ranks)
+    if seen and ranks.first:
+        sae.origin = dataclasses.replace(sae.origin, model=_name_of(seen), hook=seen.get("layer"))
+        sae.save(folder)
+    return sae
+
+
+def _name_of(seen: Mapping[str, Any]) -> str | None:
+    """Return the name of a model; of a folder, its last part: where it lies is nobody's business."""
+    name = seen.get("model")
+    return Path(name).name if name and Path(name).expanduser().exists() else name
 
 
 def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
