@@ -33,6 +33,8 @@ SPARSE_FILTERS = (None, torch.zeros(2, 1, dtype=torch.int64), torch.ones(3, dtyp
 GOOD: dict[str, tuple[Any, ...]] = {
     "topk_encode": (X, W, BIAS, 2, "auto"),
     "topk_encode_packed": (X, W, BIAS, NOTHING, 2),
+    "threshold_encode": (X, W, BIAS, BIAS, BIAS, BIAS, "auto"),
+    "threshold_encode_packed": (X, W, BIAS, BIAS, NOTHING, BIAS, BIAS),
     "sparse_decode": (VALUES, INDICES, W, OUTER),
     "sampled_dot": (X, INDICES, W),
     "scatter_rows": (VALUES, INDICES, X, 6),

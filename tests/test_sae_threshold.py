@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.sae import threshold as module
+from finescope.ops import threshold as body
+from finescope.ops import threshold_encode
+from finescope.ops.registry import DEFAULTS
 from finescope.sae.ragged import decode_codes, strongest
-from finescope.sae.threshold import threshold_encode
 
 
 def pre_activations(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,8 +58,9 @@ def test_blocks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     x, weight, bias = torch.randn(400, 24), torch.randn(70, 24), torch.randn(70)
     threshold = torch.rand(70) * 3
     once = threshold_encode(x, weight, bias, threshold)
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 600)
-    assert threshold_encode(x, weight, bias, threshold) == once
+    monkeypatch.setattr(body, "_BLOCK", 600)
+    values, indices, indptr = DEFAULTS["threshold_encode"](x, weight, bias, threshold)
+    assert SparseCodes(indptr, indices, values, 70) == once
     parts = [threshold_encode(part, weight, bias, threshold) for part in x.split(37)]
     assert SparseCodes.cat(parts) == once
 

@@ -39,6 +39,7 @@ class Array {
   int64_t size() const { return size_; }
   T* data() { return reinterpret_cast<T*>(memory_.get()); }
   T& operator[](int64_t i) { return data()[i]; }
+  const T& operator[](int64_t i) const { return reinterpret_cast<const T*>(memory_.get())[i]; }
 
  private:
   Block memory_;

@@ -7,7 +7,7 @@ Map:
     public      the typed functions below
     autograd    one backward for each operation, for every backend
     engine      screen, certify, re-score: exact top-k in bounded memory
-    dense, sparse, decode, training, adam, pooling, fixed_order
+    dense, threshold, sparse, decode, training, adam, pooling, fixed_order
                 the pure-torch bodies, registered as the default implementation of the schemas
     packed, packed_sparse
                 matrices and sparse codes packed once for many calls
@@ -26,6 +26,7 @@ from finescope.ops import native
 from finescope.ops import packed as _packed  # noqa: F401
 from finescope.ops import pooling as _pooling  # noqa: F401
 from finescope.ops import sparse as _sparse  # noqa: F401
+from finescope.ops import threshold as _threshold  # noqa: F401
 from finescope.ops import training as _training  # noqa: F401
 from finescope.ops.packed import PackedMatrix
 from finescope.ops.packed_sparse import PackedCodes
@@ -37,6 +38,7 @@ from finescope.ops.public import (
     sparse_decode,
     sparse_matmul,
     sparse_pair_scores,
+    threshold_encode,
     topk_encode,
 )
 
@@ -52,5 +54,6 @@ __all__ = [
     "sparse_decode",
     "sparse_matmul",
     "sparse_pair_scores",
+    "threshold_encode",
     "topk_encode",
 ]

@@ -39,6 +39,63 @@ def _encode_backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Tensor |
 
 torch.library.register_autograd("finescope::topk_encode", _encode_backward, setup_context=_encode_context)
 
+# ------------------------------------------------------------------ threshold_encode
+
+# Entries of a row are taken so many at a time, so that rows of any length make one call.
+_SEGMENT = 32
+
+
+def _threshold_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _, scale, offset, *_ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, weight, bias, scale, offset, *output)
+
+
+def _segments(indptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut rows of entries into segments.
+
+    Returns:
+        the row of each, int64 [S]; whether there are entries, and their places, [S,_SEGMENT].
+    """
+    lengths = indptr.diff()
+    counts = (lengths + (_SEGMENT - 1)) // _SEGMENT
+    row = torch.repeat_interleave(counts)
+    within = torch.arange(row.shape[0], device=row.device) - (counts.cumsum(0) - counts)[row]
+    slots = within[:, None] * _SEGMENT + torch.arange(_SEGMENT, device=row.device)
+    held = slots < lengths[row, None]
+    return row, held, torch.where(held, indptr[row, None] + slots, 0)
+
+
+def _threshold_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, scale, offset, values, indices, indptr = ctx.saved_tensors
+    # torch leaves out what has its default.
+    needs = (*ctx.needs_input_grad, False, False)
+    row, held, place = _segments(indptr)
+    latents = torch.where(held, indices[place].to(torch.int64), 0)
+    # The mark of a row that is not finite passes no gradient.
+    grad = torch.where(held & ~values[place].isnan(), grad[place], 0.0)
+    slope = grad if scale is None else grad * scale.to(grad.dtype)[latents]
+    grad_x = grad_weight = grad_bias = grad_scale = grad_offset = None
+    if needs[0]:
+        parts = call("sparse_decode", slope, latents, weight.to(slope.dtype), None)
+        grad_x = call("scatter_rows", torch.ones_like(slope[:, :1]), row[:, None], parts, x.shape[0])
+    if needs[1]:
+        grad_weight = call("scatter_rows", slope, latents, x[row], weight.shape[0])
+    if needs[2] and scale is None:  # else it decides only which are kept
+        grad_bias = call("scatter_values", grad, latents, weight.shape[0])
+    if needs[4]:
+        dots = call("sampled_dot", x[row], latents, weight)
+        grad_scale = call("scatter_values", grad * dots, latents, weight.shape[0])
+    if needs[5]:
+        grad_offset = call("scatter_values", grad, latents, weight.shape[0])
+    found = ((grad_x, x), (grad_weight, weight), (grad_bias, bias), (None, x), (grad_scale, scale))
+    return (*(_cast(gradient, like) for gradient, like in found), _cast(grad_offset, offset), None)
+
+
+torch.library.register_autograd(
+    "finescope::threshold_encode", _threshold_backward, setup_context=_threshold_context
+)
+
 # ------------------------------------------------------------------ sparse_decode
 
 

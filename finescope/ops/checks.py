@@ -83,8 +83,15 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str) -> None:
-    """Reject what ``topk_encode`` can't take."""
+def _by_latent(tensor: Tensor | None, name: str, latents: int) -> None:
+    if tensor is None:
+        return
+    _floating(tensor, name)
+    if tensor.dim() != 1 or tensor.shape[0] != latents:
+        raise ValueError(f"{name} must have shape [F] with F={latents}, got {_shape(tensor)}")
+
+
+def _encoder(x: Tensor, weight: Tensor, bias: Tensor | None, screen: str) -> None:
     _matrix(x, "x", "B, D")
     _matrix(weight, "weight", "F, D")
     _floating(x, "x")
@@ -93,15 +100,36 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: 
         raise ValueError(
             f"weight must have shape [F, D] with D={x.shape[1]} like x {_shape(x)}, got {_shape(weight)}"
         )
-    if bias is not None:
-        _floating(bias, "bias")
-        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must have shape [F] with F={weight.shape[0]}, got {_shape(bias)}")
+    _by_latent(bias, "bias", weight.shape[0])
     _same_device(x, "x", weight=weight, bias=bias)
+    option(screen, "screen", SCREENS)
+
+
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, screen: str) -> None:
+    """Reject what ``topk_encode`` can't take."""
+    _encoder(x, weight, bias, screen)
     _count(k, "k")
     if k > weight.shape[0]:
         raise ValueError(f"k must be at most F={weight.shape[0]}, got {k}")
-    option(screen, "screen", SCREENS)
+
+
+def threshold_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    screen: str,
+) -> None:
+    """Reject what ``threshold_encode`` can't take."""
+    _encoder(x, weight, bias, screen)
+    for name, tensor in (("threshold", threshold), ("scale", scale), ("offset", offset)):
+        _by_latent(tensor, name, weight.shape[0])
+    _same_device(x, "x", threshold=threshold, scale=scale, offset=offset)
+    if (scale is None) != (offset is None):
+        missing = "scale" if scale is None else "offset"
+        raise ValueError(f"scale and offset belong together, and {missing} is None")
 
 
 def _pairs(values: Tensor, indices: Tensor) -> None:

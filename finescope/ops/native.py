@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 # Must equal FINESCOPE_OPERATIONS_VERSION in csrc/bindings/version.h, which says when to raise it.
-OPERATIONS_VERSION = 4
+OPERATIONS_VERSION = 5
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STAMP = re.compile(rb"finescope-operations=(\d+);")

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finescope.codes import SparseCodes
 from finescope.ops import checks, native
 from finescope.ops.checks import Search
+from finescope.ops.public import limits_of
 from finescope.ops.registry import default
 from finescope.ops.schemas import call
 
@@ -89,6 +91,37 @@ class PackedMatrix:
         checks.topk_encode(x, self.matrix, bias, k, "auto")
         with torch.no_grad():
             return call("topk_encode_packed", x, self.matrix, bias, self.packed, k)  # type: ignore[no-any-return]
+
+    def threshold_encode(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        threshold: Tensor | float,
+        *,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> SparseCodes:
+        """``finescope.ops.threshold_encode`` with this matrix as the encoder; without gradients.
+
+        Args:
+            x: activations [B,D].
+            bias: [F], or None.
+            threshold: [F], or one number for all.
+            scale: [F], or None.
+            offset: [F], or None.
+
+        Raises:
+            ValueError: the matrix was packed for a search; shapes that do not fit.
+        """
+        if self.metric != "encode":
+            raise ValueError(f"the matrix was packed for metric {self.metric!r}, not for 'encode'")
+        limits = limits_of(threshold, self.matrix)
+        checks.threshold_encode(x, self.matrix, bias, limits, scale, offset, "auto")
+        with torch.no_grad():
+            values, indices, indptr = call(
+                "threshold_encode_packed", x, self.matrix, bias, limits, self.packed, scale, offset
+            )
+        return SparseCodes(indptr, indices, values, len(self), check=False)
 
     def search(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
@@ -48,6 +49,63 @@ def topk_encode(
     option = _screen(screen)
     checks.topk_encode(x, weight, bias, k, option)
     return call("topk_encode", x, weight, bias, k, option)  # type: ignore[no-any-return]
+
+
+def threshold_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor | float,
+    *,
+    scale: Tensor | None = None,
+    offset: Tensor | None = None,
+    screen: str | None = "auto",
+) -> SparseCodes:
+    """Return every latent with ``x @ weight.T + bias > threshold``, without storing the [B,F] matrix.
+
+    Serves JumpReLU (a threshold for each latent), ReLU (0), BatchTopK at inference (one number), and Gated
+    (Rajamanoharan et al. 2024, arXiv:2404.16014), where one affine form of the dot decides and another is the
+    value: ``bias`` is the gate's, ``scale = exp(r_mag)``, ``offset = mag_bias``; the ReLU of the magnitude is
+    left to the caller.
+
+    Which latents are kept is decided by the float64 pre-activation, its dot summed in the fixed order,
+    strictly above the threshold as it is stored; values are those of float64, rounded once. So codes have the
+    same bytes for every backend, thread count and batch split. Gradients reach ``x``, ``weight``, ``bias``,
+    ``scale`` and ``offset`` through kept entries; ``bias`` has none where ``scale`` and ``offset`` make the
+    values, and ``threshold`` never: which entries are kept is a step.
+
+    Args:
+        x: activations [B,D], any floating dtype.
+        weight: encoder [F,D], any floating dtype.
+        bias: [F], or None.
+        threshold: [F], any floating dtype, or one number for all. Nothing exceeds a NaN.
+        scale: [F] with ``offset`` [F]: values are ``scale · (x @ weight.T) + offset`` instead of the
+            pre-activation.
+        offset: see there.
+        screen: precision of the first look: "auto", "int8", "bf16", "float32", or None. Changes the speed
+            only.
+
+    Returns:
+        codes [B,F], latents ascending, int32; values float32 (float64 if ``x``, ``weight`` or ``bias`` is).
+        A row of ``x`` with a NaN or an infinity, and every row if ``weight`` or ``bias`` has one, holds one
+        entry: NaN, at latent 0. A float64 row whose squared norm overflows counts as infinite.
+
+    Raises:
+        ValueError: shapes or devices that do not fit, ``scale`` without ``offset``, an unknown ``screen``.
+        TypeError: a tensor that is not floating point.
+    """
+    limits, option = limits_of(threshold, weight), _screen(screen)
+    checks.threshold_encode(x, weight, bias, limits, scale, offset, option)
+    values, indices, indptr = call("threshold_encode", x, weight, bias, limits, scale, offset, option)
+    return SparseCodes(indptr, indices, values, weight.shape[0], check=False)
+
+
+def limits_of(threshold: Tensor | float, weight: Tensor) -> Tensor:
+    """One threshold for each latent."""
+    if isinstance(threshold, Tensor) and threshold.dim() > 0:
+        return threshold.detach()
+    one = torch.as_tensor(threshold, dtype=torch.float64, device=weight.device).detach()
+    return one.expand(weight.shape[0]).contiguous()
 
 
 def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

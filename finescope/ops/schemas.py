@@ -37,6 +37,53 @@ def _fake_topk_encode(
     )
 
 
+_CODES = "(Tensor values, Tensor indices, Tensor indptr)"
+
+torch.library.define(
+    "finescope::threshold_encode",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor threshold, Tensor? scale=None, Tensor? offset=None, "
+    f'str screen="auto") -> {_CODES}',
+)
+torch.library.define(
+    "finescope::threshold_encode_packed",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor threshold, Tensor packed, Tensor? scale=None, "
+    f"Tensor? offset=None) -> {_CODES}",
+)
+
+
+@fake("threshold_encode")
+def _fake_threshold_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+    screen: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.threshold_encode(x, weight, bias, threshold, scale, offset, screen)
+    entries = torch.library.get_ctx().new_dynamic_size()
+    return (
+        x.new_empty((entries,), dtype=checks.result_dtype(x, weight, bias)),
+        x.new_empty((entries,), dtype=torch.int32),
+        x.new_empty((x.shape[0] + 1,), dtype=torch.int64),
+    )
+
+
+@fake("threshold_encode_packed")
+def _fake_threshold_encode_packed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor,
+    packed: Tensor,
+    scale: Tensor | None,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.packed(packed)
+    return _fake_threshold_encode(x, weight, bias, threshold, scale, offset, "auto")
+
+
 torch.library.define(
     "finescope::sparse_decode", "(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor"
 )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from finescope.ops import threshold_encode
 from finescope.ops.schemas import call
-from finescope.sae.threshold import threshold_encode
 
 _SLOT = 16
 # Of all pairs there could be, the share from which on a product with a matrix costs less than picking rows.

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "bindings/cpu/packed.h"
 #include "bindings/cpu/parallel.h"
 #include "bindings/cpu/search.h"
 #include "bindings/topk_operands.h"
@@ -101,23 +102,6 @@ Tensor pack_rows(const Tensor& matrix, const std::string& metric, const std::str
   if (possible) pack(request, torch_workers(), static_cast<char*>(packed.mutable_data_ptr()));
   return packed;
 }
-
-// The packed matrix in a tensor, if it holds one that fits.
-struct Opened {
-  Packed packed;
-  const Packed* get = nullptr;
-
-  Opened(const Tensor& memory, const Tensor& matrix, Metric metric, const char* op) {
-    check(memory.scalar_type() == ScalarType::Byte && memory.dim() == 1 && memory.is_contiguous(), op,
-          ": packed must be a contiguous uint8 tensor with one dimension");
-    if (memory.numel() == 0) return;
-    check_dims(matrix, 2, op, "matrix");
-    check(open_packed(static_cast<const char*>(memory.const_data_ptr()), memory.numel(), matrix.size(0),
-                      matrix.size(1), metric, &packed),
-          op, ": packed does not hold a matrix of shape ", shape_text(matrix), " packed for this");
-    get = &packed;
-  }
-};
 
 std::tuple<Tensor, Tensor> topk_encode_packed(const Tensor& x, const Tensor& weight,
                                               const std::optional<Tensor>& bias, const Tensor& packed,

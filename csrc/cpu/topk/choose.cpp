@@ -43,18 +43,19 @@ struct Sampled {
   }
 };
 
-// The share of all pairs that int8 cannot rule out, beyond those that are asked for.
-double survivors(const PairSample& s, const Workers& workers) {
+}  // namespace
+
+Survivors survivors(const PairSample& s, bool above, const Workers& workers) {
   const TopkKernels& kernels = topk_kernels();
   RowQuantizer q(ScreenKind::int8, s.metric, s.d), of_x = q;
   const Centring centring(s.x, s.B, s.d, s.metric, s.centre);
-  if (centring.any()) q.centre = s.centre, q.mean = centring.mean.data();
+  if (centring.any()) q.centre = s.centre, q.mean = centring.mean.data(), of_x.mean = centring.mean.data();
   if (!centring.x.empty()) of_x.centre = centring.x.data();
   const int64_t nx = std::min(s.B, kSampledX), nw = std::clamp<int64_t>(s.N / 16, 1, kSampledW);
   const Sampled x(of_x, s.x, s.B, nx, workers), w(q, s.w, s.N, nw, workers);
   const int64_t stride = round_up(nw, 3);
   const int64_t best = std::clamp<int64_t>(static_cast<int64_t>(s.share * static_cast<double>(nw)), 1, nw);
-  std::atomic<int64_t> found{0};
+  std::atomic<int64_t> found{0}, wanted{0};
   for_each(workers, (nx + kTogether - 1) / kTogether, [&](int64_t task, int) {
     const int64_t first = task * kTogether, n = std::min(kTogether, nx - first);
     std::vector<float> score(static_cast<size_t>(n * stride)), order(static_cast<size_t>(nw));
@@ -63,21 +64,25 @@ double survivors(const PairSample& s, const Workers& workers) {
       float* row = score.data() + (i - first) * stride;
       for (int64_t j = 0; s.bias != nullptr && j < nw; ++j)
         row[j] += static_cast<float>(s.bias[s.N * j / nw]);
-      // <ν, w - μ>, and something that is the same for all.
+      // <ν, w - μ>, and <x, μ>, which is the same for all.
       for (int64_t j = 0; j < nw; ++j) row[j] += static_cast<float>(centring.factor * w.dot[j]);
-      std::copy(row, row + nw, order.begin());
-      std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
-      int64_t over = 0;
-      for (int64_t j = 0; j < nw; ++j) {
-        over += row[j] + x.norm[i] * w.err[j] + x.err[i] * w.size[j] >= order[static_cast<size_t>(best - 1)];
+      float least = static_cast<float>(-x.dot[i]);
+      if (!above) {
+        std::copy(row, row + nw, order.begin());
+        std::nth_element(order.begin(), order.begin() + (best - 1), order.end(), std::greater<float>());
+        least = order[static_cast<size_t>(best - 1)];
       }
-      found += over;
+      int64_t over = 0, of_them = 0;
+      for (int64_t j = 0; j < nw; ++j) {
+        over += row[j] + x.norm[i] * w.err[j] + x.err[i] * w.size[j] >= least;
+        of_them += row[j] > least;
+      }
+      found += over, wanted += above ? of_them : best;
     }
   });
-  return static_cast<double>(found - nx * best) / static_cast<double>(nx * nw);
+  const double pairs = static_cast<double>(nx * nw);
+  return {static_cast<double>(found) / pairs, static_cast<double>(wanted) / pairs};
 }
-
-}  // namespace
 
 bool screen_available(ScreenKind kind) {
   return topk_kernels().screen[static_cast<int>(kind)] != nullptr;
@@ -92,8 +97,9 @@ ScreenKind best_screen(ScreenChoice choice, const PairSample& sample, const Work
   if (choice == ScreenChoice::int8) return bytes ? ScreenKind::int8 : ScreenKind::f32;
   if (choice != ScreenChoice::automatic) return ScreenKind::f32;
   if (!bytes) return wide;
-  const bool counted = wide != ScreenKind::f32 && sample.B > 0 && sample.N > 0;
-  return counted && survivors(sample, workers) > topk_kernels().most_survivors ? wide : ScreenKind::int8;
+  if (wide == ScreenKind::f32 || sample.B == 0 || sample.N == 0) return ScreenKind::int8;
+  const Survivors passed = survivors(sample, false, workers);
+  return passed.screened - passed.wanted > topk_kernels().most_survivors ? wide : ScreenKind::int8;
 }
 
 }  // namespace finescope

@@ -61,9 +61,12 @@ class F32Rows {
   std::vector<float> copy_;
 };
 
+// By row of m [n, d]: whether it holds no NaN and no infinity; of float64, whether its squared norm is finite.
+std::vector<uint8_t> finite_rows(const Matrix& m, int64_t n, int64_t d, const Workers& workers);
+
 // The exact score, from the fixed-order dot.
 inline double exact_score(const TopkProblem& p, double dot, int64_t id, double x_norm, double w_norm) {
-  if (p.metric == Metric::encode) return p.bias ? dot + p.bias[id] : dot;
+  if (p.metric == Metric::encode) return p.bias && !p.bare ? dot + p.bias[id] : dot;
   if (p.metric == Metric::ip) return dot;
   const double norms = x_norm * w_norm;
   return norms > 0 ? dot / norms : 0.0;
@@ -130,9 +133,5 @@ struct Buckets {
   }
   int64_t of(int64_t id) const { return id >> shift; }
 };
-
-// Writes the rows that are certain; adds the others to `again`.
-void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* s,
-            std::vector<int64_t>* again);
 
 }  // namespace finescope

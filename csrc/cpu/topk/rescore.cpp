@@ -1,4 +1,4 @@
-// Exact scores of candidates, and the choice of the best.
+// Exact scores of candidates.
 //
 // Rows of w are what has to be fetched from memory. Candidates of a thousand or more rows of x are therefore
 // gathered by row of w, which is then read once for all of them: first in float32, whose bound is so tight
@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 
 #include "cpu/topk/screen.h"
 
@@ -199,40 +198,6 @@ void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* block) 
   Gathered pairs(plan, workers, block);
   block->exact.resize(pairs.total());
   pairs.score();
-}
-
-void select(const TopkProblem& p, const Workers& workers, const TopkOutput& out, Superblock* block,
-            std::vector<int64_t>* again) {
-  Superblock& s = *block;
-  std::mutex lock;
-  std::vector<std::vector<Hit>> hits(static_cast<size_t>(workers.threads));
-  for_each(workers, static_cast<int64_t>(s.parts.size()), [&](int64_t task, int worker) {
-    std::vector<Hit>& row_hits = hits[worker];
-    const Superblock::Part& part = s.parts[task];
-    for (int64_t row = part.row; row < part.end; ++row) {
-      const int64_t b = s.first + row;
-      if (s.bad[row]) {
-        write_bad_row(p, out, b);
-        continue;
-      }
-      row_hits.clear();
-      int64_t reached = 0;
-      for (int64_t slot = s.begin[row]; slot < s.begin[row + 1]; ++slot) {
-        const Hit hit{s.exact[slot], part.id[slot - part.slot]};
-        if (!(hit.score > p.floor) || (p.E > 0 && excluded(p, b, hit.id))) continue;
-        reached += hit.score >= s.tau[row];
-        row_hits.push_back(hit);
-      }
-      // Everything with an exact score of tau or more is among the hits. k of them reach it: nothing is
-      // missing.
-      if (s.tau[row] == kClosed || (s.raised[row] && reached < p.k)) {
-        std::lock_guard<std::mutex> guard(lock);
-        again->push_back(b);
-        continue;
-      }
-      write_row(p, out, b, row_hits.data(), static_cast<int64_t>(row_hits.size()));
-    }
-  });
 }
 
 }  // namespace finescope

@@ -26,6 +26,27 @@ void F32Rows::assign(const Matrix& m, int64_t d, int64_t first, int64_t n, const
   });
 }
 
+std::vector<uint8_t> finite_rows(const Matrix& m, int64_t n, int64_t d, const Workers& workers) {
+  const TopkKernels& kernels = topk_kernels();
+  std::vector<uint8_t> good(static_cast<size_t>(n));
+  for_each(workers, (n + 63) / 64, [&](int64_t task, int) {
+    std::vector<float> row(static_cast<size_t>(round_up(d, 16)));
+    std::vector<double> wide(static_cast<size_t>(round_up(d, 16)));
+    for (int64_t i = task * 64; i < std::min(n, task * 64 + 64); ++i) {
+      if (m.dtype == DType::f64) {
+        kernels.to_f64(row_of(m, i), m.dtype, d, wide.data());
+        const double* rows[1] = {wide.data()};
+        double squared;
+        kernels.dots_f64(wide.data(), rows, 1, round_up(d, 16), &squared);
+        good[i] = std::isfinite(squared);
+      } else {
+        good[i] = kernels.to_f32(row_of(m, i), m.dtype, d, row.data()) < 0x7f800000u;
+      }
+    }
+  });
+  return good;
+}
+
 namespace {
 
 template <class T>

@@ -32,7 +32,7 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
   wanted = p.k + p.E;
   // The wider the rows, the wider a bound is beside the spread of the scores, and the more candidates pass
   // it.
-  capacity = round_up((8 + w.depth / 64) * wanted + 1024, 16);
+  capacity = round_up((p.bare ? 4 : 8 + w.depth / 64) * wanted + 1024, 16);
   panels = {w.data, w.panel_bytes, w.units,      w.scale,      w.inv_scale,
             w.norm, w.err,         slack.data(), valid.data(), bias.empty() ? nullptr : bias.data()};
 }
@@ -213,7 +213,7 @@ void Screening::run(int64_t begin_panel, int64_t end_panel) {
 
 int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
                          int32_t* column, int64_t n, int64_t most, float* tau) {
-  if (n < plan.wanted) return n;
+  if (plan.problem.bare || n < plan.wanted) return n;
   const float bound = largest_bound(plan, rows, row);
   // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of
   // them keeps the guess below the exact score it stands for.

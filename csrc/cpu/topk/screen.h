@@ -114,6 +114,16 @@ inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64
 int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
                      int32_t* column, int64_t n, float tau);
 
+// What becomes of rows whose candidates have exact scores.
+class Taker {
+ public:
+  virtual ~Taker() = default;
+  virtual void take(const Workers& workers, const Superblock& block) = 0;
+};
+
+// Screens all rows of x, scores their candidates, and hands them over, some thousand rows at a time.
+void search(const ScreenPlan& plan, const Workers& workers, Taker* taker);
+
 // Fills `exact` from the parts: -inf where a score is certainly below the threshold of its row.
 void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* s);
 

@@ -5,7 +5,8 @@
 //   pack     once per matrix w: rows to low precision, in panels, with their measured errors (pack.cpp)
 //   screen   x against the panels: candidates that may be among the k best, and a threshold (screen.cpp)
 //   rescore  candidates gathered by row of w, in float64 and the fixed order (rescore.cpp)
-//   select   the k best exact scores; the threshold is checked against them (rescore.cpp)
+//   select   the k best exact scores; the threshold is checked against them (driver.cpp)
+//   exceed   instead: all scores above thresholds that are known in advance (exceed.h)
 //   direct   a float32 screen of w as it is: for few rows, and for what a packed screen gives up on (direct.cpp)
 //   scan     every score exactly: for one row, for what no screen can separate, and for float64 (scan.cpp)
 //
@@ -54,6 +55,9 @@ struct TopkProblem {
   int64_t E;
   const uint8_t* mask;  // [N], 0: never returned; or null
   int64_t id_offset;
+  // What is wanted is everything above the floor, however many (k is what is expected of a row), and scores are
+  // dots: the bias only moves the floor.
+  bool bare = false;
 };
 
 bool screen_available(ScreenKind kind);
@@ -66,6 +70,12 @@ struct PairSample {
   double share;                   // of the rows of w that are asked for
   const float* centre = nullptr;  // common_mean of w, or null
 };
+// What an int8 screen would let through of these pairs, and what it should: those beyond the share that is asked
+// for, or, if `above`, those whose dot and bias are above 0.
+struct Survivors {
+  double screened, wanted;
+};
+Survivors survivors(const PairSample& sample, bool above, const Workers& workers);
 // The screen that a choice stands for, or, left to the engine, the best one for these pairs, among those that
 // the active instruction set has.
 ScreenKind best_screen(ScreenChoice choice, const PairSample& sample, const Workers& workers);

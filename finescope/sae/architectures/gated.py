@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from finescope.codes import SparseCodes
+from finescope.ops import threshold_encode
 from finescope.sae.architectures.threshold import ThresholdAutoencoder, TrainingCodes
 from finescope.sae.entries import decode
 from finescope.sae.objective import Batch
 from finescope.sae.ragged import positive
-from finescope.sae.threshold import threshold_encode
 
 
 class GatedAutoencoder(ThresholdAutoencoder):

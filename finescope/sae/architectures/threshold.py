@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.ops import threshold_encode
 from finescope.sae import losses
 from finescope.sae.architectures.base import Autoencoder
 from finescope.sae.entries import Entries, decode, exceeding, with_gradient
 from finescope.sae.objective import Batch, TrainingTerms
-from finescope.sae.threshold import threshold_encode, threshold_encode_rounded
+from finescope.sae.threshold import threshold_encode_rounded
 
 # Pairs of a token and a latent that a step holds at a time, where its terms can be added up over parts.
 _PAIRS = 1 << 22
