@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from finescope import SparseCodes
-from finescope.curation import Evidence, compare_methods, jackknife, jackknife_interval, percentile_interval
+from finescope.curation import (
+    Evidence,
+    bootstrap_interval,
+    compare_methods,
+    jackknife,
+    jackknife_interval,
+    percentile_interval,
+)
 from finescope.curation.intervals import leave_out
 
 LATENTS = 60
@@ -126,3 +133,13 @@ def test_every_method_s_value_is_within_its_interval_and_not_at_its_end():
         line.metrics["average_precision"].low
         for line in compare_methods(relevant, rows, seeds, methods=METHODS, seed=1)
     }
+
+
+def test_bootstrap_of_a_mean_is_about_as_wide_as_the_error_of_the_mean():
+    values = np.random.default_rng(1).normal(size=400)
+    found = bootstrap_interval(lambda rows: float(values[rows].mean()), 400, draws=2000, level=0.9)
+    error = 1.645 * values.std() / 20
+    assert found.value == values.mean()
+    assert found.low == pytest.approx(found.value - error, abs=error / 8)
+    assert found.high == pytest.approx(found.value + error, abs=error / 8)
+    assert bootstrap_interval(lambda rows: float(values[rows].mean()), 400, draws=0).low == found.value

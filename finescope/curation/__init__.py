@@ -27,7 +27,13 @@ from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_sc
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
 from finescope.curation.exclusion import TargetRows, find_targets, is_target
-from finescope.curation.intervals import Interval, jackknife, jackknife_interval, percentile_interval
+from finescope.curation.intervals import (
+    Interval,
+    bootstrap_interval,
+    jackknife,
+    jackknife_interval,
+    percentile_interval,
+)
 from finescope.curation.metrics import (
     METRICS_VERSION,
     average_precision,
@@ -87,6 +93,7 @@ __all__ = [
     "average_precision",
     "average_results",
     "base_rate",
+    "bootstrap_interval",
     "cluster_candidates",
     "compare_methods",
     "curation_quality",
