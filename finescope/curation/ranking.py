@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from finescope.curation.blocks import BLOCK_ROWS, BoolArray, FloatArray, IntArray, iter_shard_codes
+from finescope.curation.blocks import BoolArray, FloatArray, IntArray, iter_blocks
 from finescope.curation.ranks import Ranks
 from finescope.curation.scoring.base import Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence
@@ -26,8 +26,8 @@ from finescope.curation.scoring.sums import Sum, added
 from finescope.errors import InputError
 
 BLOCKS = 4
-"""Blocks taken at a time: of many rows together it costs less to count what stands before a few."""
-KEPT_BYTES = 384 << 20
+"""Blocks counted at a time: of many rows together it costs less to count what stands before a few."""
+KEPT_BYTES = 160 << 20
 """Upper size of the scores that the first pass keeps."""
 
 _Task = TypeVar("_Task")
@@ -44,7 +44,7 @@ class Rows:
 
     @classmethod
     def of(cls, corpus: Evidence, relevant: Any, exclude: Any) -> Rows:
-        held = np.concatenate([np.diff(shard.indptr.numpy()) > 0 for shard in iter_shard_codes(corpus.codes)])
+        held = np.concatenate([np.diff(block.indptr.numpy()) > 0 for _, block in iter_blocks(corpus.codes)])
         for name, values in (("relevant", relevant), ("exclude", exclude)):
             if values is not None and len(values) != held.size:
                 raise ValueError(f"{name} has {len(values)} entries, expected {held.size}")
@@ -146,10 +146,9 @@ def ranked(lines: Sequence[Line], rows: Rows, draws: Sequence[IntArray]) -> dict
     moments = {term: _Moments() for term in summed}
     relevant: dict[Term, list[FloatArray]] = {term: [] for term in terms}
     kept = _room(terms, rows.wanted.size)
-    for block, seen in _blocks(terms, rows):
+    for block, found in _scored(terms, rows):
         mine = np.flatnonzero(rows.wanted[block])
-        for term, picks in terms.items():
-            scores = term.scores(block, seen, picks)
+        for term, scores in found.items():
             relevant[term].append(scores[:, mine])
             if term.fixed is None and term in kept:
                 kept[term][:, block] = scores
@@ -172,10 +171,8 @@ def ranked(lines: Sequence[Line], rows: Rows, draws: Sequence[IntArray]) -> dict
     count([place for place in places if kept.keys() >= set(place[0].terms)], kept, slice(0, rows.wanted.size))
     left = [place for place in places if not kept.keys() >= set(place[0].terms)]
     missing = {term: terms[term] for line, _ in left for term in line.terms if term not in kept}
-    for block, seen in _blocks(missing, rows) if missing else ():
-        held = {term: values[:, block] for term, values in kept.items()}
-        held |= {term: term.scores(block, seen, picks) for term, picks in missing.items()}
-        count(left, held, block)
+    for block, found in _scored(missing, rows) if missing else ():
+        count(left, {term: values[:, block] for term, values in kept.items()} | found, block)
     return {line.name: [ranks[place] for place in places if place[0] is line] for line in lines}
 
 
@@ -203,6 +200,28 @@ def each(work: Callable[[_Task], _Found], tasks: Sequence[_Task]) -> list[_Found
         return list(pool.map(work, tasks))
 
 
+def _scored(
+    terms: Mapping[Term, Sequence[Pick | None]], rows: Rows
+) -> Iterator[tuple[slice, dict[Term, FloatArray]]]:
+    """The scores of every term in every draw, [draws,n], for some blocks of rows at a time.
+
+    Scores of several blocks are put together, not the rows, which are far larger in all spaces that see them.
+    """
+    held: list[tuple[slice, dict[Term, FloatArray]]] = []
+
+    def together() -> tuple[slice, dict[Term, FloatArray]]:
+        rows = slice(held[0][0].start, held[-1][0].stop)
+        return rows, {term: np.concatenate([of[term] for _, of in held], axis=1) for term in terms}
+
+    for block, seen in _blocks(terms, rows):
+        held.append((block, {term: term.scores(block, seen, picks) for term, picks in terms.items()}))
+        if len(held) == BLOCKS:
+            yield together()
+            held = []
+    if held:
+        yield together()
+
+
 def _blocks(terms: Iterable[Term], rows: Rows) -> Iterator[tuple[slice, dict[Space, Seen]]]:
     """Every block of rows, as the spaces of the terms see it."""
     of_space: dict[Space, list[Term]] = {}
@@ -218,5 +237,5 @@ def _blocks(terms: Iterable[Term], rows: Rows) -> Iterator[tuple[slice, dict[Spa
         assert targets is not None
         wants_mean = any(isinstance(term.scorer, SpaceScorer) and term.scorer.uses_mean for term in own)
         views.append(View(space, targets, wants_mean))
-    for block, seen in one_pass(views, BLOCKS * BLOCK_ROWS):
+    for block, seen in one_pass(views):
         yield block, dict(zip(of_space, seen, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
-from finescope.curation.blocks import BoolArray, Codes, IntArray, iter_shard_codes
+from finescope.curation.blocks import BoolArray, Codes, IntArray, rows_of
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.coverage import CANDIDATES, MOST_CANDIDATES, covering
 from finescope.curation.redundancy import greedy_filter
@@ -314,7 +314,7 @@ def _walk(cfg: SelectionConfig, order: IntArray, corpus: Codes | None, n: int) -
         return ((row, -1, 0.0) for row in order.tolist())
     if corpus is None:
         raise ValueError("near_duplicate and diversity need the codes of the corpus")
-    rows = sum(len(shard) for shard in iter_shard_codes(corpus))
+    rows = rows_of(corpus)
     if rows != n:
         raise InputError(f"there are scores of {n} rows but codes of {rows}; score the corpus again")
     return greedy_filter(corpus, order, min(limits))

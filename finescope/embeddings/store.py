@@ -312,11 +312,24 @@ class CodeStore(Store):
         """
         if self.width is None:
             raise StoreError(f"{self.directory} holds no dense vectors; embed again with them kept")
-        for number, (start, _) in enumerate(self._starts()):
-            dense = self._map(number)[1]
+        for start, shard in self._starts():
+            dense = self._read(shard, check=False)[1]  # the codes beside them aren't looked at
             if dense is None:
-                raise StoreError(f"{self.directory}/{self._shards[number].file} lacks its dense vectors")
+                raise StoreError(f"{self.directory}/{shard.file} lacks its dense vectors")
             yield start, dense
+
+    def stream_dense(self, rows: int) -> Iterator[Tensor]:
+        """Yield the dense vectors in order, mapped, at most so many rows of one shard at a time.
+
+        Their pages are given back when the next ones are asked for, so that a pass doesn't fill the memory.
+
+        Raises:
+            StoreError: the store holds none.
+        """
+        for _, dense in self.iter_dense():
+            for low in range(0, len(dense), rows):
+                yield (block := dense[low : low + rows])
+                advise(block, "MADV_DONTNEED", inward=True)
 
     def labels(self, column: str) -> list[str] | None:
         """Return the N labels that were kept, "" for none; None if they are of another column or of none."""

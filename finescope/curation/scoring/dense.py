@@ -21,12 +21,13 @@ from finescope.curation.blocks import (
     values64,
     with_values,
 )
+from finescope.storage.mapping import advise
 
 WHITENED_ROWS = 16_384
 """Rows whose covariance is taken, at most."""
 SHRINKAGE = 0.3
 """Of the median variance, added to all."""
-HELD_BYTES = 256 << 20
+HELD_BYTES = 64 << 20
 """Up to here changed vectors are held in float64, and not changed anew in every pass."""
 
 
@@ -36,10 +37,13 @@ class DenseRows:
     def __init__(self, dense: Any):
         """Look at [N,D] vectors: a tensor, an array, or a store with ``iter_dense()``.
 
+        Where there is a ``stream_dense()`` too, a pass takes that: it gives pages back that have been used.
+
         Raises:
             ValueError: they are no matrix.
         """
         parts = [part for _, part in dense.iter_dense()] if hasattr(dense, "iter_dense") else [dense]
+        self._stream = getattr(dense, "stream_dense", None)
         self._parts = [torch.as_tensor(part) for part in parts]
         for part in self._parts:
             if part.dim() != 2 or part.shape[1] != self._parts[0].shape[1]:
@@ -52,9 +56,11 @@ class DenseRows:
 
     def iter_shards(self) -> Iterator[SparseCodes]:
         """Yield the vectors, a block at a time."""
+        if self._stream is not None:
+            yield from map(_full, self._stream(BLOCK_ROWS))
+            return
         for part in self._parts:
-            for block in part.split(BLOCK_ROWS):  # type: ignore[no-untyped-call]
-                yield _full(block)
+            yield from map(_full, part.split(BLOCK_ROWS))  # type: ignore[no-untyped-call]
 
     def take(self, rows: IntArray) -> SparseCodes:
         """Return some rows."""
@@ -64,6 +70,8 @@ class DenseRows:
             part, mine = self._parts[number], np.flatnonzero(owner == number)
             first = int(self._ends[number]) - len(part)
             found[torch.from_numpy(mine)] = part[torch.from_numpy(rows[mine] - first)]
+            if self._stream is not None:  # a file: few rows may touch all of its pages
+                advise(part, "MADV_DONTNEED", inward=True)
         return _full(found)
 
     def mean(self) -> FloatArray:
