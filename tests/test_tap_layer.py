@@ -125,6 +125,30 @@ def test_blocks_that_put_positions_first_give_rows() -> None:
             torch.testing.assert_close(document.activations, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_padding_that_a_model_adds_by_itself_is_left_out() -> None:
+    model, rows = make("longformer", attention_window=[8, 8]), make_rows(8)
+    tap = ActivationTap(model, "encoder.layer.1", tokenizer=make_tokenizer())
+    assert {len(row.text.split()) % 8 for row in rows} > {0, 2, 7}
+    for row, document in zip(rows, tap.run(rows), strict=True):
+        wanted = own_states(model, tap, row)[-1]
+        torch.testing.assert_close(document.activations, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_put_before_a_text_are_not_taken_for_it() -> None:
+    class Prompted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+            self.layer = torch.nn.Identity()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            rows = input_ids[..., None] * self.weight
+            return self.layer(torch.cat([rows[:, :1], rows[:, :1], rows], dim=1))
+
+    with pytest.raises(InputError, match="one vector a token"):
+        ActivationTap(Prompted(), "layer", tokenizer=make_tokenizer())
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
 def test_mixtures_of_experts_stay_within_the_bound_that_is_documented(family: str) -> None:
     tap = ActivationTap(make(family, **EXPERTS), "layers.3", tokenizer=make_tokenizer())

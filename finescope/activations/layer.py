@@ -22,7 +22,8 @@ class Layer:
     """Reads the output, or the input, of one module as [rows, length, D]; nothing after it is computed.
 
     What can't be seen from outside is found by running the whole model once, on two short rows: how often the
-    module runs, and whether it gives [rows, length, D] or, as XLNet does, [length, rows, D].
+    module runs, whether it gives [rows, length, D] or, as XLNet does, [length, rows, D], and whether a longer
+    output ends in padding that the model adds by itself: Longformer and Reformer fill up their windows.
 
     Attributes:
         name: full name of the module, with ``.input`` if what goes into it is read, and with ``@n`` if its
@@ -62,7 +63,9 @@ class Layer:
             raise InputError(
                 f"there is no {self.name!r}: the module runs {counted(self.runs, 'time')} in a forward pass"
             )
-        self._length_first = self._output(self._probe, self._whole).shape[:-1] == (length, rows)
+        tried = self._output(self._probe, self._whole)
+        self._length_first = tried.shape[:-1] == (length, rows)
+        self._fills_up = self._length_first or self._ends_at(tried, length)
         self.width = int(self(self._probe, self._whole).shape[-1])
 
     @property
@@ -85,12 +88,24 @@ class Layer:
             hidden = hidden.reshape(*ids.shape, -1)  # mixture-of-experts layers flatten their rows
         elif self._length_first:
             hidden = hidden.transpose(0, 1)
+        if hidden.dim() == 3 and self._fills_up:
+            hidden = hidden[:, : ids.shape[1]]
         if hidden.dim() != 3 or hidden.shape[:2] != ids.shape or not hidden.is_floating_point():
             raise InputError(
                 f"layer {self.name!r} gives {hidden.dtype} {list(hidden.shape)} for tokens "
                 f"{list(ids.shape)}; name a layer whose output is one vector a token"
             )
         return hidden
+
+    def _ends_at(self, tried: Tensor, length: int) -> bool:
+        """Whether an output that is longer than its rows, if there is one, holds padding behind them.
+
+        A text that fills what the model fills up gets no padding; tokens put before every text would stay.
+        """
+        if tried.dim() != 3 or tried.shape[1] <= length:
+            return True
+        longer = self._probe.repeat(1, -(-tried.shape[1] // length))[:, : tried.shape[1]]
+        return self._output(longer, torch.ones_like(longer)).shape[1] == tried.shape[1]
 
     def change_under_padding(self, padding: int, limit: int) -> float:
         """Return by how much of its length a token's vector changes, at most, when its row is padded.
