@@ -13,9 +13,10 @@ from finescope.sae.entries import Entries, exceeding, with_gradient
 from finescope.sae.objective import Batch
 from finescope.sae.parallel import ALONE, Ranks
 
-# The strongest of a batch are looked for above this much of the threshold, then above this much of that, and
-# so on.
-_MARGIN = 0.7
+# The strongest of a batch are looked for above this much of the weakest of the batch before; if those are too
+# few, above this much of that, and so on.
+_MARGIN = 0.94
+_WIDER = 0.7
 
 
 class BatchTopKAutoencoder(ThresholdAutoencoder):
@@ -31,6 +32,8 @@ class BatchTopKAutoencoder(ThresholdAutoencoder):
     architecture = "batchtopk"
 
     threshold: Tensor
+    _weakest: Tensor | None = None
+    """The weakest that the last step kept: it decides how fast the next are found, not which they are."""
 
     def add_parameters(self) -> None:
         self.register_buffer("threshold", self.b_dec.new_empty((), dtype=torch.float64))
@@ -69,18 +72,18 @@ class BatchTopKAutoencoder(ThresholdAutoencoder):
 
         Only pairs above 0 are kept.
         """
-        limit = float(self.threshold) * _MARGIN
-        crowded = False
+        usual = float(self.threshold if self._weakest is None else self._weakest)
+        limit = usual * _MARGIN
+        weight, bias = self.encoder.weight, self.encoder.bias
         while True:
             floor = max(limit, 0.0)
-            weight, bias = self.encoder.weight, self.encoder.bias
-            entries, pre = exceeding(centred, weight, bias, floor, crowded=crowded)
+            entries, pre = exceeding(centred, weight, bias, floor, crowded=False)
             found = ranks.total(len(entries), pre.device)
             if found >= count or floor == 0:
                 break
-            limit = limit * _MARGIN if found > count // 2 else limit / 4
-            if limit < 1e-3 * float(self.threshold):
-                limit, crowded = 0.0, True
+            limit = limit * _WIDER if found > count // 2 else limit / 4
+            if limit < 1e-3 * usual:
+                limit = 0.0
         values = ranks.gather_lists(pre)
         every = torch.cat(values)
         if found > count:
@@ -90,6 +93,6 @@ class BatchTopKAutoencoder(ThresholdAutoencoder):
             mine = torch.split(kept, [len(part) for part in values])[ranks.rank]
             entries, pre, every = entries.chosen(mine), pre[mine], every[kept]
         if len(every):
-            weakest, rate = every.min().double(), self.cfg.threshold_rate
-            self.threshold.mul_(1 - rate).add_(rate * weakest)
+            self._weakest, rate = every.min().double(), self.cfg.threshold_rate
+            self.threshold.mul_(1 - rate).add_(rate * self._weakest)
         return entries, pre
