@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from finescope.optim import SaeAdam
-from finescope.sae import SparseAutoencoder, losses
+from finescope.sae import Autoencoder, SparseAutoencoder, losses
+from finescope.sae.objective import Batch
 
 ALPHA = 1 / 32
 Parameters = dict[str, Tensor]
@@ -88,7 +89,30 @@ class Ours:
         self.adam.zero_grad(set_to_none=True)
 
 
-def check_gradients(ours: Ours, truth: dict[str, Tensor], apart: float) -> None:
+class Ragged:
+    """Our step on an autoencoder whose tokens have any number of latents."""
+
+    def __init__(self, sae: Autoencoder) -> None:
+        self.sae = sae
+        free = [parameter for name, parameter in sae.named_parameters() if name != "W_dec"]
+        self.adam = SaeAdam([{"params": free}, {"params": [sae.W_dec], "unit_norm": True}], lr=1e-4)
+
+    def backward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for terms in self.sae.training_terms(Batch(x), None, None):
+            loss = terms.main[0] + terms.sparsity_loss
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def step(self, x: Tensor) -> None:
+        self.backward(x)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.sae.after_step()
+
+
+def check_gradients(ours: Ours | Ragged, truth: dict[str, Tensor], apart: float) -> None:
     """Hold the gradients of ours against others, each by the norm of the difference.
 
     Raises:
