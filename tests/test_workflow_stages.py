@@ -30,7 +30,7 @@ from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
-from finescope.workflow.tables import ScoredRows, read_selection, write_selection
+from finescope.workflow.tables import ScoredRows, read_selection, write_scores, write_selection
 
 STAGES = [
     Check(), CollectActivations(), FindSinks(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(),
@@ -160,6 +160,22 @@ def test_a_random_order_is_scored_again_with_another_seed(scorer: str, drawn: bo
 
     assert decisive(1) == decisive(1)
     assert (decisive(1) != decisive(2)) is drawn
+
+
+def test_scores_are_read_once_and_again_when_they_are_written_again(tmp_path: Path) -> None:
+    for name in ("corpus", "targets"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}')
+    job = {"corpus": [str(tmp_path / "corpus.jsonl")], "targets": str(tmp_path / "targets.jsonl")}
+    context = Context(Job.from_dict({**job, "out": str(tmp_path)}), Reporter(quiet=True))
+    with pytest.raises(StoreError, match="run `finescope score`"):
+        context.scored()
+    for value in (1.0, 2.0):
+        table = ScoreTable(np.full(3, value), np.zeros(3, np.int64), np.ones(3), np.ones(3, np.bool_), "max")
+        rows = ScoredRows(table, ["a", "b", "c"], ["t"], np.ones(3, np.int64), np.zeros(3, np.bool_), {})
+        write_scores(tmp_path / "scores.parquet", rows)
+        assert context.scored().table.score.tolist() == [value] * 3
+        assert list(context.scored().ids) == ["a", "b", "c"]
+        assert context.scored() is context.scored()
 
 
 def test_a_selection_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class _Best:
     def add(self, start: int, block: SparseCodes) -> None:
         """Take some rows into account, which come after all before; ``start`` is the number of the first."""
         indices = block.indices.numpy()
-        at = np.flatnonzero((self._place >= 0)[indices])
+        at = np.flatnonzero((self._place >= 0).take(indices))
         place = self._place[indices[at]]
         row = np.searchsorted(block.indptr.numpy(), at, side="right") - 1
         values = block.values[torch.from_numpy(at)].to(torch.float64).numpy()

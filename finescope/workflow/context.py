@@ -16,7 +16,7 @@ from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.local import Engine, Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, TARGET_CODES
+from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES, TARGET_CODES
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import (
     TAP_OPTIONS,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+    from finescope.workflow.tables import ScoredRows
 
 _SEEN_ROWS = 1024
 MAX_COMPARED = 300_000
@@ -107,6 +108,7 @@ class Context:
         self.refused: dict[str, Refused] = {}
         self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
+        self._scored: tuple[Any, ScoredRows] | None = None
         self.corpus = open_job_corpus(job)
         self.targets = open_job_targets(job)
 
@@ -311,6 +313,23 @@ class Context:
 
         compared = self.job.label_column is not None and len(self.store(CORPUS_CODES)) <= MAX_COMPARED
         return compared or "texts" in parse_scorer(self.job.recipe().scorer).needs
+
+    def scored(self) -> ScoredRows:
+        """Return the scores in the folder, read anew when they have been written anew.
+
+        Raises:
+            StoreError: the corpus hasn't been scored, or the file is damaged.
+        """
+        from finescope.workflow.tables import read_scores
+
+        path = self.folder / SCORES
+        if not path.exists():
+            return read_scores(path)  # which says what to do
+        found = path.stat()
+        stamp = found.st_mtime_ns, found.st_size, found.st_ino
+        if self._scored is None or self._scored[0] != stamp:
+            self._scored = stamp, read_scores(path)
+        return self._scored[1]
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""

@@ -13,7 +13,7 @@ from finescope.curation.quality import curation_quality
 from finescope.storage.files import write_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, read_scores, read_selection
+from finescope.workflow.tables import ScoredRows, read_selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class Evaluate(Stage):
     def work(self, context: Context) -> None:
         """Measure, and write the metrics."""
         job, labels = context.job, context.labels
-        scored = read_scores(context.folder / SCORES)
+        scored = context.scored()
         selection = read_selection(context.folder / SELECTION)
         metrics = base_metrics(scored, selection.indices)
         metrics["dropped"] = {name: count for name, count in selection.counts.items() if name != "selected"}

@@ -25,7 +25,7 @@ from finescope.workflow.layout import (
 )
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
-from finescope.workflow.tables import about_targets, read_scores, read_selection
+from finescope.workflow.tables import about_targets, read_selection
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
@@ -73,7 +73,7 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     from finescope.sae.metrics import training_log
 
     job, labels = context.job, context.labels
-    scored = read_scores(context.folder / SCORES)
+    scored = context.scored()
     selection = read_selection(context.folder / SELECTION)
     metrics = read_json(context.folder / METRICS)
     scoring = context.scoring

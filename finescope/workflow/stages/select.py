@@ -11,7 +11,7 @@ from finescope.curation.selection import Selection, SelectionConfig, select
 from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, about_targets, read_scores, write_curated, write_selection
+from finescope.workflow.tables import ScoredRows, about_targets, write_curated, write_selection
 
 if TYPE_CHECKING:
     from finescope.codes import SparseCodes
@@ -30,7 +30,7 @@ class Select(Stage):
     def work(self, context: Context) -> None:
         """Select; write the curated rows and what became of the others."""
         limits = context.job.selection_config()
-        scored = read_scores(context.folder / SCORES)
+        scored = context.scored()
         codes = (context.scoring.space, context.scoring.targets) if limits.look_at_codes else (None, None)
         selection = select_rows(scored, limits, *codes)
         curated = curated_path(context)
