@@ -8,6 +8,7 @@ from typing import Any
 
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.device import usable_device
+from finescope.sae.architectures import architecture_class
 
 BATCH_TOKENS = 2048
 MIN_STEPS = 400
@@ -35,6 +36,10 @@ def plan_training(
     K is 32, less for a small dictionary. F is the default expansion of D, less where the corpus is too small
     to teach that many latents. Epochs are as many as it takes to get to 400 steps, and at most 8.
 
+    Of architectures that are sparse by L1 alone its weight is such that about K latents of a token fire: on
+    MiniLM's block 4 (25 600 tokens, F = 512, K = 16, 400 steps) 16 with ReLU's 5/K and 14 with Gated's 10/K;
+    79 with ReLU, F = 1536 and K = 32, which isn't done in as many steps.
+
     Args:
         tokens: tokens to train on.
         width: D.
@@ -57,7 +62,7 @@ def plan_training(
     fields: dict[str, Any] = {
         "batch_tokens": min(BATCH_TOKENS, max(64, tokens // 20)),
         "learning_rate": None,
-        "l1_weight": 0.0,
+        "l1_weight": architecture_class(config.architecture).l1_times_k / config.k,
         "device": device,
         "seed": seed,
         "save_every": 1,

@@ -49,6 +49,9 @@ class Autoencoder(nn.Module, ABC):
     signed: ClassVar[bool] = False
     """Whether codes may be negative."""
     has_encoder_bias: ClassVar[bool] = True
+    l1_times_k: ClassVar[float] = 0.0
+    """Weight of the L1 term, times K, by which about K latents of a token fire; 0 where something else
+    sees to that."""
 
     def __init__(
         self,

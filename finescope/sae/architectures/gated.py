@@ -24,6 +24,7 @@ class GatedAutoencoder(ThresholdAutoencoder):
 
     architecture = "gated"
     has_encoder_bias = False
+    l1_times_k = 10.0  # measured: see plan_training
 
     r_mag: Tensor
     gate_bias: Tensor

@@ -13,6 +13,7 @@ class ReluAutoencoder(ThresholdAutoencoder):
     """Codes relu(encoder.weight @ x' + encoder.bias), sparse by ``TrainingConfig.l1_weight``."""
 
     architecture = "relu"
+    l1_times_k = 5.0  # measured: see plan_training
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
         return self.exceeding(rows, 0.0)
