@@ -110,8 +110,8 @@ def made(architecture: str, x: Tensor) -> Any:
     kind = architecture_class(architecture)
     sae = kind(D, SaeConfig(architecture=architecture, num_latents=F, k=K, multi_topk=False))
     sae.prepare_training()
-    sae.start_from(x)
     with torch.no_grad():
+        sae.start_from(x)
         values, _ = topk_encode(x, sae.encoder.weight, sae.encoder.bias, 4 * K)
         limit = values.flatten().kthvalue(values.numel() - K * B).values
         sae.threshold.fill_(float(limit))

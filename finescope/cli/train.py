@@ -12,11 +12,13 @@ import click
 from finescope.cli import options
 from finescope.cli.common import Fetched, config_options
 from finescope.config import SaeConfig
+from finescope.sae.architectures import TRAINED
 
 
 @click.command("train", short_help="Train a sparse autoencoder on saved activations.")
 @click.argument("activations", type=Fetched(file_okay=False))
 @click.option("--out", default="sae", show_default=True, metavar="DIR|URL", help="Folder of the SAE.")
+@options.option("sae.architecture", help=f"How latents are chosen: {', '.join(TRAINED)}")
 @options.option("sae.num_latents", help="F, latents in all", default="from the tokens there are")
 @options.option("sae.k", help="K, latents per token", default=f"{SaeConfig().k}, fewer for a small SAE")
 @options.option("training.num_epochs", default="about 400 steps")
@@ -37,7 +39,7 @@ def command(
 
     Writes cfg.json and sae.safetensors (the layout of sparsify), metrics.jsonl, and a state to resume from:
     give the same command again after an interruption. All fields of the SAE and of the training can be set:
-    --set sae.architecture=batchtopk --set training.learning_rate=1e-4.
+    --set sae.matryoshka_loss=sum --set sae.sparsity=tanh --set training.learning_rate=1e-4.
 
     Started by torchrun, the processes share every batch, whose size is that of all of them together: the
     losses are those of one process. On GPUs each process takes one.
