@@ -7,6 +7,8 @@ namespace finescope::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+// Blocks that a multiprocessor holds at least. Left to itself, the compiler spills registers to hold more.
+constexpr int kScanBlocks = 4, kWriteBlocks = 2;
 // Columns that a warp decides on at a time, a word for each lane.
 constexpr int64_t kUnit = 32 * 32;
 constexpr int kPairs = kWarp / kTeam;
@@ -167,7 +169,7 @@ __global__ void scan_rows_kernel(int32_t* state, int64_t R) {
 
 // A row to be scanned and kUnit columns for each warp.
 template <class X, class W>
-__global__ void __launch_bounds__(kWarps* kWarp) scan_kernel(ThresholdArgs a, bool aligned) {
+__global__ void __launch_bounds__(kWarps* kWarp, kScanBlocks) scan_kernel(ThresholdArgs a, bool aligned) {
   const int lane = threadIdx.x % kWarp;
   const int64_t units = (a.N + kUnit - 1) / kUnit;
   const int64_t unit = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
@@ -216,7 +218,7 @@ __device__ void put(const ThresholdArgs& a, int64_t column, double dot, T* to) {
 
 // A block for each row, a word for each of its threads at a time. Dots are made once more: there are few.
 template <class T, class X, class W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kWriteBlocks)
     write_kernel(ThresholdArgs a, int64_t before, int32_t* latent, T* value, bool aligned) {
   __shared__ int of_warp[kThreads / kWarp];
   const int64_t row = blockIdx.x;
