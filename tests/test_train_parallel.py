@@ -249,7 +249,7 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
     assert load_sae(tmp_path / "two").architecture == "batchtopk"
     again = finescope(*given, "--out", str(tmp_path / "two"))
-    assert again.returncode == 0
+    assert again.returncode == 0, again.stderr[-3000:]
     assert "training: done before" in again.stderr
 
 

@@ -148,4 +148,5 @@ def launched(device: str) -> Iterator[tuple[Ranks, str]]:
         device = "cpu"
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     yield Ranks(dist.get_rank(), size), device
+    dist.barrier()  # nobody closes a connection from which another still reads
     dist.destroy_process_group()  # after an error the others are gone, and to say goodbye would wait for them
