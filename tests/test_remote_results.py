@@ -154,6 +154,64 @@ def test_a_run_is_only_there_when_its_manifest_is(memory: Any, monkeypatch: pyte
     assert remote.send() == (0, 0)
 
 
+def test_what_lies_at_the_url_decides_and_not_what_was_sent_once(memory: Any) -> None:
+    remote = Remote(f"{BUCKET}/run")
+    for name in ("a.txt", "manifest.json"):
+        write_text(remote.folder / name, name)
+    remote.send()
+    memory.rm("/bucket/run", recursive=True)
+    assert remote.send()[0] == 2
+    memory.pipe("/bucket/run/a.txt", b"cut")
+    assert remote.send()[0] == 2  # the file, and the manifest after it
+    assert memory.cat("/bucket/run/a.txt") == b"a.txt"
+    memory.pipe("/bucket/run/a.txt", b"a.TXT")  # of another machine, as long as ours
+    memory.pipe("/bucket/run/manifest.json", b"another")
+    assert remote.send()[0] == 2
+    assert memory.cat("/bucket/run/a.txt") == b"a.txt"
+    assert memory.cat("/bucket/run/manifest.json") == b"manifest.json"
+
+
+def test_an_old_manifest_does_not_stand_over_new_files(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(f"{BUCKET}/run")
+    for name in ("a.txt", "manifest.json", "z.txt"):
+        write_text(remote.folder / name, name)
+    remote.send()
+    write_text(remote.folder / "a.txt", "other")
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "put_file", gone)
+        with pytest.raises(StoreError, match="gone"):
+            remote.send()
+    assert not memory.exists("/bucket/run/manifest.json")
+    assert remote.send()[0] == 2
+
+
+def test_a_copy_that_broke_off_is_no_run(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "manifest.json", "z.txt"):
+        memory.pipe(f"/bucket/run/{name}", name.encode())
+    get = type(memory).get_file
+
+    def until_z(self: Any, path: str, file: str, **options: Any) -> None:
+        if path.endswith("z.txt"):
+            raise ConnectionError("gone")
+        get(self, path, file, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "get_file", until_z)
+        with pytest.raises(StoreError, match="gone"):
+            Remote(f"{BUCKET}/run").receive()
+    folder = working_folder(f"{BUCKET}/run")
+    assert not (folder / "manifest.json").exists()
+    Remote(f"{BUCKET}/run").receive()
+    assert (folder / "z.txt").read_text() == "z.txt"
+    assert Remote(f"{BUCKET}/run").send() == (0, 0)
+
+
 def test_names_behind_a_url_stay_in_the_folder(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe("/bucket/run/manifest.json", b"{}")
     with monkeypatch.context() as patch:

@@ -137,6 +137,18 @@ def test_pieces_of_other_work_and_damaged_ones_are_not_believed(
     assert _contents(tmp_path / "again") == _contents(tmp_path / "straight")
 
 
+def test_overwriting_forgets_the_pieces_of_rows_that_are_no_corpus(tmp_path: Path, passes: Passes) -> None:
+    def collect(folder: Path, rows: list[Any], **options: Any) -> None:
+        store_activations(_tap(), rows, folder, shard_tokens=SHARD_TOKENS, **options)
+
+    rows = make_rows(20, longest=12)
+    _kill(collect, tmp_path / "acts", passes, 3, rows=rows)
+    assert list((tmp_path / "acts").glob("piece-*"))
+    collect(tmp_path / "acts", rows[::-1], mode="overwrite")
+    collect(tmp_path / "straight", rows[::-1])
+    assert _contents(tmp_path / "acts") == _contents(tmp_path / "straight")
+
+
 @RUNS
 def test_none_is_written_before_its_time(
     tmp_path: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch, run: Callable[..., None]

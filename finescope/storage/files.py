@@ -146,6 +146,12 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write bytes, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: JSON has none.
 

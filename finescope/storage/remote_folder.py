@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from finescope.errors import StoreError
-from finescope.storage.files import read_json, write_json
+from finescope.storage.files import atomic_path, read_json, write_bytes, write_json
 from finescope.storage.remote import file_system, is_url, put, saying
 
 _COPIED = ".copied.json"
 """What of a folder is at its URL already: size and time of change by name."""
 _LAST = "manifest.json"
+_SENT = ".copied-manifest.json"
+"""The manifest at the URL when it was last copied: with another one there, somebody else's run is."""
 
 
 def working_folder(out: str) -> Path:
@@ -84,26 +86,47 @@ class Remote:
         if not self:
             return 0, 0
         ledger = self.folder / _COPIED
-        known = read_json(ledger) if ledger.is_file() else {}
+        known = self._still_there(read_json(ledger) if ledger.is_file() else {})
         here = {name: file for name, file in self._files() if name.partition("/")[0] not in leave}
-        count = total = 0
+        stamps = {name: [file.stat().st_size, file.stat().st_mtime_ns] for name, file in here.items()}
+        changed = [name for name, stamp in stamps.items() if known.get(name) != stamp]
+        gone = sorted(known.keys() - here.keys())  # of an earlier selection in another format
+        if changed or gone:
+            self._remove(_LAST, known)  # until all is there
+            changed = sorted({*changed, *({_LAST} & here.keys())}, key=lambda name: (name == _LAST, name))
         try:
-            for name in sorted(here, key=lambda name: (name == _LAST, name)):
-                found = here[name].stat()
-                stamp = [found.st_size, found.st_mtime_ns]
-                if known.get(name) == stamp:
-                    continue
+            for name in gone:
+                self._remove(name, known)
+            for name in changed:
                 with saying("write", f"{self.url}/{name}"):
                     put(self._system, here[name], f"{self._path}/{name}")
-                known[name] = stamp
-                count, total = count + 1, total + found.st_size
-            for name in sorted(known.keys() - here.keys()):  # of an earlier selection in another format
-                with saying("remove", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-                    self._system.rm_file(f"{self._path}/{name}")
-                del known[name]
+                known[name] = stamps[name]
+                if name == _LAST:
+                    write_bytes(self.folder / _SENT, here[name].read_bytes())
         finally:
             write_json(ledger, known)
-        return count, total
+        return len(changed), sum(stamps[name][0] for name in changed)
+
+    def _still_there(self, known: dict[str, list[int]]) -> dict[str, list[int]]:
+        """Return what of the files that were copied is at the URL yet: none if another run lies there."""
+        with saying("read", self.url):
+            self._system.invalidate_cache()
+            there = self._system.find(self._path, detail=True) if self._system.exists(self._path) else {}
+            sizes = {self._name(path): info.get("size") for path, info in there.items()}
+            ours = self.folder / _SENT
+            if known and _LAST in sizes:
+                last = self._system.cat_file(f"{self._path}/{_LAST}")
+                if not ours.is_file() or ours.read_bytes() != last:
+                    return {}
+        return {name: stamp for name, stamp in known.items() if sizes.get(name) == stamp[0]}
+
+    def _remove(self, name: str, known: dict[str, list[int]]) -> None:
+        with saying("remove", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(f"{self._path}/{name}")
+        known.pop(name, None)
+
+    def _name(self, path: str) -> str:
+        return path[path.index(self._path) + len(self._path) :].lstrip("/")
 
     def receive(self) -> None:
         """Bring a run that was finished elsewhere to this machine, unless it is here in that state.
@@ -120,16 +143,18 @@ class Remote:
             return
         known = {}
         with saying("read", self.url):
-            for path in self._system.find(self._path):
-                name = path[path.index(self._path) + len(self._path) :].lstrip("/")
+            self._system.invalidate_cache()
+            found = {self._name(path): path for path in self._system.find(self._path)}
+            for name in sorted(found, key=lambda name: (name == _LAST, name)):
                 if ".." in name.split("/"):
                     raise StoreError(
                         f"{self.url}/{name} would be written outside of {self.folder}; remove it"
                     )
                 file = self.folder / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._system.get_file(path, str(file))
+                with atomic_path(file) as temporary:
+                    self._system.get_file(found[name], str(temporary))
                 known[name] = [file.stat().st_size, file.stat().st_mtime_ns]
+        write_bytes(self.folder / _SENT, manifest)
         write_json(self.folder / _COPIED, known)
 
     def _files(self) -> Iterator[tuple[str, Path]]:

@@ -81,6 +81,8 @@ class ShardWriter:
         path = self._directory / MANIFEST
         if not path.exists():
             self._remove_shards([])
+            if mode == "overwrite":
+                self.pieces.clear()
             return
         if mode == "overwrite":
             path.unlink()
