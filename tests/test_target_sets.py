@@ -220,3 +220,14 @@ def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "nothing does not exist" in result.stderr) == (1, True)
     result = invoke("select", scores, *rows, "-k", 3, "--share", "a=1")
     assert (result.exit_code, "each of the sets a, b" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["mixture", "..", ".hidden", "../sky", "/sky", ""])
+def test_names_that_would_lead_elsewhere_are_refused(stores: Path, tmp_path: Path, name: str) -> None:
+    from finescope.workflow.sets import check_set_name, read_sets
+
+    with pytest.raises(InputError, match="can't be the name of a target set"):
+        check_set_name(name)
+    (tmp_path / "sets.json").write_text(json.dumps({"sets": [name]}))
+    with pytest.raises(InputError, match="can't be the name of a target set"):
+        read_sets(tmp_path)

@@ -146,9 +146,12 @@ def _from_sets(
 ) -> None:
     from finescope.curation.sets import select_sets
     from finescope.embeddings.store import CodeStore
+    from finescope.storage.remote import is_url
     from finescope.workflow.context import open_job_corpus
     from finescope.workflow.sets import read_sets, write_set_rows
 
+    if is_url(given["out"]):
+        raise click.UsageError("--out of several target sets is a folder of this machine, not a URL.")
     out, codes = Path(given.pop("out")), given.pop("codes")
     job = options.job_from(None, (), given)
     limits = job.selection_config()

@@ -16,6 +16,7 @@ from finescope.report.explain import BACKGROUND_ROWS, explain
 from finescope.report.latents import LatentWords, latent_examples
 from finescope.workflow.layout import CORPUS_CODES, SAE, SCORES, SELECTION
 from finescope.workflow.stages.report import passages
+from finescope.workflow.stages.score import same_sae
 from finescope.workflow.tables import ScoredRows, read_scores, read_selection
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def find_rows(scored: ScoredRows, names: Sequence[str]) -> NDArray[np.int64]:
     found = []
     for name in names:
         rows = wanted[name]
-        if not rows and name.startswith("#") and name[1:].isdigit() and int(name[1:]) < len(scored.ids):
+        if not rows and name.startswith("#") and name[1:].isdecimal() and int(name[1:]) < len(scored.ids):
             rows = [int(name[1:])]
         if not rows:
             raise InputError(f"no row has the id {name!r}; #N is row N of {len(scored.ids):,}, from 0")
@@ -229,6 +230,8 @@ def difference(first: Side, second: Side, *, level: float = 0.95) -> Enriched:
             f"{first.name} has codes over {first.codes.num_latents:,} latents and {second.name} over "
             f"{second.codes.num_latents:,}; compare codes of one SAE"
         )
+    if not same_sae(first.codes, second.codes):
+        raise InputError(f"{first.name} and {second.name} hold codes of different SAEs; compare codes of one")
     if first.codes.directory == second.codes.directory:
         groups = np.full(len(first.codes), -1, np.int64)
         groups[second.rows], groups[first.rows] = 1, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 SETS = "sets.json"
 """Names the sets of a folder, in their order."""
+MIXTURE = "mixture"
+"""Name of the file with the rows of all sets."""
 SET_COLUMN = "finescope_set"
 """Column of a mixture that says which set a row is from."""
 
@@ -53,7 +56,8 @@ def score_sets(
         InputError: a store from another SAE, targets without a latent, or a pooling or scorer that the stored
             codes can't serve.
     """
-    for targets in sets.values():
+    for name, targets in sets.items():
+        check_set_name(name)
         check_latents(corpus, targets)
     spaces = Spaces(evidence_of(corpus))
     try:
@@ -70,6 +74,19 @@ def score_sets(
         scored.is_target = anywhere
         scored.settings["set"] = name
     return found
+
+
+def check_set_name(name: str) -> None:
+    """Refuse what can't be the name of a set, and of its files.
+
+    Raises:
+        InputError: it can't.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == MIXTURE:
+        raise InputError(
+            f"{name!r} can't be the name of a target set: letters, digits, and . or - after the first; "
+            f"{MIXTURE!r} is the file of all sets together"
+        )
 
 
 def write_sets(folder: Path, scored: Mapping[str, ScoredRows]) -> None:
@@ -94,6 +111,8 @@ def read_sets(folder: Path) -> dict[str, ScoredRows]:
     names = found.get("sets") if isinstance(found, dict) else None
     if not names or not all(isinstance(name, str) for name in names):
         raise StoreError(f"{folder / SETS} names no sets; run `finescope score` again")
+    for name in names:
+        check_set_name(name)
     scored = {name: read_scores(folder / f"{name}.parquet") for name in names}
     if any(list(rows.ids) != list(scored[names[0]].ids) for rows in list(scored.values())[1:]):
         raise StoreError(f"the tables in {folder} are of different corpora; run `finescope score` again")
@@ -147,6 +166,6 @@ def write_set_rows(
         columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
         rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
         ids = scored[names[0]].ids
-        written.append(folder / f"mixture{ending}")
+        written.append(folder / f"{MIXTURE}{ending}")
         copy_rows(written[-1], corpus, rows, columns=columns, ids=[ids[row] for row in rows])
     return written

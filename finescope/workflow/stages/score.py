@@ -85,6 +85,16 @@ def check_latents(corpus: CodeStore, targets: CodeStore) -> None:
             f"{corpus.directory} has codes over {corpus.num_latents:,} latents and {targets.directory} over "
             f"{targets.num_latents:,}; embed both with the same SAE"
         )
+    if not same_sae(corpus, targets):
+        raise InputError(
+            f"{corpus.directory} and {targets.directory} hold codes of different SAEs; embed both with one"
+        )
+
+
+def same_sae(one: CodeStore, other: CodeStore) -> bool:
+    """Return whether two stores are of one SAE, as far as they say of which they are."""
+    saes = [store.fingerprint()["origin"].get("sae") for store in (one, other)]
+    return None in saes or saes[0] == saes[1]
 
 
 def marked(corpus: CodeStore, targets: CodeStore, scoring: Scoring, table: ScoreTable) -> ScoredRows:
