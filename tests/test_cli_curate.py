@@ -243,3 +243,13 @@ def test_a_scorer_that_nobody_knows_is_named_with_the_nearest(job: Path, tmp_pat
     assert "scorer must be one of contrast, max" in result.stderr
     assert "or a sum of them" in result.stderr
     assert "got 'contrast+tfid'" in result.stderr
+
+
+def test_labels_that_are_not_there_are_named_before_anything_is_written(job: Path, tmp_path: Path) -> None:
+    assert curate(job, tmp_path / "out").exit_code == 0
+    before = (tmp_path / "out" / "curated.jsonl").read_bytes()
+    for wrong in (["--label-column", "nosuch"], ["--label-column", "label", "--target-label", "nosuch"]):
+        result = CliRunner().invoke(main, ["select", str(tmp_path / "out"), "-k", "2", *wrong])
+        assert result.exit_code == 1
+        assert "nosuch" in result.stderr
+        assert (tmp_path / "out" / "curated.jsonl").read_bytes() == before

@@ -124,6 +124,8 @@ class Run:
     def reselect(self) -> Outcome:
         """Score again if the recipe has changed, then select, evaluate, report. No model is touched."""
         with self._alone(), self._sending():
+            if self.context.job.label_column is not None:
+                _ = self.context.labels  # what is wrong with them is said before anything is written
             self._do(Score())
             return self.finish()
 
