@@ -87,21 +87,6 @@ class Above {
     std::vector<const T*> pointer;
   };
 
-  static void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, float* out) {
-    k.to_f32(row, dtype, d, out);
-  }
-  static void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, double* out) {
-    k.to_f64(row, dtype, d, out);
-  }
-  static void dots(const TopkKernels& k, const double* a, const float* const* r, int64_t n, int64_t d,
-                   double* out) {
-    k.dots_f32(a, r, n, d, out);
-  }
-  static void dots(const TopkKernels& k, const double* a, const double* const* r, int64_t n, int64_t d,
-                   double* out) {
-    k.dots_f64(a, r, n, d, out);
-  }
-
   void keep(double dot, int64_t f, std::vector<Hit>& hits) {
     if (p_.exceeds(dot, f)) hits.push_back({dot, f});
   }

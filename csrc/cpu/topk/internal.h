@@ -37,6 +37,22 @@ inline double rounding_of_quick_dots(int64_t d) {
   return rounding_of_sums(static_cast<double>(d) / 16 + 24);
 }
 
+// A row as float32 or float64, and fixed-order dots with such rows: the kernels by the type they are asked for.
+inline void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, float* out) {
+  k.to_f32(row, dtype, d, out);
+}
+inline void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, double* out) {
+  k.to_f64(row, dtype, d, out);
+}
+inline void dots(const TopkKernels& k, const double* a, const float* const* rows, int64_t n, int64_t d,
+                 double* out) {
+  k.dots_f32(a, rows, n, d, out);
+}
+inline void dots(const TopkKernels& k, const double* a, const double* const* rows, int64_t n, int64_t d,
+                 double* out) {
+  k.dots_f64(a, rows, n, d, out);
+}
+
 struct Hit {
   double score;
   int64_t id;

@@ -136,21 +136,6 @@ struct Scanner {
   int64_t stride = round_up(p.d, 16);
   std::atomic<bool> finite{true};
 
-  static void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, float* out) {
-    k.to_f32(row, dtype, d, out);
-  }
-  static void load(const TopkKernels& k, const void* row, DType dtype, int64_t d, double* out) {
-    k.to_f64(row, dtype, d, out);
-  }
-  static void dots(const TopkKernels& k, const double* a, const float* const* r, int64_t n, int64_t d,
-                   double* out) {
-    k.dots_f32(a, r, n, d, out);
-  }
-  static void dots(const TopkKernels& k, const double* a, const double* const* r, int64_t n, int64_t d,
-                   double* out) {
-    k.dots_f64(a, r, n, d, out);
-  }
-
   static constexpr int64_t kFewRows = 4, kAtOnce = 8;
 
   struct Scratch {
