@@ -172,6 +172,14 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     _refused(r"c\.arrow: two columns are called 'text'; rename one", tmp_path / "c.arrow")
 
 
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json"])
+def test_numbers_that_python_does_not_read_are_named(tmp_path: Path, name: str) -> None:
+    number = "9" * 5000
+    rows = f'{{"text": "a"}}\n{{"text": "b", "n": {number}}}'
+    (tmp_path / name).write_text(rows if name == "c.jsonl" else f"[{rows.replace(chr(10), ',' + chr(10))}]")
+    _refused(rf"{name.replace('.', chr(92) + '.')}:2: .*more digits than Python reads", tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["c.json.bz2", "c.jsonl.xz"])
 def test_packings_that_are_only_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"garbage" * 100)

@@ -98,6 +98,19 @@ def test_broken_files_are_named_with_their_line(tmp_path: Path, data: bytes, wor
         open_corpus(tmp_path / "c.csv").scan(output=".jsonl")
 
 
+@pytest.mark.parametrize(
+    ("data", "header"),
+    [
+        (b'"a, b, c";text\n1;x\n', ["a, b, c", "text"]),
+        (b"\r\n\nid;text\n1;x\n", ["id", "text"]),
+        (b'\xef\xbb\xbf"id;of;all"\ttext\n1\tx\n', ["id;of;all", "text"]),
+    ],
+)
+def test_the_delimiter_is_what_parts_the_header(tmp_path: Path, data: bytes, header: list[str]) -> None:
+    (tmp_path / "c.csv").write_bytes(data)
+    assert [list(row.record) for row in open_corpus(tmp_path / "c.csv")] == [header]
+
+
 def test_a_table_beside_the_data_is_none_of_it(tmp_path: Path) -> None:
     _put(tmp_path / "metadata.csv", [{"file": "a.jsonl", "rows": "1"}])
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')

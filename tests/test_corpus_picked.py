@@ -145,3 +145,11 @@ def test_a_line_longer_than_blocks_is_read_in_few_steps(monkeypatch: pytest.Monk
         held += len(block)
     assert held == 2
     assert len(sizes) < 20
+
+
+def test_rows_beyond_the_limit_are_none(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"text": "{at}"}}\n' for at in range(9)))
+    corpus = open_corpus(tmp_path / "c.jsonl", limit=5)
+    assert [row.text for _, row in corpus.pick([4, 0])] == ["0", "4"]
+    with pytest.raises(InputError, match="row 5 was chosen, but there are only 5"):
+        list(corpus.pick([2, 5]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from finescope.corpus.files import File
+from finescope.corpus.lines import BOM
 from finescope.corpus.packing import PACKED, opened, unpacking
 from finescope.corpus.source import BLOCK_ROWS
 from finescope.corpus.tables import TableSource
@@ -17,6 +19,7 @@ from finescope.errors import InputError
 
 CSV_ENDINGS = tuple(ending + packed for ending in (".csv", ".tsv") for packed in ("", *PACKED))
 _DELIMITERS = ",;\t"
+_QUOTED = re.compile(r'"[^"]*"')
 _HEAD = 1 << 16
 _LONGEST = 2**31 - 1
 """Characters of a cell; the csv module's own limit is 131 072."""
@@ -26,7 +29,7 @@ class CsvSource(TableSource):
     """Rows of a CSV file. A number stays the text that it was: ``007`` is no 7, and no cell is null.
 
     Cells may be quoted as RFC 4180 has it, and hold line ends. Commas, semicolons or tabs part them: those of
-    which the first line has most.
+    which the header has most outside of quotes.
     """
 
     suffix = ".jsonl"
@@ -76,8 +79,9 @@ class CsvSource(TableSource):
         csv.field_size_limit(_LONGEST)
         with contextlib.closing(opened(self._file, self._packing)) as raw:
             with self._reading(1):
-                first = raw.peek(_HEAD).partition(b"\n")[0].decode("utf-8", "replace")
-            delimiter = "\t" if self._tabs else max(_DELIMITERS, key=first.count)
+                first = raw.peek(_HEAD).removeprefix(BOM).lstrip(b"\r\n").partition(b"\n")[0]
+            unquoted = _QUOTED.sub("", first.decode("utf-8", "replace"))
+            delimiter = "\t" if self._tabs else max(_DELIMITERS, key=unquoted.count)
             lines = csv.reader(
                 io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True
             )

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from finescope.corpus.files import File
-from finescope.corpus.jsontext import BrokenJsonError, Objects, on_one_line
+from finescope.corpus.jsontext import TOO_DEEP, TOO_LONG, BrokenJsonError, Objects, on_one_line
 from finescope.corpus.lines import BOM, LineBlocks, Lines
 from finescope.corpus.packing import PACKED, opened, unpacking
 from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table, too_few, with_constants
@@ -208,14 +208,9 @@ def parse_line(text: str, place: str) -> Record:
     """
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        what = (
-            f"{error.msg} at column {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else "nested too deep"
-        )
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{place}: broken JSON, {what}: {_shown(text)}; correct or remove the line"
+            f"{place}: broken JSON, {_what(error)}: {_shown(text)}; correct or remove the line"
         ) from error
     if not isinstance(record, dict):
         raise InputError(
@@ -232,6 +227,12 @@ def _decoded(line: bytes, place: str) -> str:
         raise InputError(
             f"{place}: not UTF-8 (byte {error.start + 1} of the line); convert the file"
         ) from error
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return TOO_DEEP if isinstance(error, RecursionError) else TOO_LONG
 
 
 def _shown(text: str) -> str:

@@ -15,6 +15,10 @@ _NEAR_THE_END = 16
 mark."""
 
 
+TOO_DEEP = "nested too deep"
+TOO_LONG = "a whole number of more digits than Python reads"
+
+
 class BrokenJsonError(ValueError):
     """A value in a stream that isn't JSON, or that isn't one of the objects expected.
 
@@ -93,7 +97,9 @@ class Objects:
                 if not (cut and self._more()):
                     raise self._misread(error) from error
             except RecursionError as error:
-                raise self._broken("nested too deep") from error
+                raise self._broken(TOO_DEEP) from error
+            except ValueError as error:
+                raise self._broken(TOO_LONG) from error
             else:
                 text = self._text[self._at : end]
                 self._line += text.count("\n")

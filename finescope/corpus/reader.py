@@ -13,7 +13,7 @@ from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.places import Found, find, settle_partitions
 from finescope.corpus.row import Row, parse_id
-from finescope.corpus.source import MemorySource, Record, Source, by_source
+from finescope.corpus.source import MemorySource, Record, Source, by_source, too_few
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
@@ -182,7 +182,10 @@ class Corpus:
         Raises:
             InputError: there are fewer rows, or one of these is broken.
         """
-        for position, start, inside in by_source(self._sources, list(numbers)):
+        wanted = list(numbers)
+        if self._limit is not None and max(wanted, default=-1) >= self._limit:
+            raise too_few(max(wanted), self._limit, self.name)
+        for position, start, inside in by_source(self._sources, wanted):
             source, stem = self._sources[position], self._stem(position)
             for number, place, record in source.picked(inside, self._wanted(source, ())):
                 said = self._content.read(record, place, full_rows=source.full_rows)
