@@ -194,6 +194,19 @@ def test_from_codes_to_a_mixture(stores: Path, tmp_path: Path) -> None:
     assert (tmp_path / "picked" / "sky.parquet").is_file()
 
 
+def test_copies_are_told_in_the_codes_that_were_scored(stores: Path, tmp_path: Path) -> None:
+    codes, recipe = stores / "corpus-codes", ["--preset", "paper"]  # of another pooling than was stored
+    place = f"{stores / 'animals'}-codes"
+    assert invoke("score", codes, f"animals={place}", *recipe, "--out", tmp_path / "scores").exit_code == 0
+    assert invoke("score", codes, place, *recipe, "--out", tmp_path / "alone.parquet").exit_code == 0
+    for limit in (0.4, 0.5, 0.6, 0.7, 0.8):
+        limits = ["--corpus", stores / "corpus.jsonl", "--codes", codes, "--near-duplicate", limit, "-k", 40]
+        of_set = invoke("select", tmp_path / "scores", *limits, "--out", tmp_path / "picked")
+        alone = invoke("select", tmp_path / "alone.parquet", *limits, "--out", tmp_path / "alone.jsonl")
+        assert of_set.exit_code == alone.exit_code == 0
+        assert read(tmp_path / "picked" / "animals.jsonl") == read(tmp_path / "alone.jsonl")
+
+
 def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
     place, other = stores / "animals-codes", stores / "sky-codes"
     corpus, scores = stores / "corpus-codes", tmp_path / "scores"

@@ -10,8 +10,8 @@ import click
 
 from finescope.cli import options
 from finescope.cli.common import Fetched, Place, merge_options
+from finescope.workflow.layout import SETS
 
-SETS = "sets.json"
 OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "text_template", "id_column", "limit")
 OF_RUNS = (
     "format",
@@ -149,6 +149,7 @@ def _from_sets(
     from finescope.storage.remote import is_url
     from finescope.workflow.context import open_job_corpus
     from finescope.workflow.sets import read_sets, write_set_rows
+    from finescope.workflow.tables import corpus_as_scored
 
     if is_url(given["out"]):
         raise click.UsageError("--out of several target sets is a folder of this machine, not a URL.")
@@ -157,7 +158,7 @@ def _from_sets(
     limits = job.selection_config()
     if limits.strategy != "rank":
         raise click.UsageError(f"--strategy {limits.strategy} goes with the table of a single target set.")
-    if (limits.near_duplicate is not None or limits.diversity is not None) and codes is None:
+    if limits.look_at_codes and codes is None:
         raise click.UsageError("--near-duplicate and --diversity need --codes.")
     scored = read_sets(source)
     first = next(iter(scored.values()))
@@ -166,7 +167,7 @@ def _from_sets(
         limits,
         exclusive=exclusive,
         shares=shares,
-        corpus=None if codes is None else CodeStore(codes),
+        scorer=None if codes is None else corpus_as_scored(CodeStore(codes), first.recipe),
         tokens=first.tokens,
         exclude=first.is_target,
     )

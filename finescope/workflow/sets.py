@@ -14,6 +14,7 @@ from finescope.curation.scoring.evidence import Spaces
 from finescope.curation.scoring.fitted import Scoring, score_together
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import make_folder, read_json, write_json
+from finescope.workflow.layout import SETS
 from finescope.workflow.stages.score import check_latents, marked
 from finescope.workflow.tables import (
     SCORE_COLUMNS,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from finescope.curation.selection import Selection
     from finescope.embeddings.store import CodeStore
 
-SETS = "sets.json"
-"""Names the sets of a folder, in their order."""
 MIXTURE = "mixture"
 """Name of the file with the rows of all sets."""
 SET_COLUMN = "finescope_set"
