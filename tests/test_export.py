@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from finescope.cli import main
 from finescope.embeddings.store import CodeStore
 from support import curation_oracle as oracle
-from support.cli_job import save_job
+from support.cli_job import save_run
 
 
 def invoke(*arguments: Any) -> Result:
@@ -22,16 +22,7 @@ def invoke(*arguments: Any) -> Result:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_job(tmp_path_factory.mktemp("job"))
-    with (folder / "seeds.jsonl").open("a") as file:  # one target is a row of the corpus
-        file.write((folder / "corpus.jsonl").read_text().splitlines()[20] + "\n")
-    result = invoke(
-        "curate", "--model", folder / "model", "--layer", "layers.0", "--targets", folder / "seeds.jsonl",
-        "--corpus", folder / "corpus.jsonl", "--out", folder / "run", "-k", 12, "--draws", 0,
-        "--set", "training.num_epochs=1",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    return folder / "run"
+    return save_run(tmp_path_factory.mktemp("job"))
 
 
 def export(run: Path, kind: str, out: Path) -> Path:
@@ -88,3 +79,22 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     result = invoke("export", tmp_path, "--format", "scores", "--out", tmp_path / "x.npy")
     assert (result.exit_code, "no finished run" in result.stderr) == (1, True)
     assert invoke("export", tmp_path, "--out", tmp_path / "x.npy").exit_code == 2
+
+
+def test_a_corpus_that_has_changed_is_named(run: Path, tmp_path: Path) -> None:
+    corpus = run.parent / "corpus.jsonl"
+    whole = corpus.read_text()
+    try:
+        for changed, words in (
+            ("".join(whole.splitlines(keepends=True)[:-3]), "there are only"),
+            ("".join(whole.splitlines(keepends=True)[::-1]), "the row's id is"),
+        ):
+            corpus.write_text(changed)
+            result = CliRunner().invoke(
+                main, ["export", str(run), "--format", "atlas", "--out", str(tmp_path / "atlas.parquet")]
+            )
+            assert result.exit_code == 1
+            assert words in result.stderr
+            assert not (tmp_path / "atlas.parquet").exists()
+    finally:
+        corpus.write_text(whole)

@@ -19,7 +19,7 @@ from finescope.curation.enrichment import enriched, holders, neighbours, sure
 from finescope.embeddings.store import CodeStore
 from finescope.sae import load_sae
 from support import curation_oracle as oracle
-from support.cli_job import save_job
+from support.cli_job import save_run
 
 
 def invoke(*arguments: Any) -> Result:
@@ -34,16 +34,7 @@ def asked(*arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_job(tmp_path_factory.mktemp("job"))
-    with (folder / "seeds.jsonl").open("a") as file:  # one target is a row of the corpus
-        file.write((folder / "corpus.jsonl").read_text().splitlines()[20] + "\n")
-    result = invoke(
-        "curate", "--model", folder / "model", "--layer", "layers.0", "--targets", folder / "seeds.jsonl",
-        "--corpus", folder / "corpus.jsonl", "--out", folder / "run", "-k", 12, "--draws", 0,
-        "--set", "training.num_epochs=1", "--scorer", "contrast+tfidf",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    return folder / "run"
+    return save_run(tmp_path_factory.mktemp("job"), "--scorer", "contrast+tfidf")
 
 
 def dense_codes(run: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ from finescope.curation.scoring.onepass import one_pass
 from finescope.curation.scoring.space import View
 from finescope.report.explain import strongest
 from finescope.storage.files import atomic_path
-from finescope.workflow.layout import CORPUS_CODES, SCORES, SELECTION
-from finescope.workflow.stages.report import LONGEST_TEXT
-from finescope.workflow.tables import read_scores, read_selection
+from finescope.workflow.layout import CORPUS_CODES, SELECTION
+from finescope.workflow.stages.report import passages
+from finescope.workflow.tables import read_selection
 
 if TYPE_CHECKING:
     from finescope.workflow.context import Context
@@ -32,7 +31,7 @@ def export_scores(context: Context, path: Path) -> int:
     Raises:
         StoreError: the run's scores are missing, or the file can't be written.
     """
-    scored = read_scores(context.folder / SCORES)
+    scored = context.scored()
     kept = scored.table.valid & ~scored.is_target
     score = np.where(kept, scored.table.score, -np.inf)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -72,18 +71,20 @@ def export_atlas(context: Context, path: Path) -> int:
     latents (names of the strongest of the code), and vector (the mean activations, where there are any).
 
     Raises:
-        StoreError: a file of the run is missing, the corpus has changed, or the table can't be written.
+        InputError: the corpus has fewer rows than were scored.
+        StoreError: a file of the run is missing, a row has another id, or the table can't be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     store = context.store(CORPUS_CODES)
-    scored = read_scores(context.folder / SCORES)
+    scored = context.scored()
     selection = read_selection(context.folder / SELECTION)
     table = pq.read_table(context.folder / SELECTION, columns=["rank", "reason"])
     selected = np.zeros(len(store), np.bool_)
     selected[selection.indices] = True
-    texts, vectors = _texts(context), None if store.width is None else store.dense()
+    vectors = None if store.width is None else store.dense()
+    texts = (passage.text for _, passage in passages(context.corpus, range(len(store)), scored.ids))
     writer = None
     with atomic_path(path) as temporary:
         try:
@@ -120,8 +121,3 @@ def _names(block: Any) -> list[list[str]]:
 
     found = strongest(to_csr64(block), LATENTS_PER_ROW)
     return [[f"latent {share.latent}" for share in shares] for shares in found]
-
-
-def _texts(context: Context) -> Iterator[str]:
-    for row in context.corpus.rows(records=False):
-        yield row.content[:LONGEST_TEXT]

@@ -14,10 +14,10 @@ from finescope.curation.selection import REASONS
 from finescope.errors import FineScopeError, InputError
 from finescope.report.explain import BACKGROUND_ROWS, explain
 from finescope.report.latents import LatentWords, latent_examples
-from finescope.workflow.layout import CORPUS_CODES, SAE, SCORES, SELECTION
+from finescope.workflow.layout import CORPUS_CODES, SAE, SELECTION
 from finescope.workflow.stages.report import passages
 from finescope.workflow.stages.score import same_sae
-from finescope.workflow.tables import ScoredRows, read_scores, read_selection
+from finescope.workflow.tables import ScoredRows, read_selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,7 +120,7 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
         InputError: as ``find_rows``.
         StoreError: the run's files aren't there, or the corpus has changed.
     """
-    scored = read_scores(context.folder / SCORES)
+    scored = context.scored()
     selection = read_selection(context.folder / SELECTION)
     rows = find_rows(scored, names)
     explanation = explain(context.scoring, scored.table, rows, seed=context.job.seed)

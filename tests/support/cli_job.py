@@ -116,3 +116,22 @@ def save_job(folder: Path, animals: int = 30, sky: int = 90) -> Path:
     write_jsonl(folder / "corpus.jsonl", rows)
     write_jsonl(folder / "seeds.jsonl", rows_of("animals", 6, seed=1))
     return folder
+
+
+def save_run(folder: Path, *options: object) -> Path:
+    """Curate a job of ``save_job``, one of whose targets is a row of the corpus; return the run's folder."""
+    from click.testing import CliRunner
+
+    from finescope.cli import main
+
+    save_job(folder)
+    with (folder / "seeds.jsonl").open("a") as file:
+        file.write((folder / "corpus.jsonl").read_text().splitlines()[20] + "\n")
+    arguments = [
+        "curate", "--model", folder / "model", "--layer", "layers.0", "--targets", folder / "seeds.jsonl",
+        "--corpus", folder / "corpus.jsonl", "--out", folder / "run", "-k", 12, "--draws", 0,
+        "--set", "training.num_epochs=1", *options,
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return folder / "run"
