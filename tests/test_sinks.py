@@ -294,3 +294,15 @@ def test_an_autoencoder_from_elsewhere_pools_without_them_too(job: dict[str, Any
         assert run.context.store("codes/targets").num_sinks == 8
     limits = [run.context.ledger.facts("sinks")["max_norm"] for run in (known, dropped)]
     assert limits[0] == limits[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '"x"', '{"max_norm": null}', '{"max_norm": NaN}', '{"max_norm": 0}', "{"]
+)
+def test_a_damaged_limit_beside_an_autoencoder_is_named(tmp_path: Path, text: str) -> None:
+    from finescope.errors import StoreError
+    from finescope.workflow.stages.sinks import norm_limit
+
+    (tmp_path / "sinks.json").write_text(text)
+    with pytest.raises(StoreError, match=r"sinks\.json is truncated or corrupt"):
+        norm_limit(str(tmp_path), None, None)  # type: ignore[arg-type]

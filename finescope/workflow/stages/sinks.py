@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.progress import counted
-from finescope.storage.files import read_json, write_json
+from finescope.storage.files import read_json, reading, write_json
 from finescope.workflow.layout import ACTIVATIONS
 from finescope.workflow.stage import Stage
 
@@ -77,13 +78,26 @@ def tokens_of(store: ActivationStore, found: Mapping[str, Any]) -> TokenStore:
 
 
 def norm_limit(sae_path: str, tap: ActivationTap, corpus: Corpus) -> float | None:
-    """Return the norm above which a token is a sink: what the SAE was trained without, else a measurement."""
+    """Return the norm above which a token is a sink: what the SAE was trained without, else a measurement.
+
+    Raises:
+        InputError: as ``sinks_of_rows``.
+        StoreError: what stands beside the SAE is damaged.
+    """
     from finescope.activations.sinks import sinks_of_rows
 
     beside = Path(sae_path.partition("#")[0]).expanduser() / _BESIDE
     if beside.is_file():
-        return float(read_json(beside)["max_norm"])
+        with reading(beside, "remove it, and the limit is measured anew"):
+            return _limit(read_json(beside))
     return sinks_of_rows(tap, itertools.islice(corpus.rows(records=False), _ROWS)).max_norm
+
+
+def _limit(found: Any) -> float:
+    limit = found.get("max_norm") if isinstance(found, dict) else None
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
+        raise ValueError(f"max_norm must be a positive number, got {limit!r}")
+    return float(limit)
 
 
 def note_beside(folder: Path, max_norm: float | None) -> None:
