@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomModel,
     Gemma2Config,
     Gemma2Model,
     GPT2Config,
@@ -164,6 +166,13 @@ def test_what_cannot_be_read_is_refused_in_words(model: nn.Module) -> None:
         translate(model, "blocks.1.attn.hook_z[3]")
     with pytest.raises(InputError, match="no module"):
         translate(model, "somewhere")
+
+
+def test_a_module_that_adds_the_residual_itself_is_no_mlp_out() -> None:
+    model = BloomModel(BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=2)).eval()
+    with pytest.raises(InputError, match=r"can't be read in this model: h\.1\.mlp adds the residual"):
+        translate(model, "blocks.1.hook_mlp_out")
+    assert translate(model, "blocks.1.hook_resid_post") == "h.1"
 
 
 def test_what_looks_like_a_place() -> None:

@@ -12,6 +12,7 @@ BERT's blocks end with a norm; resid_post is what goes into it.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 
@@ -88,6 +89,7 @@ def _block(model: nn.Module, number: int, hook: str) -> str:
 
 
 def _of_block(model: nn.Module, block: str, place: str, hook: str) -> str:
+    names: tuple[str, ...]
     inside = {name for name, _ in model.get_submodule(block).named_modules()}
     after_norm = "post_feedforward_layernorm" in inside
     ends_with_norm = {"output.LayerNorm", "attention.output.LayerNorm"} <= inside
@@ -104,9 +106,11 @@ def _of_block(model: nn.Module, block: str, place: str, hook: str) -> str:
             return _first(inside, block, ("mlp",), hook) + ".input"
         return _first(inside, block, _SECOND_NORM, hook) + ".input"
     if place == "hook_attn_out":
-        return _first(inside, block, ("post_attention_layernorm",) if after_norm else _ATTENTION, hook)
+        names = ("post_attention_layernorm",) if after_norm else _ATTENTION
+        return _added(model, _first(inside, block, names, hook), hook)
     if place == "hook_mlp_out":
-        return _first(inside, block, ("post_feedforward_layernorm",) if after_norm else _MLP, hook)
+        names = ("post_feedforward_layernorm",) if after_norm else _MLP
+        return _added(model, _first(inside, block, names, hook), hook)
     if place == "attn.hook_z":
         return _first(inside, block, _PROJECTION, hook) + ".input"
     if place == "mlp.hook_post":
@@ -117,6 +121,19 @@ def _of_block(model: nn.Module, block: str, place: str, hook: str) -> str:
         f"{hook} can't be read as what goes into a module or comes out of one; if you know one that is the"
         " same, name it with --layer"
     )
+
+
+def _added(model: nn.Module, name: str, hook: str) -> str:
+    """Return the name of a module that gives what is added to the residual, and not the sum of both.
+
+    BLOOM's and MPT's are handed the residual, and add to it themselves.
+    """
+    if "residual" in inspect.signature(model.get_submodule(name).forward).parameters:
+        raise InputError(
+            f"{hook} can't be read in this model: {name} adds the residual before it gives anything; if you "
+            "know a module that is the same, name it with --layer"
+        )
+    return name
 
 
 def _first(inside: set[str], block: str, names: Iterable[str], hook: str) -> str:
