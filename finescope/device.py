@@ -1,7 +1,8 @@
-"""The device that a name stands for."""
+"""The device that a name stands for, and how many processes were started together."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from finescope.errors import InputError
@@ -26,3 +27,8 @@ def usable_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
     return tensor.device
+
+
+def launched_processes() -> int:
+    """Return how many processes a launcher such as torchrun started with this one; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1

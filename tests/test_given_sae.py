@@ -22,7 +22,7 @@ from finescope.progress import Reporter
 from finescope.sae import load_sae
 from finescope.workflow.job import Job
 from finescope.workflow.opening import Given, open_given
-from support.tiny_models import make_rows, make_tokenizer
+from support.tiny_models import make_rows, make_tokenizer, save_rows
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     LlamaModel(config).save_pretrained(place / "tiny-llama")
     make_tokenizer().save_pretrained(place / "tiny-llama")
-    for name, count, seed in (("corpus", 40, 1), ("seeds", 5, 2)):
-        rows = [{"id": f"{name}-{row.id}", "text": row.text} for row in make_rows(count, seed=seed)]
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_rows(place, corpus=(40, 1), seeds=(5, 2))
     return place
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from finescope.progress import Reporter
 from finescope.sae import load_sae
 from finescope.workflow.job import Job
 from finescope.workflow.run import Run
-from support.tiny_models import make_rows, make_tokenizer
+from support.tiny_models import make_tokenizer, save_rows
 
 DATA = Path(__file__).parent / "data" / "sae"
 CASES = {
@@ -55,9 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.mul_(12)
     model.save_pretrained(place / "model")
     make_tokenizer().save_pretrained(place / "model")
-    for name, count, seed in (("corpus", 30, 1), ("seeds", 4, 2)):
-        rows = [{"id": f"{name}-{row.id}", "text": row.text} for row in make_rows(count, seed=seed)]
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_rows(place, corpus=(30, 1), seeds=(4, 2))
     return place
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from finescope.device import launched_processes
 from finescope.errors import FineScopeError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -102,8 +103,8 @@ def refuse_several(command: str | None) -> None:
     Raises:
         click.UsageError: it isn't ``train``, whose processes share the work, or ``info``.
     """
-    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    if size != "1" and command not in ("train", "info"):
+    size = launched_processes()
+    if size > 1 and command not in ("train", "info"):
         raise click.UsageError(
             f"'finescope {command}' is work for one process, but {size} were started with it (by torchrun:"
             " RANK and WORLD_SIZE are set). Start it by itself; 'finescope train' is what several processes"

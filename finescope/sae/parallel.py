@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from finescope.device import launched_processes
 from finescope.errors import FineScopeError, InputError
 
 
@@ -107,11 +108,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def launched_processes() -> int:
-    """Return how many processes a launcher such as torchrun started with this one; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,3 +114,10 @@ def make_rows(count: int, *, longest: int = 60, seed: int = 0) -> list[Row]:
         )
         for number in range(count)
     ]
+
+
+def save_rows(folder: Path, **files: tuple[int, int]) -> None:
+    """Write ``NAME.jsonl`` with rows of ``make_rows`` for each NAME=(count, seed)."""
+    for name, (count, seed) in files.items():
+        rows = [{"id": f"{name}-{row.id}", "text": row.text} for row in make_rows(count, seed=seed)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
