@@ -65,13 +65,16 @@ class Batch:
         return self.whole.variance
 
     @cached_property
+    def _squares(self) -> Tensor:
+        return self.x.square().sum(1)
+
+    @cached_property
     def _real(self) -> Tensor:
-        return self.x.square().sum(1) > 0
+        return self._squares > 0
 
     @cached_property
     def _energy(self) -> Tensor:
-        energy = self.x.square().sum(1)
-        return torch.where(energy > 0, energy, 1.0)
+        return torch.where(self._real, self._squares, 1.0)
 
     def parts(self, tokens: int) -> Iterator[Batch]:
         """Yield the batch in parts of so many tokens, whose terms add up to its own."""
