@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finescope.corpus import copy_rows, open_corpus, write_rows
+from finescope.corpus.known import KnownRows
 from finescope.errors import InputError, StoreError
 from support.arrow_values import plain, stored, without_nulls
 
@@ -357,11 +358,11 @@ def test_rows_of_another_corpus_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"id": "a", "text": "x"}\n{"text": "y"}\n')
     for out in ("out.jsonl", "out.parquet"):
-        assert copy_rows(tmp_path / out, open_corpus(path), [1, 0], ids=["c:1", "a"]) == 2
+        assert copy_rows(tmp_path / out, open_corpus(path), [1, 0], known=KnownRows(["a", "c:1"])) == 2
         with pytest.raises(
-            StoreError, match=r"c\.jsonl: the id of row 0 is 'a', but the scores have 'b' there"
+            StoreError, match=r"c\.jsonl:1: the row's id is 'a', but the scores have 'b' there"
         ):
-            copy_rows(tmp_path / out, open_corpus(path), [0], ids=["b"])
+            copy_rows(tmp_path / out, open_corpus(path), [0], known=KnownRows(["b", "c:1"]))
     with pytest.raises(InputError, match="row 7 was chosen, but there are only 2"):
         copy_rows(tmp_path / "out.jsonl", open_corpus(path), [7])
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finescope.corpus import copy_rows, open_corpus
+from finescope.corpus.known import KnownRows
 from finescope.errors import InputError
 
 ROWS = [
@@ -47,7 +48,7 @@ def test_every_cell_is_the_text_that_it_was(tmp_path: Path, name: str, options: 
     corpus = open_corpus(_put(tmp_path / name, ROWS, **options))
     assert [row.record for row in corpus] == ROWS
     assert [row.id for row in corpus] == ["007", "8", "9"]
-    copy_rows(tmp_path / "out.jsonl", corpus, [2, 0], ids=["9", "007"])
+    copy_rows(tmp_path / "out.jsonl", corpus, [2, 0], known=KnownRows(["007", "8", "9"]))
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
         ROWS[2],
         ROWS[0],

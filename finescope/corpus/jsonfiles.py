@@ -18,7 +18,15 @@ from finescope.corpus.files import File
 from finescope.corpus.jsontext import TOO_DEEP, TOO_LONG, BrokenJsonError, Objects, on_one_line
 from finescope.corpus.lines import BOM, LineBlocks, Lines
 from finescope.corpus.packing import PACKED, opened, unpacking
-from finescope.corpus.source import BLOCK_ROWS, Record, Visit, records_as_table, too_few, with_constants
+from finescope.corpus.source import (
+    BLOCK_ROWS,
+    Look,
+    Record,
+    Visit,
+    records_as_table,
+    too_few,
+    with_constants,
+)
 from finescope.errors import InputError
 
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -70,16 +78,21 @@ class JsonSource:
             visit(block)
         self._count = number + 1
 
-    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
         for number, place, text, parsed in self._some(numbers):
             record = parsed if parsed is not None else parse_line(text, place)
+            if look is not None:
+                look.see(number, place, {**self.constants, **record})
             yield number, with_constants(on_one_line(text), record, self.constants)
 
-    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
+    def tables(
+        self, numbers: Sequence[int], schema: Any, look: Look | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
         block: list[tuple[int, Record]] = []
-        for number, place, text, parsed in self._some(numbers):
-            record = parsed if parsed is not None else parse_line(text, place)
-            block.append((number, {**self.constants, **record}))
+        for number, place, record in self.picked(numbers, None):
+            if look is not None:
+                look.see(number, place, record)
+            block.append((number, record))
             if len(block) == BLOCK_ROWS or number == numbers[-1]:
                 yield (
                     [number for number, _ in block],

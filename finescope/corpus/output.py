@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from finescope.corpus.arrowtypes import always_fits, promoted, storable, unified, without_json_form
 from finescope.corpus.jsontext import with_members
 from finescope.corpus.metadata import for_output
 from finescope.corpus.source import (
     BLOCK_ROWS,
+    Look,
     Record,
     Source,
     Visit,
@@ -29,14 +29,11 @@ OUTPUTS = tuple(f".{name}" for name in FORMATS)
 """Endings of their files."""
 
 
-class Check(Protocol):
-    """Sees the rows that are written, to tell whether they are those that were chosen."""
+Check = Callable[[int, int], Look]
+"""Returns what looks at the rows of a source, to tell whether they are those that were chosen.
 
-    def columns(self, table: Any) -> list[str]:
-        """Return the columns of a table that are looked at."""
-
-    def __call__(self, row: int, source: int, number: int, record: Record) -> None:
-        """See row ``row`` of all, which is row ``number`` of a source."""
+Takes its position and the number of its first row among all.
+"""
 
 
 class Output:
@@ -143,7 +140,7 @@ class Output:
         Args:
             rows: R row numbers.
             extra: pyarrow table of R rows, or None; its columns take the place of those of the same names.
-            check: sees every row.
+            check: looks at every row.
         """
         import pyarrow as pa
 
@@ -151,12 +148,8 @@ class Output:
         parts: list[Any] = []
         where: dict[int, tuple[int, int]] = {}
         for position, start, numbers in by_source(self._sources, rows):
-            for found, table in self._sources[position].tables(numbers, self.schema):
-                if check is not None:
-                    for number, record in zip(
-                        found, table.select(check.columns(table)).to_pylist(), strict=True
-                    ):
-                        check(start + number, position, number, record)
+            look = None if check is None else check(position, start)
+            for found, table in self._sources[position].tables(numbers, self.schema, look):
                 where.update((start + number, (len(parts), at)) for at, number in enumerate(found))
                 parts.append(table)
         schema = self.output_schema(extra)
@@ -173,9 +166,8 @@ class Output:
         """Yield rows as JSON on one line each, in the order given, with more members appended; see above."""
         texts: dict[int, str] = {}
         for position, start, numbers in by_source(self._sources, rows):
-            for number, text in self._sources[position].lines(numbers):
-                if check is not None:
-                    check(start + number, position, number, json.loads(text))
+            look = None if check is None else check(position, start)
+            for number, text in self._sources[position].lines(numbers, look):
                 texts[start + number] = text
         for at, row in enumerate(rows):
             text = texts.pop(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.places import Found, find, settle_partitions
 from finescope.corpus.row import Row, parse_id
-from finescope.corpus.source import MemorySource, Record, Source, by_source, too_few
+from finescope.corpus.source import Look, MemorySource, Record, Source, by_source, too_few
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
@@ -186,10 +186,25 @@ class Corpus:
         if self._limit is not None and max(wanted, default=-1) >= self._limit:
             raise too_few(max(wanted), self._limit, self.name)
         for position, start, inside in by_source(self._sources, wanted):
-            source, stem = self._sources[position], self._stem(position)
+            source = self._sources[position]
             for number, place, record in source.picked(inside, self._wanted(source, ())):
-                said = self._content.read(record, place, full_rows=source.full_rows)
-                yield start + number, self._row(f"{stem}:{number}", place, record, said)
+                yield start + number, self._picked(position, number, place, record)
+
+    def looking(self, see: Callable[[int, Row], None]) -> Callable[[int, int], Look]:
+        """Return what shows rows to ``see``, with their numbers among all, while they are being copied."""
+
+        def look(position: int, start: int) -> Look:
+            def show(number: int, place: str, record: Record) -> None:
+                see(start + number, self._picked(position, number, place, record))
+
+            return Look(self._wanted(self._sources[position], ()), show)
+
+        return look
+
+    def _picked(self, position: int, number: int, place: str, record: Record) -> Row:
+        source = self._sources[position]
+        said = self._content.read(record, place, full_rows=source.full_rows)
+        return self._row(f"{self._stem(position)}:{number}", place, record, said)
 
     def _checked(self, columns: Sequence[str] | None, output: Output | None) -> Iterator[Row]:
         unique = UniqueIds(self._ids_again)
@@ -263,18 +278,6 @@ class Corpus:
             kept = {name: value for name, value in found if value is not _NOTHING}
         text, messages, tools = said or Content("")
         return Row(own or name, text, messages, kept, place, not own, tools)
-
-    def identify(self, source: int, number: int, record: Record) -> str:
-        """Return the id of row ``number`` of a source, by position, whose columns are ``record``."""
-        own = None
-        if self._id_column is not None:
-            own = parse_id(lookup(record, self._id_column), self._id_column, self._sources[source].name)
-        return own or f"{self._stem(source)}:{number}"
-
-    @property
-    def id_column(self) -> str | None:
-        """Column of the ids; None if all are made up."""
-        return self._id_column
 
     def _stem(self, position: int) -> str:
         """Return the prefix of made-up ids: files of one name in two folders must not give one id twice."""

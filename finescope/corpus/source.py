@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from finescope.corpus.jsontext import with_members
@@ -15,6 +16,19 @@ Record = dict[str, Any]
 BLOCK_ROWS = 1024
 Visit = Callable[[Any], None]
 """Sees every block of rows as it is read: a pyarrow table, or a list of records."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Sees single rows, as ``Source.records`` has them, before they are handed over in another form.
+
+    Attributes:
+        columns: that it must see, dotted where a part is enough; None for all.
+        see: takes (row number, place, record).
+    """
+
+    columns: Sequence[str] | None
+    see: Callable[[int, str, Record], None]
 
 
 class Source(Protocol):
@@ -63,10 +77,12 @@ class Source(Protocol):
             InputError: there are fewer rows.
         """
 
-    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
         """Yield (row number, the row as JSON on one line) for some rows, given in ascending order."""
 
-    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
+    def tables(
+        self, numbers: Sequence[int], schema: Any, look: Look | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
         """Yield (row numbers, their rows as a pyarrow table of ``schema``) for some rows, in ascending
         order."""
 
@@ -221,13 +237,22 @@ class MemorySource:
     ) -> Iterator[tuple[int, str, Record]]:
         return ((number, f"{self.name}:{number}", self._records[number]) for number in numbers)
 
-    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
-        return ((number, record_as_line(self._records[number])) for number in numbers)
+    def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
+        for row in self.picked(numbers, None):
+            if look is not None:
+                look.see(*row)
+            yield row[0], record_as_line(row[2])
 
-    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
+    def tables(
+        self, numbers: Sequence[int], schema: Any, look: Look | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
         for start in range(0, len(numbers), BLOCK_ROWS):
             block = numbers[start : start + BLOCK_ROWS]
-            yield block, records_as_table([self._records[number] for number in block], schema, self.name)
+            rows = list(self.picked(block, None))
+            if look is not None:
+                for row in rows:
+                    look.see(*row)
+            yield block, records_as_table([record for _, _, record in rows], schema, self.name)
 
 
 def with_constants(text: str, record: Record, constants: Record) -> str:

@@ -14,7 +14,7 @@ from finescope import hub
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
-from finescope.corpus.source import BLOCK_ROWS, Record, Visit, record_as_line, too_few
+from finescope.corpus.source import BLOCK_ROWS, Look, Record, Visit, record_as_line, too_few
 from finescope.errors import InputError
 
 
@@ -57,15 +57,14 @@ class TableSource:
         self, columns: Sequence[str] | None, also: Sequence[str] = (), visit: Visit | None = None
     ) -> Iterator[tuple[int, str, Record]]:
         wanted = None if columns is None else list(dict.fromkeys([*columns, *also]))
-        kept = None if columns is None else {name.partition(".")[0] for name in columns} | set(columns)
         number = 0
         for block in self.blocks(wanted):
             for start in range(0, block.num_rows, BLOCK_ROWS):
                 part = block.slice(start, BLOCK_ROWS)
                 if visit is not None:
                     visit(part)
-                if kept is not None and also:
-                    part = part.select([name for name in part.column_names if name in kept])
+                if also:
+                    part = _selected(part, columns)
                 yield from self._numbered(part, range(number, number + part.num_rows))
                 number += part.num_rows
 
@@ -98,13 +97,22 @@ class TableSource:
         except (ValueError, OverflowError, pa.ArrowException):
             return json_values(column)  # dates and times that Python has no objects for
 
-    def lines(self, numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
-        for found, table in self.some(numbers):
+    def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
+        for found, table in self._seen(numbers, look):
             yield from zip(found, map(record_as_line, table_records(self._whole(table))), strict=True)
 
-    def tables(self, numbers: Sequence[int], schema: Any) -> Iterator[tuple[Sequence[int], Any]]:
-        for found, table in self.some(numbers):
+    def tables(
+        self, numbers: Sequence[int], schema: Any, look: Look | None = None
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        for found, table in self._seen(numbers, look):
             yield found, fitted(self._whole(table), schema, f"{self.name}:row {found[0]}")
+
+    def _seen(self, numbers: Sequence[int], look: Look | None) -> Iterator[tuple[Sequence[int], Any]]:
+        for found, table in self.some(numbers):
+            if look is not None:
+                for row in self._numbered(_selected(table, look.columns), found):
+                    look.see(*row)
+            yield found, table
 
     def _whole(self, table: Any) -> Any:
         import pyarrow as pa
@@ -141,6 +149,14 @@ def _picked(
             return
     if at < len(numbers):
         raise too_few(numbers[at], start, name)
+
+
+def _selected(table: Any, columns: Sequence[str] | None) -> Any:
+    """Return a table without the columns that aren't asked for; see ``Source.records``."""
+    if columns is None:
+        return table
+    asked = {name.partition(".")[0] for name in columns} | set(columns)
+    return table.select([name for name in table.column_names if name in asked])
 
 
 def _not_utf8(scalar: Any) -> bool:
@@ -321,11 +337,7 @@ class ArrowSource(TableSource):
 
         for file in self._files:
             for batch in self._batches(file):
-                table = pa.Table.from_batches([batch])
-                if columns is not None:
-                    asked = {name.partition(".")[0] for name in columns} | set(columns)
-                    table = table.select([name for name in table.column_names if name in asked])
-                yield table
+                yield _selected(pa.Table.from_batches([batch]), columns)
 
 
 class DatasetSource(TableSource):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from finescope.corpus.jsonfiles import JSON_ENDINGS
+from finescope.corpus.known import KnownRows
 from finescope.corpus.output import OUTPUTS, import_zstandard
 from finescope.corpus.reader import Corpus
-from finescope.corpus.source import Record, record_as_line, records_as_table
-from finescope.errors import InputError, StoreError
+from finescope.corpus.source import record_as_line, records_as_table
+from finescope.errors import InputError
 from finescope.storage.files import PathLike, atomic_path
 
 _GROUP_ROWS = 10_000
@@ -25,7 +26,7 @@ def copy_rows(
     rows: Sequence[int],
     *,
     columns: Mapping[str, Any] | None = None,
-    ids: Sequence[str] | None = None,
+    known: KnownRows | None = None,
 ) -> int:
     """Write some rows of a corpus to one file, as they came, in the order given; return how many.
 
@@ -39,11 +40,11 @@ def copy_rows(
         rows: R row numbers, from 0.
         columns: more columns, R values each (lists or pyarrow arrays); they take the place of columns of the
             same names.
-        ids: what the R rows' ids must be.
+        known: what all rows of the corpus must be.
 
     Raises:
         InputError: an unknown ending, or rows that the format can't hold.
-        StoreError: a row has another id; or the disk is full, and ``path`` keeps what it held before.
+        StoreError: a row isn't the ``known`` one, or the disk is full; ``path`` keeps what it held before.
     """
     import pyarrow as pa
 
@@ -52,7 +53,7 @@ def copy_rows(
     extra = pa.table(dict(columns)) if columns else None
     if extra is not None and extra.num_rows != len(rows):
         raise ValueError(f"{len(rows)} rows, but columns of {extra.num_rows} values")
-    check = None if ids is None else _SameIds(corpus, dict(zip(rows, ids, strict=True)))
+    check = None if known is None else corpus.looking(known.refuse_changed)
     output = corpus.output(suffix)
     with atomic_path(path) as temporary:
         if output.tabular:
@@ -66,26 +67,6 @@ def copy_rows(
             for line in output.lines(rows, extra, check):
                 file.write(line.encode("utf-8", "surrogatepass") + b"\n")
     return len(rows)
-
-
-class _SameIds:
-    """Refuses rows whose ids aren't those that were chosen."""
-
-    def __init__(self, corpus: Corpus, wanted: Mapping[int, str]) -> None:
-        self._corpus, self._wanted = corpus, wanted
-
-    def columns(self, table: Any) -> list[str]:
-        name = self._corpus.id_column or ""
-        return [column for column in table.column_names if column in (name, name.partition(".")[0])]
-
-    def __call__(self, row: int, source: int, number: int, record: Record) -> None:
-        found = self._corpus.identify(source, number, record)
-        if found != self._wanted[row]:
-            raise StoreError(
-                f"{self._corpus.sources[source].name}: the id of row {number} is {found!r}, but the scores "
-                f"have {self._wanted[row]!r} there; the corpus has changed since it was scored, so score it "
-                "again"
-            )
 
 
 def output_suffix(path: PathLike) -> str:

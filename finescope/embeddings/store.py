@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.corpus.known import KnownRows, text_crc32
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
 from finescope.storage.files import PathLike
@@ -20,11 +21,12 @@ from finescope.storage.manifest import ShardEntry
 from finescope.storage.mapping import advise, ahead
 from finescope.storage.shards import id_column, map_shard, printable
 from finescope.storage.store import Store, StoreWriter
+from finescope.storage.strings import Strings
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
 _LABEL = "finescope_label"
-_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash", _LABEL)
+_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash", "text_crc32", _LABEL)
 _OPEN_SHARDS = 64
 
 
@@ -91,7 +93,8 @@ class CodeStoreWriter(StoreWriter):
             ids: n ids.
             n_tokens: tokens of each document; 0 means that there was no text.
             places: where each row came from.
-            texts: n texts, of which the number of characters, a hash and the counts of words are kept.
+            texts: n texts, of which the number of characters, a hash, a checksum and the counts of words are
+                kept.
             labels: n labels, "" for none; of what column says the fact ``label_column``.
             dense: floating [n,D], as announced by ``dense_width``.
             columns: n values each, kept in the table (labels, for example).
@@ -131,6 +134,8 @@ class CodeStoreWriter(StoreWriter):
                 raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
         counts = {"tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
         if texts is not None:
+            table["text_crc32"] = pa.array(map(text_crc32, texts), pa.uint32())
+            counts["checksums"] = n
             words = WordCounts.of(texts)
             tensors |= words.tensors()
             counts["words"] = words.counts.num_latents
@@ -344,6 +349,13 @@ class CodeStore(Store):
         kept = self.table(["text_hash"])["text_hash"].to_pylist()
         return [None if digest is None else digest.hex() for digest in kept]
 
+    def known(self, name: str) -> KnownRows:
+        """Return what its rows, called ``name`` in messages, are known by: ids and checksums of the texts."""
+        ids = Strings(self.table(["id"])["id"])
+        if not all("checksums" in entry.notes for entry in self._shards):
+            return KnownRows(ids, name=name)
+        return KnownRows(ids, self.table(["text_crc32"])["text_crc32"].to_numpy(), name)
+
     def words(self) -> CountedTexts | None:
         """Return the counts of the N texts' words; None where any shard was written without them."""
         if not all("words" in entry.notes for entry in self._shards):
@@ -360,7 +372,7 @@ class CodeStore(Store):
         """Return the metadata of all rows as a pyarrow table, by the names of its columns.
 
         These are id, index, n_tokens, place, nnz, characters, text_hash (of ``text_hash``, 16 bytes; null
-        where there is no text), and the columns that were kept.
+        where there is no text), text_crc32 (where texts were given), and the columns that were kept.
 
         Raises:
             StoreError: a table is missing or damaged.

@@ -16,7 +16,7 @@ from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.local import Engine, Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES, TARGET_CODES
+from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import (
     TAP_OPTIONS,
@@ -254,14 +254,18 @@ class Context:
 
         Raises:
             InputError: as ``target_labels``.
+            StoreError: rows that are read aren't those that were embedded.
         """
         column = self.job.label_column
         if column is None:
             return None
-        names, count = stored_labels(self.store(CORPUS_CODES), column) or read_labels(self.corpus, column)
-        _, seeds = stored_labels(self.store(TARGET_CODES), column) or read_labels(self.targets, column)
+        (names, count), (_, seeds) = (self._labels_of(name, column) for name in ("corpus", "targets"))
         wanted = target_labels(count, seeds, self.corpus, self.targets, self.job.target_labels)
         return Labels(column, names, wanted)
+
+    def _labels_of(self, name: str, column: str) -> tuple[list[str], LabelCount]:
+        store = self.store(CODES[name])
+        return stored_labels(store, column) or read_labels(self.rows(name), column, store.known(name))
 
     def check_labels(self) -> None:
         """Try the column of labels on what the first pass has seen.
@@ -304,7 +308,8 @@ class Context:
         if store.words() is not None or not self._looks_at_words:
             return evidence_of(store)
         self.reporter.say(f"{store.directory} holds no words: reading the texts of {rows.name} for them")
-        return evidence_of(store, CountedTexts.of(row.content for row in rows.rows(records=False)))
+        same = store.known(name).same(rows.rows(records=False))
+        return evidence_of(store, CountedTexts.of(row.content for row in same))
 
     @property
     def _looks_at_words(self) -> bool:

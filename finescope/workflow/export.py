@@ -72,7 +72,8 @@ def export_atlas(context: Context, path: Path) -> int:
 
     Raises:
         InputError: the corpus has fewer rows than were scored.
-        StoreError: a file of the run is missing, a row has another id, or the table can't be written.
+        StoreError: a file of the run is missing, a row isn't the one that was scored, or the table can't be
+            written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,7 +85,7 @@ def export_atlas(context: Context, path: Path) -> int:
     selected = np.zeros(len(store), np.bool_)
     selected[selection.indices] = True
     vectors = None if store.width is None else store.dense()
-    texts = (passage.text for _, passage in passages(context.corpus, range(len(store)), scored.ids))
+    texts = (passage.text for _, passage in passages(context.corpus, range(len(store)), scored.known))
     writer = None
     with atomic_path(path) as temporary:
         try:

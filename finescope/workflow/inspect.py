@@ -124,7 +124,7 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     selection = read_selection(context.folder / SELECTION)
     rows = find_rows(scored, names)
     explanation = explain(context.scoring, scored.table, rows, seed=context.job.seed)
-    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.ids))
+    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.known))
     found = context.scoring.contributions(rows)
     ranking = scored.table.ranking()
     place = np.zeros(len(scored.table), np.int64)
@@ -263,7 +263,8 @@ def _read(
     context: Context, examples: dict[int, NDArray[np.int64]], shown: int
 ) -> tuple[LatentWords, dict[int, tuple[str, str]]]:
     """The words of latents, and id and text of their first examples, by row."""
-    rows = len(context.store(CORPUS_CODES))
+    store = context.store(CORPUS_CODES)
+    rows, known = len(store), store.known("corpus")
     background = np.arange(rows)
     if rows > BACKGROUND_ROWS:
         generator = np.random.default_rng(context.job.seed)
@@ -271,7 +272,7 @@ def _read(
     words = LatentWords(examples, background.tolist())
     kept = {row for found in examples.values() for row in found[:shown].tolist()}
     texts = {}
-    for row, passage in passages(context.corpus, sorted(words.wanted())):
+    for row, passage in passages(context.corpus, sorted(words.wanted()), known):
         words.see(row, passage.text)
         if row in kept:
             texts[row] = passage.id, passage.text

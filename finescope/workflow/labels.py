@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.corpus import Corpus
+    from finescope.corpus.known import KnownRows
     from finescope.corpus.row import Row
     from finescope.embeddings.store import CodeStore
 
@@ -67,11 +68,15 @@ def label_of(row: Row, column: str) -> str:
     return "" if value is None else str(value)
 
 
-def read_labels(rows: Corpus, column: str) -> tuple[list[str], LabelCount]:
-    """Read the labels of all rows, and count them."""
+def read_labels(rows: Corpus, column: str, known: KnownRows) -> tuple[list[str], LabelCount]:
+    """Read the labels of all rows, and count them.
+
+    Raises:
+        StoreError: they aren't the ``known`` rows.
+    """
     count = LabelCount(column)
     shared: dict[str, str] = {}
-    names = [count.see(row) for row in rows.rows(columns=[column])]
+    names = [count.see(row) for row in known.same(rows.rows(columns=[column]))]
     return [shared.setdefault(name, name) for name in names], count
 
 

@@ -139,7 +139,7 @@ def write_set_rows(
             are in such an order that every beginning of it has, as far as it can, the shares of the whole.
 
     Raises:
-        StoreError: the corpus isn't the one that was scored.
+        StoreError: as ``write_curated``.
     """
     import pyarrow as pa
 
@@ -164,7 +164,6 @@ def write_set_rows(
             columns[column] = pa.array(values, parts[0][column].type)
         columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
         rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
-        ids = scored[names[0]].ids
         written.append(folder / f"{MIXTURE}{ending}")
-        copy_rows(written[-1], corpus, rows, columns=columns, ids=[ids[row] for row in rows])
+        copy_rows(written[-1], corpus, rows, columns=columns, known=scored[names[0]].known)
     return written

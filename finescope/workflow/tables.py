@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.corpus import copy_rows
+from finescope.corpus.known import KnownRows
 from finescope.curation.scoring.evidence import Evidence, pooled
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset
@@ -48,6 +49,7 @@ class ScoredRows:
         tokens: int64 [N] tokens per row.
         is_target: bool [N], rows that are targets themselves.
         settings: how the scores were made.
+        crc32: uint32 [N], ``text_crc32`` of the texts that were scored; None where that isn't known.
     """
 
     table: ScoreTable
@@ -56,6 +58,12 @@ class ScoredRows:
     tokens: NDArray[np.int64]
     is_target: NDArray[np.bool_]
     settings: dict[str, Any]
+    crc32: NDArray[np.uint32] | None = None
+
+    @property
+    def known(self) -> KnownRows:
+        """What the rows must be when they are read again."""
+        return KnownRows(self.ids, self.crc32)
 
     @property
     def targets_in_corpus(self) -> dict[str, int]:
@@ -77,6 +85,8 @@ class ScoredRows:
 
 
 _READ = ("id", "score", "nearest_target_index", "nearest_similarity", "tokens", "valid", "is_target")
+_CRC32 = "text_crc32"
+"""A column that tables made of codes without texts lack."""
 
 
 def write_scores(path: PathLike, scored: ScoredRows) -> None:
@@ -100,6 +110,8 @@ def write_scores(path: PathLike, scored: ScoredRows) -> None:
         "valid": pa.array(table.valid),
         "is_target": pa.array(scored.is_target),
     }
+    if scored.crc32 is not None:
+        columns[_CRC32] = pa.array(scored.crc32)
     notes = {"settings": scored.settings, "scorer": table.scorer, "target_ids": scored.target_ids}
     written = pa.table(columns).replace_schema_metadata({"finescope": json.dumps(notes)})
     with atomic_path(path) as temporary:
@@ -112,7 +124,8 @@ def read_scores(path: PathLike) -> ScoredRows:
     Raises:
         StoreError: the file is missing, damaged, or not a table of scores.
     """
-    table, notes = _read(path, _READ, "a table of scores", "run `finescope score`, or curate again")
+    remedy = "run `finescope score`, or curate again"
+    table, notes = _read(path, (*_READ, _CRC32), "a table of scores", remedy)
 
     def column(name: str) -> NDArray[Any]:
         return np.asarray(table.column(name).to_numpy(zero_copy_only=False))
@@ -131,6 +144,7 @@ def read_scores(path: PathLike) -> ScoredRows:
         column("tokens").astype(np.int64),
         column("is_target").astype(np.bool_),
         notes["settings"],
+        column(_CRC32).astype(np.uint32) if _CRC32 in table.column_names else None,
     )
 
 
@@ -149,7 +163,7 @@ def _picked(values: Sequence[str], places: NDArray[np.int64]) -> Any:
 
 
 def _read(path: PathLike, columns: Sequence[str], what: str, remedy: str) -> tuple[Any, dict[str, Any]]:
-    """Return a table of ours and the notes in its header."""
+    """Return a table of ours, with those of the columns that it has, and the notes in its header."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,7 +171,8 @@ def _read(path: PathLike, columns: Sequence[str], what: str, remedy: str) -> tup
         with downloaded(str(path)) as copy:
             return _read(copy, columns, what, remedy)
     try:
-        table = pq.read_table(path, columns=list(columns))
+        held = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[name for name in columns if name in held])
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; {remedy}") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -216,10 +231,10 @@ def write_curated(path: PathLike, corpus: Corpus, scored: ScoredRows, selected: 
     """Write the selected rows as they came, best first, with ``SCORE_COLUMNS`` appended; return how many.
 
     Raises:
-        StoreError: the corpus is not the one that was scored.
+        StoreError: one of them isn't the row that was scored: it has another id or another text.
     """
-    rows, columns = selected.tolist(), curated_columns(scored, selected)
-    return copy_rows(path, corpus, rows, columns=columns, ids=[scored.ids[row] for row in rows])
+    columns = curated_columns(scored, selected)
+    return copy_rows(path, corpus, selected.tolist(), columns=columns, known=scored.known)
 
 
 def curated_columns(scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, Any]:

@@ -118,8 +118,11 @@ def save_job(folder: Path, animals: int = 30, sky: int = 90) -> Path:
     return folder
 
 
-def save_run(folder: Path, *options: object) -> Path:
-    """Curate a job of ``save_job``, one of whose targets is a row of the corpus; return the run's folder."""
+def save_run(folder: Path, *options: object, corpus: str = "corpus.jsonl") -> Path:
+    """Curate a job of ``save_job``, one of whose targets is a row of the corpus; return the run's folder.
+
+    The corpus may be written as Parquet: that is in its name.
+    """
     from click.testing import CliRunner
 
     from finescope.cli import main
@@ -127,9 +130,15 @@ def save_run(folder: Path, *options: object) -> Path:
     save_job(folder)
     with (folder / "seeds.jsonl").open("a") as file:
         file.write((folder / "corpus.jsonl").read_text().splitlines()[20] + "\n")
+    if corpus != "corpus.jsonl":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = map(json.loads, (folder / "corpus.jsonl").read_text().splitlines())
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / corpus)
     arguments = [
         "curate", "--model", folder / "model", "--layer", "layers.0", "--targets", folder / "seeds.jsonl",
-        "--corpus", folder / "corpus.jsonl", "--out", folder / "run", "-k", 12, "--draws", 0,
+        "--corpus", folder / corpus, "--out", folder / "run", "-k", 12, "--draws", 0,
         "--set", "training.num_epochs=1", *options,
     ]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finescope.errors import StoreError
 from finescope.progress import counted
 from finescope.report.data import About, Measured, Passage, RunData, ShownRow
 from finescope.report.explain import Explanation, explain
@@ -29,6 +28,7 @@ from finescope.workflow.tables import about_targets, read_selection
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
+    from finescope.corpus.known import KnownRows
     from finescope.curation.compare import MethodResult
     from finescope.curation.selection import Selection
     from finescope.workflow.context import Context
@@ -68,7 +68,7 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     """Collect what the report is made of. Of codes and texts, only those of rows that it shows are kept.
 
     Raises:
-        StoreError: the corpus isn't the one that was scored.
+        StoreError: a row that is shown, of corpus or targets, isn't the one that was scored.
     """
     from finescope.sae.metrics import training_log
 
@@ -79,7 +79,7 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     scoring = context.scoring
     shown = selection.indices[: job.report_rows]
     explanation = explain(scoring, scored.table, shown, seed=job.seed)
-    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.ids))
+    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.known))
     return RunData(
         about=_about(context, scored, selection, metrics),
         measured=Measured(
@@ -96,37 +96,31 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
         targets=scoring.targets,
         weights=scoring.space.weights,
         relevant=None if labels is None else labels.relevant,
-        rows=_shown_rows(context.targets, scored, explanation, texts, labels),
+        rows=_shown_rows(context, scored, explanation, texts, labels),
         latents=latents,
     )
 
 
-def passages(
-    corpus: Corpus, wanted: Sequence[int], ids: Sequence[str] | None = None
-) -> Iterator[tuple[int, Passage]]:
+def passages(corpus: Corpus, wanted: Sequence[int], known: KnownRows) -> Iterator[tuple[int, Passage]]:
     """Yield (row number, beginning of its text) for some rows, in ascending order.
 
     Args:
         corpus: N rows.
         wanted: row numbers.
-        ids: the N ids that the rows are known by; None doesn't compare.
+        known: what the N rows must be.
 
     Raises:
         InputError: there are fewer rows.
-        StoreError: a row has another id.
+        StoreError: a row is another one.
     """
     for number, found in corpus.pick(wanted):
-        if ids is not None and found.id != ids[number]:
-            raise StoreError(
-                f"{found.place}: the row's id is {found.id!r}, but the scores have {ids[number]!r} there; "
-                "the corpus has changed since it was scored, so score it again"
-            )
+        known.refuse_changed(number, found)
         text = found.content
         yield number, Passage(found.id, text[:LONGEST_TEXT], len(text))
 
 
 def _shown_rows(
-    targets: Corpus,
+    context: Context,
     scored: ScoredRows,
     explanation: Explanation,
     texts: Mapping[int, Passage],
@@ -135,7 +129,8 @@ def _shown_rows(
     table = scored.table
     rows = explanation.rows.tolist()
     nearest = {int(target) for target in table.nearest_target[explanation.rows] if target >= 0}
-    seeds = dict(passages(targets, sorted(nearest)))
+    known = context.store(TARGET_CODES).known("targets")
+    seeds = dict(passages(context.targets, sorted(nearest), known))
     wanted = set() if labels is None else set(labels.targets)
     return [
         ShownRow(

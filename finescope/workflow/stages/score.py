@@ -12,7 +12,6 @@ from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
 from finescope.storage.files import write_tensors
-from finescope.storage.strings import Strings
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import ScoredRows, write_scores
@@ -99,10 +98,10 @@ def same_sae(one: CodeStore, other: CodeStore) -> bool:
 
 def marked(corpus: CodeStore, targets: CodeStore, scoring: Scoring, table: ScoreTable) -> ScoredRows:
     """Return scores with what identifies the rows, and which of them are targets."""
-    ids, target_ids = Strings(corpus.table(["id"])["id"]), targets.ids()
+    known, target_ids = corpus.known("corpus"), targets.ids()
     # Made-up ids say nothing: two files of one name have the same ones.
     found = find_targets(
-        ids,
+        known.ids,
         target_ids if targets.facts.get("own_ids", True) else (),
         hashes=corpus.text_hashes(),
         target_hashes=targets.text_hashes(),
@@ -116,4 +115,5 @@ def marked(corpus: CodeStore, targets: CodeStore, scoring: Scoring, table: Score
         "top_m": recipe.m,
         "targets": found.counts(),
     }
-    return ScoredRows(table, ids, target_ids, corpus.token_counts(), found.marked, settings)
+    tokens = corpus.token_counts()
+    return ScoredRows(table, known.ids, target_ids, tokens, found.marked, settings, known.crc32)
