@@ -21,14 +21,16 @@ from finescope.activations.batches import ActivationBatch
 from finescope.activations.sinks import FACTOR, WithoutSinks, find_sinks, sinks_of_rows, sinks_of_store
 from finescope.activations.windows import Document
 from finescope.config import SaeConfig
-from finescope.corpus import Row
+from finescope.corpus import Row, open_corpus
 from finescope.embeddings import embed_rows, extract_embeddings
+from finescope.errors import StoreError
 from finescope.progress import Reporter
 from finescope.sae import SparseAutoencoder, load_sae
 from finescope.storage.files import read_json
 from finescope.workflow.job import Job
 from finescope.workflow.opening import Given
 from finescope.workflow.run import Run
+from finescope.workflow.stages.sinks import norm_limit
 from support.cli_job import write_jsonl
 from support.tiny_models import WIDTH, make_tokenizer
 
@@ -300,9 +302,39 @@ def test_an_autoencoder_from_elsewhere_pools_without_them_too(job: dict[str, Any
     "text", ["{}", "[]", '"x"', '{"max_norm": null}', '{"max_norm": NaN}', '{"max_norm": 0}', "{"]
 )
 def test_a_damaged_limit_beside_an_autoencoder_is_named(tmp_path: Path, text: str) -> None:
-    from finescope.errors import StoreError
-    from finescope.workflow.stages.sinks import norm_limit
-
     (tmp_path / "sinks.json").write_text(text)
     with pytest.raises(StoreError, match=r"sinks\.json is truncated or corrupt"):
-        norm_limit(str(tmp_path), None, None)  # type: ignore[arg-type]
+        norm_limit(tmp_path, None, None, Said())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["a folder", "one file"])
+def test_an_autoencoder_has_one_limit_for_whatever_is_embedded(
+    model: Path, tmp_path: Path, single: bool
+) -> None:
+    sae = tmp_path / "sae"
+    sae.mkdir()
+    if single:
+        sae = sae / "layer_20.npz"
+        sae.touch()
+    tap, said = tap_of(model), Said()
+    first, second = (
+        [Row("a", " ".join(f"w{n}" for n in range(low, high)))] for low, high in ((0, 9), (9, 60))
+    )
+    limits = [sinks_of_rows(tap, rows).max_norm for rows in (first, second)]
+    assert None not in limits
+    assert limits[0] != limits[1]
+    corpora = [open_corpus([{"text": row.text} for row in rows]) for rows in (first, second)]
+    assert [norm_limit(sae, tap, rows, said) for rows in corpora] == [limits[0]] * 2
+    assert said.lines == []
+
+
+def test_a_limit_that_cant_be_noted_is_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StoreError("no room")
+
+    monkeypatch.setattr("finescope.workflow.stages.sinks.write_json", full)
+    said, corpus = Said(), open_corpus([{"text": "w1 w2 w3 w4"}])
+    assert norm_limit(tmp_path, tap_of(model), corpus, said) is not None
+    assert "can't be noted beside the SAE: no room" in said.lines[0]

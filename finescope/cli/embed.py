@@ -31,7 +31,7 @@ def command(
 
     Do this once for the corpus and once for the targets; `finescope score` compares the two. Codes take a few
     hundred bytes per document. Codes pooled by sqrt_mean (the default) serve mean too, and the other way
-    round.
+    round. All other settings must be the same for both.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def command(
     from finescope.progress import Reporter
     from finescope.workflow.context import open_job_corpus
     from finescope.workflow.engines.local import Local
-    from finescope.workflow.opening import find_sae, open_given
+    from finescope.workflow.opening import find_sae, open_given, place_of_sae
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, Rows, embed
     from finescope.workflow.stages.sinks import norm_limit
@@ -54,6 +54,7 @@ def command(
     rows = Rows(corpus, shards=plan(corpus.rows(records=False)))
     reporter = Reporter(quiet=quiet)
     opened = open_given(job, reporter)
+    place = place_of_sae(job, lambda: opened.tap.layer)
     with sending(job.out, reporter):
         store = embed(
             opened.sae,
@@ -64,7 +65,7 @@ def command(
                 job.top_k_activations,
                 job.recipe().pooling,
                 job.activation_dtype,
-                norm_limit(str(job.sae_path), opened.tap, corpus) if job.sinks == "drop" else None,
+                None if job.sinks == "keep" else norm_limit(place, opened.tap, corpus, reporter),
             ),
             reporter=reporter,
             engine=Local(),

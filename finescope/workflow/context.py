@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, CorpusStats, open_corpus
@@ -16,16 +17,16 @@ from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.local import Engine, Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES
+from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES, SINKS_BESIDE
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import (
     TAP_OPTIONS,
     Given,
     chat_template,
-    find_sae,
     load_sae,
     open_given,
     open_tap,
+    place_of_sae,
     read_words,
 )
 
@@ -211,9 +212,17 @@ class Context:
         job = self.job
         if job.sae_path is None:
             return dict(self.ledger.facts("train")["identity"])
-        found = find_sae(job.sae_path, job.layer or None) or find_sae(job.sae_path, self.tap.layer)
-        files = {} if found is None else sampled_files(found)
+        files = {
+            name: digest
+            for name, digest in sampled_files(self.sae_place).items()
+            if not name.endswith(SINKS_BESIDE)  # what we may write there ourselves
+        }
         return {"files": files, "hookpoint": job.sae_path.partition("#")[2], "facts": job.sae_facts}
+
+    @cached_property
+    def sae_place(self) -> Path:
+        """Folder or file of the SAE that the job names."""
+        return place_of_sae(self.job, lambda: self.tap.layer)
 
     @cached_property
     def tap(self) -> ActivationTap:

@@ -5,6 +5,8 @@ SAE = "sae"
 CORPUS_CODES = "codes/corpus"
 TARGET_CODES = "codes/targets"
 CODES = {"corpus": CORPUS_CODES, "targets": TARGET_CODES}
+SINKS_BESIDE = "sinks.json"
+"""Beside an SAE; behind the SAE's own name where that is one file."""
 SCORES = "scores.parquet"
 SCORER = "scorer.safetensors"
 SELECTION = "selection.parquet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,19 @@ def find_sae(path: str | Path, layer: str | None) -> Path | None:
         return locate(path)
     except SeveralError:
         return locate(path, layer) if layer else None
+
+
+def place_of_sae(job: Job, layer: Callable[[], str]) -> Path:
+    """Return the folder or file of the SAE that a job names; ``layer`` is asked only where there are several.
+
+    Raises:
+        InputError: as ``find_sae``.
+    """
+    path = str(job.sae_path)
+    found = find_sae(path, job.layer or None) or find_sae(path, layer())
+    if found is None:
+        raise InputError(f"{path} holds several autoencoders; name the layer of one")
+    return found
 
 
 def load_sae(

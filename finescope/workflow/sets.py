@@ -15,7 +15,7 @@ from finescope.curation.scoring.fitted import Scoring, score_together
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import make_folder, read_json, write_json
 from finescope.workflow.layout import SETS
-from finescope.workflow.stages.score import check_latents, marked
+from finescope.workflow.stages.score import check_comparable, marked
 from finescope.workflow.tables import (
     SCORE_COLUMNS,
     ScoredRows,
@@ -52,12 +52,12 @@ def score_sets(
         seed: for ``random``.
 
     Raises:
-        InputError: a store from another SAE, targets without a latent, or a pooling or scorer that the stored
+        InputError: as ``check_comparable``, targets without a latent, or a pooling or scorer that the stored
             codes can't serve.
     """
     for name, targets in sets.items():
         check_set_name(name)
-        check_latents(corpus, targets)
+        check_comparable(corpus, targets)
     spaces = Spaces(evidence_of(corpus))
     try:
         scorings = [Scoring(spaces, evidence_of(targets), recipe, seed=seed) for targets in sets.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,10 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
         scoring: a recipe with what is known of both.
 
     Raises:
-        InputError: the two stores come from different SAEs, the targets have no latent, or the stored pooling
-            can't be turned into the recipe's.
+        InputError: as ``check_comparable``, the targets have no latent, or the stored pooling can't be turned
+            into the recipe's.
     """
-    check_latents(corpus, targets)
+    check_comparable(corpus, targets)
     try:
         table = scoring.score()
     except ValueError as error:
@@ -73,11 +73,35 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
     return marked(corpus, targets, scoring, table)
 
 
-def check_latents(corpus: CodeStore, targets: CodeStore) -> None:
+_SHOWN = 64
+"""Characters of two values that are shown, at most: not of hashes."""
+_MADE = {
+    "tap.model": ("models", "--model"),
+    "tap.weights": ("weights of the model", "--model"),
+    "tap.dtype": ("dtypes of the model", "--dtype"),
+    "tap.activation_dtype": ("dtypes that activations were rounded to", "--activation-dtype"),
+    "tap.layer": ("layers", "--layer"),
+    "tap.tokenizer": ("tokenizers, or special tokens of theirs", "--model"),
+    "tap.max_length": ("lengths of window", "--max-length"),
+    "tap.stride": ("overlaps of windows", "--stride"),
+    "tap.long": ("ways with long documents", "long="),
+    "tap.exclude_special": ("ways with special tokens", "exclude_special="),
+    "tap.rendering": ("ways to write out conversations", "--chat-template, --refused-chats"),
+    "top_k": ("numbers of latents kept", "--top-k-activations"),
+    "max_norm": ("limits of attention sinks", "--sinks, and sinks.json beside the SAE"),
+}
+"""What must have been the same when two stores were made, in words, and where it is set.
+
+Poolings may differ: they are turned into that of the recipe. A model's configuration isn't compared: other
+versions of its library write others.
+"""
+
+
+def check_comparable(corpus: CodeStore, targets: CodeStore) -> None:
     """Refuse two stores that can't be compared.
 
     Raises:
-        InputError: they come from different SAEs.
+        InputError: they come from different SAEs, or were made with different settings; names them.
     """
     if corpus.num_latents != targets.num_latents:
         raise InputError(
@@ -88,6 +112,27 @@ def check_latents(corpus: CodeStore, targets: CodeStore) -> None:
         raise InputError(
             f"{corpus.directory} and {targets.directory} hold codes of different SAEs; embed both with one"
         )
+    found = [
+        f"{words} ({option}){f': {one} and {other}' if len(one + other) < _SHOWN else ''}"
+        for (words, option), (one, other) in _made_differently(corpus, targets)
+    ]
+    if found:
+        raise InputError(
+            f"{corpus.directory} and {targets.directory} can't be compared, they were made with different "
+            f"{'; '.join(found)}; embed one of them again with what the other was made with"
+        )
+
+
+def _made_differently(one: CodeStore, other: CodeStore) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """Yield what differs of ``_MADE``, as far as both stores say how they were made, and both values."""
+    said = []
+    for store in (one, other):
+        origin = store.fingerprint()["origin"]
+        tap = {f"tap.{name}": value for name, value in (origin.get("tap") or {}).items()}
+        said.append({**tap, **origin})
+    for name, words in _MADE.items():
+        if all(name in each for each in said) and said[0][name] != said[1][name]:
+            yield words, (str(said[0][name]), str(said[1][name]))
 
 
 def same_sae(one: CodeStore, other: CodeStore) -> bool:

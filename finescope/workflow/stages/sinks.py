@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finescope.errors import StoreError
 from finescope.progress import counted
 from finescope.storage.files import read_json, reading, write_json
-from finescope.workflow.layout import ACTIVATIONS
+from finescope.workflow.layout import ACTIVATIONS, SINKS_BESIDE
 from finescope.workflow.stage import Stage
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from finescope.sae.sources import TokenStore
     from finescope.workflow.context import Context
 
-_BESIDE = "sinks.json"
-"""Name of the file beside an SAE that says what it was trained without."""
 _ROWS = 4096
 
 
@@ -54,7 +53,7 @@ class FindSinks(Stage):
         if job.sinks == "keep":
             return {}
         if job.sae_path is not None:
-            return {"max_norm": norm_limit(job.sae_path, context.tap, context.corpus)}
+            return {"max_norm": norm_limit(context.sae_place, context.tap, context.corpus, context.reporter)}
         from finescope.activations import ActivationStore
 
         return asdict(find_in(ActivationStore(context.folder / ACTIVATIONS), context.reporter))
@@ -77,8 +76,17 @@ def tokens_of(store: ActivationStore, found: Mapping[str, Any]) -> TokenStore:
     return WithoutSinks(store, found["max_norm"], found["sinks"]) if found.get("sinks") else store
 
 
-def norm_limit(sae_path: str, tap: ActivationTap, corpus: Corpus) -> float | None:
-    """Return the norm above which a token is a sink: what the SAE was trained without, else a measurement.
+def norm_limit(place: Path, tap: ActivationTap, corpus: Corpus, reporter: Reporter) -> float | None:
+    """Return the norm above which a token is a sink, the same for all codes of one SAE.
+
+    It stands beside the SAE. Where it doesn't yet, it is measured on the rows that are embedded first and
+    noted there: codes of corpus and targets are comparable only if the same tokens are left out of both.
+
+    Args:
+        place: folder or file of the SAE.
+        tap: the model at the SAE's layer.
+        corpus: rows to measure on.
+        reporter: told if it can't be noted.
 
     Raises:
         InputError: as ``sinks_of_rows``.
@@ -86,11 +94,20 @@ def norm_limit(sae_path: str, tap: ActivationTap, corpus: Corpus) -> float | Non
     """
     from finescope.activations.sinks import sinks_of_rows
 
-    beside = Path(sae_path.partition("#")[0]).expanduser() / _BESIDE
+    beside = _beside(place)
     if beside.is_file():
         with reading(beside, "remove it, and the limit is measured anew"):
             return _limit(read_json(beside))
-    return sinks_of_rows(tap, itertools.islice(corpus.rows(records=False), _ROWS)).max_norm
+    limit = sinks_of_rows(tap, itertools.islice(corpus.rows(records=False), _ROWS)).max_norm
+    try:
+        note_beside(place, limit)
+    except StoreError as error:
+        reporter.say(f"the limit of attention sinks, {limit:,g}, can't be noted beside the SAE: {error}")
+    return limit
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.{SINKS_BESIDE}") if place.is_file() else place / SINKS_BESIDE
 
 
 def _limit(found: Any) -> float:
@@ -100,10 +117,14 @@ def _limit(found: Any) -> float:
     return float(limit)
 
 
-def note_beside(folder: Path, max_norm: float | None) -> None:
-    """Write beside an SAE what it was trained without."""
+def note_beside(place: Path, max_norm: float | None) -> None:
+    """Write beside an SAE what it is used without.
+
+    Raises:
+        StoreError: nothing can be written there.
+    """
     if max_norm is not None:
-        write_json(folder / _BESIDE, {"max_norm": max_norm})
+        write_json(_beside(place), {"max_norm": max_norm})
 
 
 def words_of(store: CodeStore) -> str:
