@@ -8,7 +8,6 @@ words here too.
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray, MappedCodes, with_values
+from finescope.curation.scoring.weighting import logarithm
 from finescope.embeddings.words import CountedTexts, WordCounts, index_type, words_of
 from finescope.errors import InputError
 
@@ -84,7 +84,7 @@ class Words:
     @property
     def idf(self) -> FloatArray:
         """log((1 + N)/(1 + df)) + 1, float64 [V]."""
-        return np.asarray(np.log((1.0 + len(self)) / (1.0 + self.document_frequency)) + 1.0)
+        return logarithm((1.0 + len(self)) / (1.0 + self.document_frequency)) + 1.0
 
     @property
     def damped(self) -> MappedCodes:
@@ -103,8 +103,7 @@ class Words:
 
     @cached_property
     def _logarithms(self) -> FloatArray:
-        # From a table, so that the number does not depend on where in a vector register it is computed.
-        return np.array([0.0, *(1.0 + math.log(count) for count in range(1, self._most))])
+        return np.concatenate([np.zeros(1), 1.0 + logarithm(np.arange(1.0, self._most))])
 
     def count(self, texts: Iterable[str] | CountedTexts) -> SparseCodes:
         """Return the counts of other texts' words, T rows over the same V words; other words are left out."""
