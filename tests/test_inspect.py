@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from finescope import InputError, SparseCodes
 from finescope.cli import main
 from finescope.curation.enrichment import enriched, holders, neighbours, sure
 from finescope.embeddings.store import CodeStore
+from finescope.report.explain import adding_up
 from finescope.sae import load_sae
 from support import curation_oracle as oracle
 from support.cli_job import save_run
@@ -63,8 +66,40 @@ def test_parts_of_any_row_sum_to_its_score(run: Path) -> None:
         assert {word for word, _ in each["words"]} <= set(each["text"].lower().split())
     assert found[2]["reason"] == "target"
     assert asked("explain", run, scores[3]["id"]) == [found[1]]
-    text = invoke("explain", run, scores[3]["id"]).stdout
-    assert f"{found[1]['parts']['words']:+.4f} from words" in text
+    for each in found:
+        for space, listed in (("codes", each["latents"]), ("words", each["words"])):
+            total = each["others"][space][1] + math.fsum(addend[1] for addend in listed)
+            assert math.isclose(total, each["parts"][space], abs_tol=1e-12)
+
+
+def test_what_is_printed_of_a_score_adds_up_digit_by_digit(run: Path) -> None:
+    scores = pq.read_table(run / "scores.parquet").to_pylist()
+    others = 0
+    for row in range(0, 60, 3):
+        text = invoke("explain", run, f"#{row}").stdout
+        shown = [
+            (len(indent), Decimal(number)) for indent, number in re.findall(r"(?m)^( +)([+-][\d.]+) ", text)
+        ]
+        assert sum(number for indent, number in shown if indent == 2) == Decimal(
+            f"{scores[row]['score']:.4f}"
+        )
+        assert f"\n  = {scores[row]['score']:.4f}\n" in text
+        starts = [at for at, (indent, _) in enumerate(shown) if indent == 2]
+        for start, end in zip(starts, [*starts[1:], len(shown)], strict=True):
+            below = [number for _, number in shown[start + 1 : end]]
+            assert not below or sum(below) == shown[start][1]
+        others += text.count("sum of ")
+        assert "from words" in text
+    assert others
+
+
+@pytest.mark.parametrize(
+    "parts", [[0.33333, 0.33333, 0.33334], [1e-5] * 7, [-0.12345, 0.5, 0.00005], [math.inf, 1]]
+)
+def test_rounded_parts_have_the_rounded_sum(parts: list[float]) -> None:
+    shown = adding_up(parts)
+    assert f"{sum(shown):.4f}" == f"{sum(parts):.4f}"
+    assert all(abs(one - other) < 1e-4 for one, other in zip(shown, parts, strict=True) if other != math.inf)
 
 
 def test_a_row_that_is_not_there_is_named(run: Path) -> None:

@@ -22,14 +22,16 @@ def command(run: Path, rows: tuple[str, ...], as_json: bool, quiet: bool) -> Non
     """Take the scores of rows apart; RUN is the --out folder of `finescope curate`.
 
     ROW is an id, or #N for row N of the corpus, counted from 0. Any row can be asked for, chosen or not. The
-    parts of a score sum to it exactly.
+    parts of a score sum to it, and the latents and words listed under a part, with the sum of the others, to
+    that part: exactly, and in the digits shown.
 
     \b
     Examples:
       finescope explain curated/ doc-1071
       finescope explain curated/ '#0' '#17' --json
     """
-    from finescope.progress import Reporter
+    from finescope.progress import Reporter, counted
+    from finescope.report.explain import adding_up, remainder
     from finescope.workflow.inspect import why
     from finescope.workflow.run import open_run
 
@@ -46,12 +48,24 @@ def command(run: Path, rows: tuple[str, ...], as_json: bool, quiet: bool) -> Non
         click.echo(f"{each.id} (row {each.row}): score {each.score:.4f}, {place}; {became}")
         if each.nearest is not None:
             click.echo(f"  nearest target {each.nearest}, cosine {each.similarity:.3f}")
-        for space, part in each.parts.items():
+        *parts, constant = adding_up([*each.parts.values(), each.constant])
+        listed = {
+            "codes": [
+                (part, f"latent {latent}{f': {words}' if words else ''}")
+                for latent, part, words in each.latents
+            ],
+            "words": [(part, f"word {word}") for word, part in each.words],
+        }
+        for space, part in zip(each.parts, parts, strict=True):
             click.echo(f"  {part:+.4f} from {space}")
-        if each.constant:
-            click.echo(f"  {each.constant:+.4f} from what no space accounts for")
-        for latent, part, words in each.latents:
-            click.echo(f"    {part:+.4f} latent {latent}{f': {words}' if words else ''}")
-        for word, part in each.words:
-            click.echo(f"    {part:+.4f} word {word}")
+            lines = listed.get(space, [])
+            for addend, name in lines:
+                click.echo(f"    {addend:+.4f} {name}")
+            count, _ = each.others[space]
+            if lines and count:
+                rest = remainder(part, [addend for addend, _ in lines])
+                click.echo(f"    {rest:+.4f} sum of {counted(count, 'other')}")
+        if constant:
+            click.echo(f"  {constant:+.4f} from what no space accounts for")
+        click.echo(f"  = {each.score:.4f}")
         click.echo(f"  {' '.join(each.text[:TEXT].split())}{' …' if len(each.text) > TEXT else ''}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.curation.scoring.table import ScoreTable
 
+DIGITS = 4
+"""Places after the point with which scores and their parts are shown."""
 LATENTS_PER_ROW = 5
 WORDS_PER_ROW = 5
 EXAMPLES_PER_LATENT = 12
@@ -113,6 +116,29 @@ def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, see
     if len(background) > BACKGROUND_ROWS:
         background = np.sort(np.random.default_rng(seed).choice(background, BACKGROUND_ROWS, replace=False))
     return Explanation(rows, shares, said, means, examples, background)
+
+
+def remainder(total: float, parts: Iterable[float]) -> float:
+    """Return what stands beside parts of a total so that the numbers, as they are shown, add up to it.
+
+    It differs from the sum of what isn't among the parts by the rounding of what is.
+    """
+    return round(total, DIGITS) - sum(round(part, DIGITS) for part in parts)
+
+
+def adding_up(parts: Sequence[float]) -> list[float]:
+    """Return parts rounded for showing, so that their sum is the rounded sum.
+
+    Those that lose most by rounding down are rounded up instead (largest remainders).
+    """
+    if not all(map(math.isfinite, parts)):
+        return list(parts)
+    scaled = [part * 10**DIGITS for part in parts]
+    down = [math.floor(value) for value in scaled]
+    order = sorted(range(len(parts)), key=lambda at: down[at] - scaled[at])
+    for at in order[: round(math.fsum(scaled)) - sum(down)]:
+        down[at] += 1
+    return [value / 10**DIGITS for value in down]
 
 
 def strongest(contributions: Any, count: int = 6) -> list[list[Share]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import finescope
 from finescope.progress import duration
+from finescope.report.explain import remainder
 from finescope.report.plain import plain
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _rest(row: ShownRow) -> float:
     """What the latents and words that aren't listed add to a row's score."""
-    return row.score - sum(share.value for share in row.shares) - sum(value for _, value in row.words)
+    return remainder(row.score, [*(share.value for share in row.shares), *(value for _, value in row.words)])
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

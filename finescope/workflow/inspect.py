@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ class Why:
         nearest, similarity: id of the nearest target and its cosine.
         parts: the score by space; with ``constant`` they sum to it.
         constant: what no space accounts for.
+        others: by space, how many latents, words or dimensions have a part in the score and aren't among the
+            strongest, and the sum of their parts.
         latents: the strongest latents: number, part in the score, words.
         words: the strongest words and their parts, where the scorer looks at words.
         text: its text, or the beginning.
@@ -58,6 +61,7 @@ class Why:
     similarity: float
     parts: dict[str, float]
     constant: float
+    others: dict[str, tuple[int, float]]
     latents: list[tuple[int, float, str]]
     words: list[tuple[str, float]]
     text: str
@@ -130,6 +134,10 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     place = np.zeros(len(scored.table), np.int64)
     place[ranking] = np.arange(1, ranking.size + 1)
     rank = {int(row): at for at, row in enumerate(selection.indices, start=1)}
+    listed = [
+        {"codes": [share.value for share in shares], "words": [value for _, value in said]}
+        for shares, said in zip(explanation.shares, explanation.said, strict=True)
+    ]
     return [
         Why(
             row=row,
@@ -142,6 +150,9 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
             similarity=float(scored.table.nearest_similarity[row]),
             parts={space: float(part[at].sum()) for space, part in found.parts.items()},
             constant=float(found.constant[at]),
+            others={
+                space: _others(part[at], listed[at].get(space, ())) for space, part in found.parts.items()
+            },
             latents=[
                 (share.latent, share.value, latents[share.latent].words) for share in explanation.shares[at]
             ],
@@ -150,6 +161,11 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
         )
         for at, row in enumerate(rows.tolist())
     ]
+
+
+def _others(part: Any, listed: Sequence[float]) -> tuple[int, float]:
+    """How many addends of a row aren't listed, and their sum."""
+    return int(np.count_nonzero(part.data)) - len(listed), float(part.sum()) - math.fsum(listed)
 
 
 def look_at(context: Context, latents: Sequence[int], shown: int = 3) -> list[Sight]:
