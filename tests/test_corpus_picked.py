@@ -1,4 +1,4 @@
-"""Rows asked for by number are those that a pass over the corpus finds there.
+"""Rows asked for by number, or from a number on, are those that a pass over the corpus finds there.
 
 Fails if: a blank line, a byte-order mark, a missing end, a line longer than a block or the end of a block
 moves a row's number; another row is parsed; rows that aren't there are passed over in silence.
@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finescope.corpus import lines, open_corpus
+from finescope.corpus import jsonfiles, lines, open_corpus
+from finescope.corpus.plan import Planner, ShardReader, located
 from finescope.errors import InputError
 
 ROWS: list[dict[str, Any]] = [
@@ -110,6 +111,58 @@ def test_same_rows_as_in_a_pass(
             assert [(row, row.place) for row in picked.values()] == [
                 (every[number], every[number].place) for number in sorted(numbers)
             ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__.strip("_") for kind in KINDS])
+def test_rows_from_one_on_are_those_of_a_pass(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonfiles, "BLOCK_ROWS", 4)
+    source = kind(tmp_path / "rows")
+    passed = open_corpus(source)
+    every = list(passed.rows(columns=["n"]))
+    for number, start in enumerate(passed.starts(range(len(ROWS)))):
+        for corpus in (passed, open_corpus(source)):  # the other one has read nothing yet
+            found = list(corpus.rows_from(start, columns=["n"]))
+            wanted = every[number:]
+            assert [(row, row.place, row.record) for row in found] == [
+                (row, row.place, row.record) for row in wanted
+            ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__.strip("_") for kind in KINDS])
+def test_shards_are_read_in_any_order(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfiles, "BLOCK_ROWS", 4)
+    source = kind(tmp_path / "rows")
+    corpus = open_corpus(source)
+    planner = Planner(7)
+    every = []
+    for row in corpus.rows(records=False):
+        planner.add(row)
+        every.append(row)
+    planner.close()
+    shards = located(corpus, planner.shards)
+    assert [(shard.number, shard.first, shard.end) for shard in shards] == [
+        (number, 7 * number, min(7 * number + 7, 60)) for number in range(9)
+    ]
+    assert sum(shard.characters for shard in shards) == sum(len(row.content) for row in every)
+    random.Random(3).shuffle(shards)
+    reader = ShardReader(open_corpus(source).rows_from)
+    for shard in shards:
+        assert reader.read(shard) == every[shard.first : shard.end]
+
+
+def test_what_stands_before_a_mark_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfiles, "BLOCK_ROWS", 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(_lines())
+    corpus = open_corpus(path)
+    corpus.scan()
+    (start,) = corpus.starts([30])
+    assert start.mark is not None
+    assert (start.mark.row, start.mark.line) == (28, 29)
+    path.write_bytes(b"\xff" * start.mark.offset + path.read_bytes()[start.mark.offset :])
+    assert [row.id for row in corpus.rows_from(start)] == [f"r{number}" for number in range(30, 60)]
 
 
 @pytest.mark.parametrize("bad", [b"{broken", b'"a string"', b"\xff\xfe", b'{"text": 1}'])

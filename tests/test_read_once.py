@@ -63,16 +63,23 @@ class Watched:
         from finescope.corpus import files
 
         parse: Callable[..., Iterator[Row]] = Corpus._parse
+        parse_from: Callable[..., Iterator[Row]] = Corpus.rows_from
         run: Callable[..., bool] = Stage.run
         hashing: Callable[..., str] = files.sha256_file
 
-        def parsing(corpus: Corpus, *arguments: Any, **named: Any) -> Iterator[Row]:
+        def counted(corpus: Corpus, rows: Iterator[Row]) -> Iterator[Row]:
             if corpus.name == "corpus.jsonl":
                 self.passes[self.stage] += 1
-            for row in parse(corpus, *arguments, **named):
+            for row in rows:
                 if corpus.name == "corpus.jsonl":
                     self.rows[self.stage] += 1
                 yield row
+
+        def parsing(corpus: Corpus, *arguments: Any, **named: Any) -> Iterator[Row]:
+            return counted(corpus, parse(corpus, *arguments, **named))
+
+        def parsing_from(corpus: Corpus, *arguments: Any, **named: Any) -> Iterator[Row]:
+            return counted(corpus, parse_from(corpus, *arguments, **named))
 
         def running(stage: Stage, context: Any) -> bool:
             self.stage = stage.name
@@ -83,6 +90,7 @@ class Watched:
             return hashing(path)
 
         patch.setattr(Corpus, "_parse", parsing)
+        patch.setattr(Corpus, "rows_from", parsing_from)
         patch.setattr(Stage, "run", running)
         patch.setattr(files, "sha256_file", hashed)
 

@@ -51,7 +51,7 @@ def command(
     options.need(job, "model", "sae_path", "corpus")
     find_sae(str(job.sae_path), job.layer or None)  # before the model: the name may be wrong
     corpus = open_job_corpus(job)
-    rows = Rows(corpus, shards=plan(corpus.rows(records=False)))
+    rows = Rows(corpus, shards=plan(corpus))
     reporter = Reporter(quiet=quiet)
     opened = open_given(job, reporter)
     place = place_of_sae(job, lambda: opened.tap.layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import PurePath
@@ -13,7 +14,7 @@ from typing import Any
 from finescope.corpus.files import File
 from finescope.corpus.lines import BOM
 from finescope.corpus.packing import PACKED, opened, unpacking
-from finescope.corpus.source import BLOCK_ROWS
+from finescope.corpus.source import BLOCK_ROWS, Mark, Record
 from finescope.corpus.tables import TableSource
 from finescope.errors import InputError
 
@@ -73,6 +74,11 @@ class CsvSource(TableSource):
         if block:
             yield _table(header, block, kept)
         self._count = count
+
+    def records_from(
+        self, number: int, columns: Sequence[str] | None, mark: Mark | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        return itertools.islice(self.records(columns), number, None)  # a line end may stand in a cell
 
     def _rows(self) -> Generator[list[str], None, None]:
         """Yield the header, then rows as long as it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -21,6 +22,7 @@ from finescope.corpus.packing import PACKED, opened, unpacking
 from finescope.corpus.source import (
     BLOCK_ROWS,
     Look,
+    Mark,
     Record,
     Visit,
     records_as_table,
@@ -43,6 +45,7 @@ class JsonSource:
         self._file = file
         self.constants = file.constants
         self._count: int | None = None
+        self._marks: list[Mark] = []
         self.name = file.label
         ending = next(ending for ending in reversed(JSON_ENDINGS) if file.name.lower().endswith(ending))
         self.stem = file.name[: -len(ending)]
@@ -77,6 +80,22 @@ class JsonSource:
         if visit is not None and block:
             visit(block)
         self._count = number + 1
+
+    def records_from(
+        self, number: int, columns: Sequence[str] | None, mark: Mark | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        with contextlib.closing(opened(self._file, self._packed, hashed=False)) as file:
+            found: Iterator[tuple[str, str, Record | None]]
+            if mark is None and self._holds_values(self._head(file)):
+                found = itertools.islice(self._values(file), number, None)
+            else:
+                found = self._texts_of_lines(file, mark if file.seekable() else None, number)
+            for at, (place, text, parsed) in enumerate(found, start=number):
+                record = parsed if parsed is not None else parse_line(text, place)
+                yield at, place, {**self.constants, **record}
+
+    def mark(self, number: int) -> Mark | None:
+        return self._marks[min(number // BLOCK_ROWS, len(self._marks) - 1)] if self._marks else None
 
     def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
         for number, place, text, parsed in self._some(numbers):
@@ -164,14 +183,28 @@ class JsonSource:
             if self._holds_values(self._head(file)):
                 yield from self._values(file)
                 return
-            line_number = 0
-            while line := self._line(file, line_number + 1):
-                line_number += 1
-                if line_number == 1:
-                    line = line.removeprefix(BOM)
-                if line.strip():
+            yield from self._texts_of_lines(file)
+
+    def _texts_of_lines(
+        self, file: io.BufferedReader, mark: Mark | None = None, first: int = 0
+    ) -> Iterator[tuple[str, str, None]]:
+        """Yield (place, text, None) of the rows from the ``first`` on, reading from a mark on."""
+        mark = mark or Mark(0, 0, 1)
+        row, offset, line_number = mark.row, mark.offset, mark.line
+        if offset:
+            file.seek(offset)
+        while line := self._line(file, line_number):
+            start, offset = offset, offset + len(line)
+            if line_number == 1:
+                line = line.removeprefix(BOM)
+            if line.strip():
+                if row == len(self._marks) * BLOCK_ROWS and self._packed not in PACKED:
+                    self._marks.append(Mark(row, start, line_number))
+                if row >= first:
                     place = f"{self.name}:{line_number}"
                     yield place, _decoded(line, place), None
+                row += 1
+            line_number += 1
 
     def _holds_values(self, head: bytes) -> bool:
         """Whether rows are found by their braces and not by the ends of lines."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from finescope.corpus.row import Row
+from finescope.corpus.source import Start
 from finescope.errors import InputError, StoreError
 from finescope.storage.manifest import ShardEntry
+
+if TYPE_CHECKING:
+    from finescope.corpus.reader import Corpus
 
 SHARD_ROWS = 4096
 """Rows of a shard."""
@@ -41,11 +46,22 @@ class Shard:
         first: number of the first row.
         rows: how many there are.
         digest: ``RowHash`` of them.
+        number: of the shard, from 0.
+        characters: of their texts.
+        start: where the first row stands; None where nobody has looked.
     """
 
     first: int
     rows: int
     digest: str
+    number: int = 0
+    characters: int = 0
+    start: Start | None = None
+
+    @property
+    def end(self) -> int:
+        """Number of the row after the last."""
+        return self.first + self.rows
 
 
 class Planner:
@@ -65,6 +81,7 @@ class Planner:
             raise ValueError(f"a shard holds at least 1 row, not {limit}")
         self.shards: list[Shard] = []
         self._limit, self._most = limit, characters
+        self._number = 0
         self._open(0)
 
     def _open(self, first: int) -> None:
@@ -83,17 +100,25 @@ class Planner:
     def close(self) -> None:
         """End the shard that is open, if it holds a row."""
         if self._rows:
-            self.shards.append(Shard(self._first, self._rows, self._hash.value))
-            self._open(self._first + self._rows)
+            done = Shard(self._first, self._rows, self._hash.value, self._number, self._characters)
+            self.shards.append(done)
+            self._number += 1
+            self._open(done.end)
 
 
-def plan(rows: Iterable[Row], limit: int = SHARD_ROWS) -> list[Shard]:
-    """Read rows once and return the shards that they are cut into."""
+def plan(corpus: Corpus, limit: int = SHARD_ROWS) -> list[Shard]:
+    """Read a corpus once and return the shards that its rows are cut into."""
     planner = Planner(limit)
-    for row in rows:
+    for row in corpus.rows(records=False):
         planner.add(row)
     planner.close()
-    return planner.shards
+    return located(corpus, planner.shards)
+
+
+def located(corpus: Corpus, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards of a corpus with their starts, which the pass that planned them has found."""
+    starts = corpus.starts([shard.first for shard in shards])
+    return [replace(shard, start=start) for shard, start in zip(shards, starts, strict=True)]
 
 
 def cut(
@@ -113,10 +138,10 @@ def cut(
 
 
 class ShardReader:
-    """Reads the rows of planned shards. Asked for in order, they take one pass over the corpus."""
+    """Reads the rows of planned shards, in any order. Asked for in theirs, they take one pass."""
 
-    def __init__(self, open_rows: Callable[[], Iterator[Row]]) -> None:
-        """Read from what ``open_rows`` returns: an iterator over all rows, from the first on."""
+    def __init__(self, open_rows: Callable[[Start], Iterator[Row]]) -> None:
+        """Read from what ``open_rows`` returns: an iterator over all rows from one on."""
         self._open = open_rows
         self._rows: Iterator[Row] = iter(())
         self._position: int | None = None
@@ -127,19 +152,19 @@ class ShardReader:
         Raises:
             InputError: they are other rows than those that were planned.
         """
-        if self._position is None or self._position > shard.first:
-            self._rows, self._position = self._open(), 0
-        for _ in itertools.islice(self._rows, shard.first - self._position):
-            pass
+        if self._position != shard.first:
+            if shard.start is None:
+                raise ValueError("a shard without a start can't be read: see located")
+            self._rows = self._open(shard.start)
         found = list(itertools.islice(self._rows, shard.rows))
-        self._position = shard.first + shard.rows
+        self._position = shard.end
         digest = RowHash()
         for row in found:
             digest.add(row)
         if digest.value != shard.digest:
             where = f" (from {found[0].place} on)" if found and found[0].place else ""
             raise InputError(
-                f"rows {shard.first} to {shard.first + shard.rows - 1}{where} have changed since they were "
+                f"rows {shard.first} to {shard.end - 1}{where} have changed since they were "
                 "first read; leave the corpus alone while it is worked on, and run again"
             )
         return found
@@ -157,7 +182,7 @@ def following(shards: Sequence[Shard], finished: Sequence[ShardEntry]) -> Sequen
     """
     for shard, known in zip(shards, finished, strict=False):
         if (known.rows, known.notes["digest"]) != (shard.rows, shard.digest):
-            raise _changed(f"rows {shard.first} to {shard.first + shard.rows - 1}")
+            raise _changed(f"rows {shard.first} to {shard.end - 1}")
     if len(finished) > len(shards):
         raise _changed(f"all after the first {sum(shard.rows for shard in shards)}")
     return shards[len(finished) :]

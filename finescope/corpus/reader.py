@@ -13,7 +13,7 @@ from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.places import Found, find, settle_partitions
 from finescope.corpus.row import Row, parse_id
-from finescope.corpus.source import Look, MemorySource, Record, Source, by_source, too_few
+from finescope.corpus.source import Look, MemorySource, Record, Source, Start, by_source, too_few
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 
@@ -201,10 +201,46 @@ class Corpus:
 
         return look
 
-    def _picked(self, position: int, number: int, place: str, record: Record) -> Row:
+    def _picked(
+        self, position: int, number: int, place: str, record: Record, columns: Sequence[str] = ()
+    ) -> Row:
         source = self._sources[position]
         said = self._content.read(record, place, full_rows=source.full_rows)
-        return self._row(f"{self._stem(position)}:{number}", place, record, said)
+        return self._row(f"{self._stem(position)}:{number}", place, record, said, columns)
+
+    def rows_from(self, start: Start, *, columns: Sequence[str] = ()) -> Iterator[Row]:
+        """Yield the rows from one on, parsing none before it. They are those that ``rows`` yields.
+
+        What only a whole pass can tell isn't told: an id that occurs twice, a corpus without text.
+
+        Args:
+            start: where the first stands, of ``starts``; the limit isn't looked at.
+            columns: fill ``Row.record`` with these, as for ``rows``.
+
+        Raises:
+            InputError: a row is broken; names file and line or row.
+        """
+        number, mark = start.row, start.mark
+        for position in range(start.source, len(self._sources)):
+            source = self._sources[position]
+            for at, place, record in source.records_from(number, self._wanted(source, columns), mark):
+                yield self._picked(position, at, place, record, columns)
+            number, mark = 0, None
+
+    def starts(self, numbers: Sequence[int]) -> list[Start]:
+        """Return where rows stand; after a pass over the rows, no file is read for it.
+
+        Args:
+            numbers: of rows, from 0, ascending.
+
+        Raises:
+            InputError: there are fewer rows.
+        """
+        return [
+            Start(position, number, self._sources[position].mark(number))
+            for position, _, inside in by_source(self._sources, numbers)
+            for number in inside
+        ]
 
     def _checked(self, columns: Sequence[str] | None, output: Output | None) -> Iterator[Row]:
         unique = UniqueIds(self._ids_again)

@@ -31,6 +31,36 @@ class Look:
     see: Callable[[int, str, Record], None]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file of lines that reading can begin at.
+
+    Attributes:
+        row: number of the row there, from 0.
+        offset: bytes before it.
+        line: number of its line, from 1.
+    """
+
+    row: int
+    offset: int
+    line: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where in a corpus a row stands.
+
+    Attributes:
+        source: position of the source.
+        row: number of the row in it.
+        mark: the last place before the row that reading can begin at, where the source knows one.
+    """
+
+    source: int
+    row: int
+    mark: Mark | None = None
+
+
 class Source(Protocol):
     """Rows of one file or dataset, in order, re-iterable."""
 
@@ -67,6 +97,20 @@ class Source(Protocol):
             also: columns that ``visit`` needs beside them.
             visit: sees the rows in blocks.
         """
+
+    def records_from(
+        self, number: int, columns: Sequence[str] | None, mark: Mark | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        """Yield what ``records`` yields from a row on; none before it is parsed.
+
+        Args:
+            number: of the row.
+            columns: as for ``records``.
+            mark: where to begin, of ``mark(number)``; without it all before the row is passed over.
+        """
+
+    def mark(self, number: int) -> Mark | None:
+        """Return the last place known, from a pass over the rows, before a row; None if that is no help."""
 
     def picked(
         self, numbers: Sequence[int], columns: Sequence[str] | None
@@ -231,6 +275,14 @@ class MemorySource:
             if visit is not None and number % BLOCK_ROWS == 0:
                 visit(self._records[number : number + BLOCK_ROWS])
             yield number, f"{self.name}:{number}", record
+
+    def records_from(
+        self, number: int, columns: Sequence[str] | None, mark: Mark | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        return self.picked(range(number, len(self._records)), columns)
+
+    def mark(self, number: int) -> None:
+        return None
 
     def picked(
         self, numbers: Sequence[int], columns: Sequence[str] | None

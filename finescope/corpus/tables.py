@@ -14,7 +14,7 @@ from finescope import hub
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
-from finescope.corpus.source import BLOCK_ROWS, Look, Record, Visit, record_as_line, too_few
+from finescope.corpus.source import BLOCK_ROWS, Look, Mark, Record, Visit, record_as_line, too_few
 from finescope.errors import InputError
 
 
@@ -67,6 +67,14 @@ class TableSource:
                     part = _selected(part, columns)
                 yield from self._numbered(part, range(number, number + part.num_rows))
                 number += part.num_rows
+
+    def records_from(
+        self, number: int, columns: Sequence[str] | None, mark: Mark | None = None
+    ) -> Iterator[tuple[int, str, Record]]:
+        return self.picked(range(number, self.length()), columns)
+
+    def mark(self, number: int) -> None:
+        return None  # rows are found by the sizes of their groups
 
     def picked(
         self, numbers: Sequence[int], columns: Sequence[str] | None

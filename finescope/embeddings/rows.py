@@ -123,7 +123,7 @@ def embed_rows(
             for shard, held in unfinished(rows, writer.entries, shard_rows):
                 embedder.embed(shard, held)
         else:
-            shards = plan(corpus.rows(records=False), shard_rows) if shards is None else shards
+            shards = plan(corpus, shard_rows) if shards is None else shards
             writer.describe(own_ids=(corpus.stats or corpus.scan()).own_ids > 0)
             if writer.entries:
                 embedder.label_column = writer.facts.get("label_column")
@@ -153,7 +153,7 @@ class _Embedder:
     def reading(self, corpus: Corpus) -> Callable[[Shard], None]:
         """Return what embeds a planned shard of a corpus."""
         labels = [] if self.label_column is None else [self.label_column]
-        reader = ShardReader(lambda: corpus.rows(columns=[*self.columns, *labels]))
+        reader = ShardReader(lambda start: corpus.rows_from(start, columns=[*self.columns, *labels]))
         return lambda shard: self.embed(shard, reader.read(shard))
 
     def embed(self, shard: Shard, rows: list[Row]) -> None:
@@ -162,10 +162,9 @@ class _Embedder:
         done, tokens = self.writer.num_rows, self.writer.num_tokens
         left = list(range(len(rows)))
         if self.stored is not None:
-            end = shard.first + shard.rows
-            known = set(self.stored.indices_between(shard.first, end).tolist())
+            known = set(self.stored.indices_between(shard.first, shard.end).tolist())
             left = [place for place in left if shard.first + place not in known]
-            for batch in self.stored.between(shard.first, end):
+            for batch in self.stored.between(shard.first, shard.end):
                 self._add(built, batch, range(-shard.first, shard.rows), done, tokens)
             built.new.clear()  # no model was run for them
         for piece, notes in self.writer.pieces():

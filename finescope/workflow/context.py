@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, CorpusStats, open_corpus
-from finescope.corpus.plan import Planner, Shard
+from finescope.corpus.plan import Planner, Shard, located
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
@@ -174,7 +174,7 @@ class Context:
                 if seen is not None and count % _SEEN_ROWS == 0:
                     seen(count)
             planner.close()
-            self._plans[name] = planner.shards
+            self._plans[name] = located(self.rows(name), planner.shards)
         return self._plans[name]
 
     def stats(self, name: str) -> CorpusStats:
