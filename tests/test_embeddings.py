@@ -196,8 +196,7 @@ def test_width_mismatch_and_broken_rows_are_found_before_the_model_runs(
         embed_rows(sae, tap, make_rows(2), tmp_path / "a")
     with pytest.raises(InputError, match="rows:2: column 'text' holds a number"):
         embed_rows(_wide_sae(), tap, open_corpus([{"text": "a"}, {"text": "b"}, {"text": 3}]), tmp_path / "b")
-    assert not (tmp_path / "a").exists()
-    assert list((tmp_path / "b").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="no rows to embed"):
         embed_rows(_wide_sae(), tap, [], tmp_path / "c")
 

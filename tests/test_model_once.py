@@ -30,7 +30,7 @@ from finescope.sae import SparseAutoencoder
 from finescope.workflow import context
 from finescope.workflow.job import Job
 from finescope.workflow.run import Run
-from support.cli_job import save_job
+from support.cli_job import make_wild, save_job
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 
@@ -181,14 +181,9 @@ def test_a_changed_model_is_noticed_without_loading_it(
 @pytest.fixture
 def wild(job: Path, tmp_path: Path) -> Path:
     """The same job with a model whose activations float16 can't hold."""
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "wild"
     shutil.copytree(job, folder)
-    weights = load_file(folder / "model" / "model.safetensors")
-    name = next(name for name in weights if name.endswith("layer.0.output.LayerNorm.weight"))
-    weights[name] = weights[name] * 1e6
-    save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
+    make_wild(folder / "model")
     return folder
 
 

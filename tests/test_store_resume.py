@@ -1,5 +1,6 @@
 """A run may be killed, interrupted or run out of disk at any moment: what is listed is whole, and the next
-run goes on from there to the same bytes. Damaged, foreign and changed folders are refused by name.
+run goes on from there to the same bytes. Foreign and changed folders are refused by name, and damaged
+ones unless what is damaged can be made again by itself.
 """
 
 from __future__ import annotations
@@ -185,8 +186,28 @@ def test_damaged_shards_are_named_and_refused(tmp_path: Path, run: Callable, dam
     else:
         with pytest.raises(StoreError, match=f"{name} (has|is missing)"):
             reader(tmp_path)
-    with pytest.raises(StoreError, match=name):
-        run(tmp_path)
+    if run is _collect:
+        with pytest.raises(StoreError, match=name):
+            run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "shard-00003.parquet"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_shard_of_codes_is_made_again_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, gone: bool
+) -> None:
+    _embed(tmp_path)
+    before, said = _contents(tmp_path), list[str]()
+    if gone:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(before[name][:-3] + b"???")
+    written = _fail_at(monkeypatch, 99, KeyboardInterrupt())
+    _embed(tmp_path, remark=said.append)
+    assert len(written) == 1
+    assert name.partition(".")[0] in written[0]
+    assert _contents(tmp_path) == before
+    assert said == [f"damaged in {tmp_path}, and made again: shards {int(name[10])}"]
 
 
 def test_a_shard_that_contradicts_itself_is_refused_on_reading(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class TooLargeError(InputError):
         super().__init__(f"{what}; round them to bfloat16 or float32 instead (activation_dtype)")
         self.what = what
 
+    def __reduce__(self) -> tuple[type[TooLargeError], tuple[str]]:
+        return type(self), (self.what,)
+
 
 @dataclass(frozen=True)
 class DocumentActivations:

@@ -24,9 +24,15 @@ from finescope.cli.common import config_options
 @options.group("report_rows", "draws", "seed")
 @config_options
 @click.option("--restart", is_flag=True, help="Throw away what --out holds of a run with other inputs.")
+@options.workers_option
 @options.quiet_option
 def command(
-    config_path: Path | None, overrides: tuple[str, ...], restart: bool, quiet: bool, **given: Any
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    restart: bool,
+    workers: int,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Pick the rows of a corpus that belong to the domain of the targets.
 
@@ -58,10 +64,12 @@ def command(
     selected.
     """
     from finescope.progress import Reporter, duration
+    from finescope.workflow.engines.table import Asked, engine_for
     from finescope.workflow.run import Run
 
     job = options.job_from(config_path, overrides, given)
     options.need(job, "model", "targets", "corpus", *(["label_column"] if job.target_labels else []))
-    outcome = Run(job, Reporter(quiet=quiet), restart=restart).curate()
+    engine = engine_for(Asked(workers, job.device))
+    outcome = Run(job, Reporter(quiet=quiet), restart=restart, engine=engine).curate()
     click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
     click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

@@ -23,9 +23,15 @@ OUT = "codes"
 @options.group("pooling", "top_k_activations", "sinks")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
+@options.workers_option
 @options.quiet_option
 def command(
-    config_path: Path | None, overrides: tuple[str, ...], restart: bool, quiet: bool, **given: Any
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    restart: bool,
+    workers: int,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Run model and SAE over a corpus, pool each document's token codes, and keep the strongest latents.
 
@@ -41,10 +47,10 @@ def command(
     from finescope.corpus.plan import plan
     from finescope.progress import Reporter
     from finescope.workflow.context import open_job_corpus
-    from finescope.workflow.engines.local import Local
+    from finescope.workflow.engines.table import Asked, engine_for
     from finescope.workflow.opening import find_sae, open_given, place_of_sae
     from finescope.workflow.sending import sending
-    from finescope.workflow.stages.embed import Embedding, Rows, embed
+    from finescope.workflow.stages.embed import Embedding, EmbedWork, Rows, embed
     from finescope.workflow.stages.sinks import norm_limit
 
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
@@ -68,7 +74,8 @@ def command(
                 None if job.sinks == "keep" else norm_limit(place, opened.tap, corpus, reporter),
             ),
             reporter=reporter,
-            engine=Local(),
+            engine=engine_for(Asked(workers, job.device)),
+            work=lambda embedder: EmbedWork(job, "corpus", embedder.order, None, embedder),
             overwrite=restart,
         )
     click.echo(f"{len(store):,} codes over {store.num_latents:,} latents in {job.out}")

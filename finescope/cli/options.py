@@ -110,6 +110,14 @@ selection_options = group(
     "selection.near_duplicate",
     "selection.diversity",
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that embed at a time, each with a model of its own, its share of the threads, and a GPU "
+    "where there are several.",
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
 
 

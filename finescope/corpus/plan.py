@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -170,28 +170,33 @@ class ShardReader:
         return found
 
 
-def following(shards: Sequence[Shard], finished: Sequence[ShardEntry]) -> Sequence[Shard]:
-    """Return the planned shards that come after finished ones, which must be the first of the plan.
+def missing(shards: Sequence[Shard], finished: Mapping[int, ShardEntry]) -> list[Shard]:
+    """Return the planned shards that aren't finished.
 
     Args:
         shards: the plan.
-        finished: what was noted about the finished shards: "digest" too.
+        finished: by number, what was noted about the finished shards: "digest" too.
 
     Raises:
         StoreError: the finished shards are of other rows.
     """
-    for shard, known in zip(shards, finished, strict=False):
-        if (known.rows, known.notes["digest"]) != (shard.rows, shard.digest):
-            raise _changed(f"rows {shard.first} to {shard.end - 1}")
-    if len(finished) > len(shards):
+    for shard in shards:
+        if shard.number in finished:
+            _check(shard, finished[shard.number])
+    if max(finished, default=-1) >= len(shards):
         raise _changed(f"all after the first {sum(shard.rows for shard in shards)}")
-    return shards[len(finished) :]
+    return [shard for shard in shards if shard.number not in finished]
+
+
+def _check(shard: Shard, known: ShardEntry) -> None:
+    if (known.rows, known.notes["digest"]) != (shard.rows, shard.digest):
+        raise _changed(f"rows {shard.first} to {shard.end - 1}")
 
 
 def unfinished(
     rows: Iterable[Row], finished: Sequence[ShardEntry], limit: int = SHARD_ROWS
 ) -> Iterator[tuple[Shard, list[Row]]]:
-    """Yield the shards of rows that can't be planned beforehand: those after finished ones, as ``following``.
+    """Yield the shards of rows that can't be planned beforehand: those after finished ones.
 
     Raises:
         StoreError: the finished shards are of other rows.
@@ -203,7 +208,7 @@ def unfinished(
             yield shard, held
             continue
         seen.append(shard)
-        following([shard], [finished[len(seen) - 1]])
+        _check(shard, finished[len(seen) - 1])
     if len(seen) < len(finished):
         raise _changed(f"all after the first {sum(shard.rows for shard in seen)}")
 

@@ -5,6 +5,8 @@ pooler    token codes of documents of any length to one code each
 extract   activations that are there to codes in memory
 words     texts as counts of words, kept beside the codes
 store     document codes on disk: CSR shards, ids and metadata
+writer    writing such a store
+embedder  what makes a shard of codes of a shard of rows, in any process
 rows      a corpus through model, SAE and pooler into a store
 
 Names are imported on first use: who pools codes doesn't pay for the model's side.
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
     from finescope.embeddings.pooler import POOLINGS as POOLINGS
     from finescope.embeddings.rows import embed_rows as embed_rows
     from finescope.embeddings.store import CodeStore as CodeStore
-    from finescope.embeddings.store import CodeStoreWriter as CodeStoreWriter
+    from finescope.embeddings.writer import CodeStoreWriter as CodeStoreWriter
 
 _HOME = {
     "POOLINGS": "finescope.embeddings.pooler",
     "CodeStore": "finescope.embeddings.store",
-    "CodeStoreWriter": "finescope.embeddings.store",
+    "CodeStoreWriter": "finescope.embeddings.writer",
     "embed_rows": "finescope.embeddings.rows",
     "extract_embeddings": "finescope.embeddings.extract",
 }

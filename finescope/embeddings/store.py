@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -12,165 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.corpus.known import KnownRows, text_crc32
+from finescope.corpus.known import KnownRows
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
 from finescope.storage.files import PathLike
-from finescope.storage.identity import text_hash
 from finescope.storage.manifest import ShardEntry
 from finescope.storage.mapping import advise, ahead
-from finescope.storage.shards import id_column, map_shard, printable
-from finescope.storage.store import Store, StoreWriter
+from finescope.storage.shards import map_shard
+from finescope.storage.store import Store
 from finescope.storage.strings import Strings
 
 KIND = "finescope-codes"
 _TENSORS = ("indptr", "indices", "values")
-_LABEL = "finescope_label"
-_OWN = ("id", "index", "n_tokens", "place", "nnz", "characters", "text_hash", "text_crc32", _LABEL)
+LABEL = "finescope_label"
+"""Name of the column of labels."""
 _OPEN_SHARDS = 64
-
-
-class CodeStoreWriter(StoreWriter):
-    """Writes shards of document codes; a finished shard is never written again.
-
-    Use it as a context manager and call ``finish`` at the end; leaving without it keeps the finished shards.
-    """
-
-    def __init__(
-        self,
-        directory: PathLike,
-        num_latents: int,
-        *,
-        dtype: torch.dtype = torch.float16,
-        dense_width: int | None = None,
-        fingerprint: Mapping[str, Any] | None = None,
-        facts: Mapping[str, Any] | None = None,
-        mode: str = "resume",
-    ) -> None:
-        """Open or make the folder.
-
-        Args:
-            directory: the folder.
-            num_latents: F.
-            dtype: of the values: float16 or float32.
-            dense_width: D, if a dense vector is kept for every document too.
-            fingerprint: what decides the contents, to notice a changed input.
-            facts: plain values to keep in the manifest (how the codes were made).
-            mode: "resume" or "overwrite".
-
-        Raises:
-            StoreError: another run holds the folder, it holds other work, or a finished shard is damaged.
-            ValueError: a dtype that isn't stored.
-        """
-        if dtype not in (torch.float16, torch.float32):
-            raise ValueError(f"codes are stored as float16 or float32, not {dtype}")
-        self.num_latents, self._dtype, self._dense_width = num_latents, dtype, dense_width
-        fixed = {"num_latents": num_latents, "dtype": str(dtype).removeprefix("torch.")}
-        fixed["dense_width"] = dense_width
-        super().__init__(
-            directory, KIND, {**(fingerprint or {}), **fixed}, {**fixed, **(facts or {})}, mode=mode
-        )
-
-    def write(
-        self,
-        codes: SparseCodes,
-        ids: Sequence[str],
-        *,
-        n_tokens: Sequence[int] | None = None,
-        places: Sequence[str] | None = None,
-        texts: Sequence[str] | None = None,
-        labels: Sequence[str] | None = None,
-        dense: Tensor | None = None,
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        **entry: Any,
-    ) -> None:
-        """Write n documents as one shard.
-
-        Values that are 0 in the stored dtype are dropped, so that every stored entry is a latent that fired.
-
-        Args:
-            codes: n rows over F latents.
-            ids: n ids.
-            n_tokens: tokens of each document; 0 means that there was no text.
-            places: where each row came from.
-            texts: n texts, of which the number of characters, a hash, a checksum and the counts of words are
-                kept.
-            labels: n labels, "" for none; of what column says the fact ``label_column``.
-            dense: floating [n,D], as announced by ``dense_width``.
-            columns: n values each, kept in the table (labels, for example).
-            entry: plain values for the manifest.
-
-        Raises:
-            StoreError: a value too large for the dtype, columns that Parquet can't hold, or a full disk.
-            ValueError: lengths or widths that don't agree.
-        """
-        import pyarrow as pa
-
-        n = len(codes)
-        given = {"ids": ids, "n_tokens": n_tokens, "places": places, "texts": texts, "labels": labels}
-        self._check(codes, dense, given, columns)
-        stored = _narrow(codes, self._dtype)
-        tensors = {"indptr": stored.indptr, "indices": stored.indices, "values": stored.values}
-        if dense is not None:
-            half = dense.detach().cpu().to(torch.float16)
-            # One dtype for each shard: whoever reads them turns them into wider ones anyway.
-            tensors["dense"] = half if bool(torch.isfinite(half).all()) else dense.detach().cpu().float()
-        first = self.num_rows
-        table = {
-            "id": id_column(ids),
-            "index": pa.array(range(first, first + n), pa.int64()),
-            "n_tokens": pa.array(n_tokens if n_tokens is not None else [None] * n, pa.int64()),
-            "place": [printable(place) for place in places] if places is not None else [""] * n,
-            "nnz": pa.array(np.diff(stored.indptr.numpy()), pa.int64()),
-            "characters": pa.array(map(len, texts) if texts is not None else [None] * n, pa.int64()),
-            "text_hash": pa.array(map(_text_hash, texts) if texts is not None else [None] * n, pa.binary(16)),
-        }
-        if labels is not None:
-            table[_LABEL] = pa.array(labels, pa.string()).dictionary_encode()
-        for name, values in (columns or {}).items():
-            try:
-                table[name] = pa.array(list(values))
-            except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
-                raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
-        counts = {"tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
-        if texts is not None:
-            table["text_crc32"] = pa.array(map(text_crc32, texts), pa.uint32())
-            counts["checksums"] = n
-            words = WordCounts.of(texts)
-            tensors |= words.tensors()
-            counts["words"] = words.counts.num_latents
-        self._shards.write(tensors, pa.table(table), {**counts, **entry})
-
-    def _check(
-        self,
-        codes: SparseCodes,
-        dense: Tensor | None,
-        given: Mapping[str, Sequence[Any] | None],
-        columns: Mapping[str, Sequence[Any]] | None,
-    ) -> None:
-        n = len(codes)
-        if codes.num_latents != self.num_latents:
-            raise ValueError(
-                f"the store holds codes over {self.num_latents} latents, not {codes.num_latents}"
-            )
-        for name, values in {**given, **(columns or {})}.items():
-            if values is not None and len(values) != n:
-                raise ValueError(f"{name} has {len(values)} values for {n} codes")
-        reserved = set(_OWN) & set(columns or {})
-        if reserved:
-            raise ValueError(f"column {sorted(reserved)[0]!r} is the store's own; rename it")
-        wanted = None if self._dense_width is None else (n, self._dense_width)
-        if (None if dense is None else tuple(dense.shape)) != wanted:
-            shown = None if dense is None else list(dense.shape)
-            raise ValueError(f"dense vectors must be {wanted}, got {shown}")
-
-    def finish(self, **facts: Any) -> None:
-        """Declare the store complete, adding last facts to the manifest.
-
-        Raises:
-            StoreError: it holds no row.
-        """
-        self._finish("no document was added to the code store", **facts)
 
 
 class CodeStore(Store):
@@ -340,7 +196,7 @@ class CodeStore(Store):
         """Return the N labels that were kept, "" for none; None if they are of another column or of none."""
         if self.facts.get("label_column") != column:
             return None
-        kept = self.table([_LABEL])[_LABEL].combine_chunks().dictionary_encode()
+        kept = self.table([LABEL])[LABEL].combine_chunks().dictionary_encode()
         names = kept.dictionary.to_pylist()
         return [names[place] for place in kept.indices.to_pylist()]
 
@@ -422,22 +278,3 @@ class _StoredWords(Sequence[WordCounts]):
         except ValueError as error:
             raise StoreError(f"{self._directory}/{entry.file} is corrupt: {error}") from error
         return found
-
-
-def _text_hash(text: str) -> bytes | None:
-    return bytes.fromhex(text_hash(text)) if text.strip() else None
-
-
-def _narrow(codes: SparseCodes, dtype: torch.dtype) -> SparseCodes:
-    """Return the codes in the stored dtype, without entries that are 0 in it."""
-    values = codes.values.to(dtype)
-    if not bool(torch.isfinite(values).all()):
-        raise StoreError(f"code values don't fit {dtype}; store them as float32")
-    kept = values != 0
-    wide = torch.uint16 if codes.num_latents <= 1 << 16 else torch.int32
-    if bool(kept.all()):
-        return SparseCodes(codes.indptr, codes.indices.to(wide), values, codes.num_latents, check=False)
-    before = torch.zeros(kept.numel() + 1, dtype=torch.int64)
-    torch.cumsum(kept, dim=0, out=before[1:])
-    indices = codes.indices.to(torch.int64)[kept].to(wide)
-    return SparseCodes(before[codes.indptr], indices, values[kept], codes.num_latents, check=False)

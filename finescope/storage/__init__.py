@@ -11,6 +11,7 @@ lock       one run at a time in one folder
 yaml12     plain values of YAML 1.2
 manifest   what a store says of itself
 pieces     what of the shard at work is done already
-shards     numbered shards of safetensors beside a manifest, written one by one, resumed to the byte
+shardfiles the files of single shards, which any process may make
+shards     numbered shards of safetensors beside a manifest, made in any order, resumed to the byte
 store      what the stores of activations and of codes have in common
 """

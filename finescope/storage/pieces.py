@@ -1,4 +1,4 @@
-"""What of the shard at work is done already, kept now and then, so that a killed run loses a minute."""
+"""What of a shard at work is done already, kept now and then, so that a killed run loses a minute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SECONDS = 60.0
 
 
 class Pieces:
-    """Small files beside the shards. They go when the shard is written, and count only for the same work."""
+    """Small files beside the shards. They go when the shard is written, and count only for the same work.
+
+    Each process has an object of its own, and works on one shard at a time.
+    """
 
     def __init__(self, directory: PathLike, identity: str) -> None:
         """Name the folder; nothing is read yet.
@@ -29,7 +32,7 @@ class Pieces:
             identity: of the work; pieces of other work are not found.
         """
         self._directory, self._identity = Path(directory), identity
-        self._count = 0
+        self._shard = self._count = 0
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -47,6 +50,7 @@ class Pieces:
         Raises:
             StoreError: the disk is full.
         """
+        self._turn_to(shard)
         header = {"identity": self._identity, "shard": str(shard), "notes": json.dumps(notes)}
         write_tensors(self._path(self._count), tensors, header)
         self._count += 1
@@ -57,6 +61,7 @@ class Pieces:
 
         One that is damaged ends them: its work, and what follows, is done again.
         """
+        self._turn_to(shard)
         while True:
             try:
                 tensors, header = map_tensors(self._path(self._count))
@@ -70,16 +75,26 @@ class Pieces:
             self._count += 1
             yield tensors, notes
 
-    def clear(self) -> None:
-        """Forget all pieces: the shard is written."""
-        self._remove(0)
+    def clear(self, shard: int | None = None) -> None:
+        """Forget the pieces of a shard, which is written; None: of all."""
+        if shard is None:
+            for path in self._directory.glob("piece-*.safetensors"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        else:
+            self._turn_to(shard)
+            self._remove(0)
         self._count, self._last = 0, time.monotonic()
 
+    def _turn_to(self, shard: int) -> None:
+        if shard != self._shard:
+            self._shard, self._count = shard, 0
+
     def _path(self, number: int) -> Path:
-        return self._directory / f"piece-{number:05d}.safetensors"
+        return self._directory / f"piece-{self._shard:05d}-{number:05d}.safetensors"
 
     def _remove(self, first: int) -> None:
-        for path in self._directory.glob("piece-*.safetensors"):
+        for path in self._directory.glob(f"piece-{self._shard:05d}-*.safetensors"):
             if path.name >= self._path(first).name:
                 with contextlib.suppress(OSError):
                     path.unlink()

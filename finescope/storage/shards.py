@@ -1,14 +1,15 @@
 """A folder of numbered shards with a manifest: the ledger behind the activation and the code store.
 
 Every shard is a safetensors file (the bulk) and a Parquet file (ids and metadata). Both are written under
-temporary names and renamed; the manifest, rewritten last, is what makes a shard count. So a run that is
-killed at any moment leaves a folder whose listed shards are whole, and the next run goes on after the last
-of them, with what pieces tell of the next.
+temporary names and renamed; the manifest, rewritten last, or a note beside them is what makes a shard count.
+So a run that is killed at any moment leaves a folder whose listed shards are whole, and the next run makes
+the others, with what pieces tell of the one at work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,19 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from finescope.errors import StoreError
-from finescope.storage.files import (
-    PathLike,
-    atomic_path,
-    make_folder,
-    map_tensors,
-    remove_temporaries,
-    write_json,
-    write_tensors,
-)
-from finescope.storage.identity import differences, sha256_file, sha256_json
+from finescope.storage.files import PathLike, make_folder, map_tensors, remove_temporaries, write_json
+from finescope.storage.identity import differences, sha256_file
 from finescope.storage.lock import FolderLock
 from finescope.storage.manifest import MANIFEST, VERSION, Manifest, ShardEntry, read_manifest
-from finescope.storage.pieces import Pieces
+from finescope.storage.shardfiles import ShardFiles
 
 _SHOWN = 4
 
@@ -36,15 +29,26 @@ _SHOWN = 4
 class ShardWriter:
     """Adds shards to a folder, going on where an earlier run of the same work stopped.
 
+    Shards come one after the other (``write``), or were made elsewhere, in any order (``adopt``).
+
     Attributes:
-        shards: what is noted about the finished shards.
+        files: where shards are written, and of what store.
+        shards: what is noted about the finished shards up to the first that is missing.
+        ahead: about those after it, by number.
+        rows, tokens: in all finished shards.
         complete: whether the work was finished already.
-        facts: plain values about the whole store.
+        damaged: numbers of finished shards that were found damaged, and are to be made again.
         pieces: what of the next shard is done already.
     """
 
     def __init__(
-        self, directory: PathLike, kind: str, fingerprint: Mapping[str, Any], *, mode: str = "resume"
+        self,
+        directory: PathLike,
+        kind: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        mode: str = "resume",
+        planned: bool = False,
     ) -> None:
         """Open or make the folder and take its lock.
 
@@ -54,88 +58,113 @@ class ShardWriter:
             fingerprint: plain values that decide the contents: input, model, options.
             mode: "resume" goes on with work of the same fingerprint and refuses any other; "overwrite" starts
                 anew, removing the shards that are there and nothing else.
+            planned: each shard can be made by itself: one that is damaged is made again, and not refused.
 
         Raises:
             StoreError: another run holds the folder; it holds other work; a finished shard is damaged.
         """
         if mode not in ("resume", "overwrite"):
             raise ValueError(f"mode must be 'resume' or 'overwrite', got {mode!r}")
-        self._directory = Path(directory)
-        self._kind = kind
-        self._fingerprint = dict(fingerprint)
-        self.facts: dict[str, Any] = {}
+        self.files = ShardFiles(Path(directory), kind, dict(fingerprint), {})
         self.shards: list[ShardEntry] = []
+        self.ahead: dict[int, ShardEntry] = {}
+        self.rows = self.tokens = 0
         self.complete = False
+        self.damaged: list[int] = []
+        self._listed = 0
+        self._begun = False
         self._schema: Any = None
-        self.pieces = Pieces(directory, sha256_json([kind, self._fingerprint]))
-        make_folder(self._directory)
-        self._lock = FolderLock(self._directory)
+        self.pieces = self.files.pieces()
+        make_folder(directory)
+        self._lock = FolderLock(directory)
         try:
-            self._take_over(mode)
+            self._take_over(mode, planned)
         except BaseException:
             self._lock.release()
             raise
 
-    def _take_over(self, mode: str) -> None:
+    @property
+    def _directory(self) -> Path:
+        return self.files.directory
+
+    def _take_over(self, mode: str, planned: bool) -> None:
         remove_temporaries(self._directory)
         path = self._directory / MANIFEST
-        if not path.exists():
-            self._remove_shards([])
-            if mode == "overwrite":
-                self.pieces.clear()
-            return
         if mode == "overwrite":
-            path.unlink()
-            self._remove_shards([])
+            path.unlink(missing_ok=True)
+            self._remove_files(set())
             self.pieces.clear()
             return
-        found = read_manifest(self._directory, self._kind)
-        changed = differences(found.fingerprint, self._fingerprint)
-        if changed:
-            shown = "; ".join(map(str, changed[:_SHOWN]))
-            raise StoreError(
-                f"{self._directory} holds work on something else: {shown}. "
-                "Choose another folder, or overwrite this one"
-            )
-        for entry in found.shards:
-            verify_shard(self._directory, entry)
-        self.shards, self.complete, self.facts = found.shards, found.complete, found.facts
-        self._remove_shards([name for entry in self.shards for name in (entry.file, entry.table)])
+        found = finished_shards(self.files)
+        whole = dict(found.shards)
+        for number, entry in found.shards.items():
+            try:
+                verify_shard(self._directory, entry)
+            except StoreError:
+                if not planned:
+                    raise
+                self.damaged.append(number)
+                del whole[number]
+        self._remove_files({name for entry in whole.values() for name in (entry.file, entry.table)})
+        self.files = replace(self.files, facts=found.facts)
+        if self.damaged:
+            for number, entry in whole.items():
+                self.files.note(number, entry)
+        for number in sorted(whole):
+            self._take(number, whole[number])
+        self.complete, self._begun = found.complete and not self.damaged, found.begun
+        self._listed = 0 if self.damaged else found.listed
+        if self.damaged:
+            self._write_manifest()
 
-    def _remove_shards(self, keep: list[str]) -> None:
-        """Delete shard files the manifest doesn't list: a run was killed between a file and the manifest."""
+    def _remove_files(self, keep: set[str]) -> None:
+        """Delete shards that nothing lists: a run was killed between a file and its note."""
         for pattern in ("shard-*.safetensors", "shard-*.parquet"):
             for path in self._directory.glob(pattern):
                 if path.name not in keep:
                     path.unlink()
+        for path in self._directory.glob("shard-*.json"):
+            if f"{path.stem}.safetensors" not in keep:
+                path.unlink()
 
     def write(self, tensors: Mapping[str, Tensor], table: Any, notes: Mapping[str, Any]) -> None:
-        """Add one shard.
+        """Add the next shard.
 
         Args:
-            tensors: CPU tensors by name.
-            table: a pyarrow table, one line a document.
-            notes: plain values for the manifest (counts, and what resuming needs).
+            tensors, table, notes: as ``ShardFiles.write``.
 
         Raises:
             StoreError: the disk is full. Shards written before stay, this one leaves nothing.
         """
-        import pyarrow.parquet as pq
-
-        self._schema = self._merged_schema(table)
-        stem = f"shard-{len(self.shards):05d}"
-        bulk, meta = self._directory / f"{stem}.safetensors", self._directory / f"{stem}.parquet"
-        with atomic_path(meta) as temporary:
-            pq.write_table(table, temporary)
-        header = {"format": self._kind, "version": str(VERSION)}
-        scalars = {name: value for name, value in self.facts.items() if isinstance(value, (str, int))}
-        header.update({name: str(value) for name, value in scalars.items()})
-        write_tensors(bulk, tensors, header)
-        self.shards.append(ShardEntry(*_known(bulk), *_known(meta), table.num_rows, dict(notes)))
+        self._schema = self._merged_schema(table.schema)
+        number = len(self.shards)
+        self._take(number, self.files.write(number, tensors, table, notes))
         self._write_manifest()
         self.pieces.clear()
 
-    def _merged_schema(self, table: Any) -> Any:
+    def adopt(self, number: int, entry: ShardEntry) -> None:
+        """Add a shard that ``files`` have written and noted.
+
+        The manifest lists it at once or some shards later: written anew for each of many, it would be written
+        out a number of times that grows with their square.
+
+        Raises:
+            StoreError: its columns aren't those of the other shards.
+        """
+        import pyarrow.parquet as pq
+
+        self._schema = self._merged_schema(pq.read_schema(self._directory / entry.table))
+        self._take(number, entry)
+        if len(self.shards) > self._listed + self._listed // 16:
+            self._write_manifest()
+
+    def _take(self, number: int, entry: ShardEntry) -> None:
+        self.ahead[number] = entry
+        self.rows, self.tokens = self.rows + entry.rows, self.tokens + entry.tokens
+        while len(self.shards) in self.ahead:
+            self.shards.append(self.ahead.pop(len(self.shards)))
+
+    def _merged_schema(self, schema: Any) -> Any:
         """Return the columns of all shards together; found out now and not when they are read, hours later.
 
         Raises:
@@ -145,37 +174,54 @@ class ShardWriter:
         import pyarrow.parquet as pq
 
         if self._schema is None:
-            paths = [self._directory / entry.table for entry in self.shards]
+            paths = [self._directory / entry.table for entry in (*self.shards, *self.ahead.values())]
             schemas = [pq.read_schema(path) for path in paths]
         else:
             schemas = [self._schema]
         try:
-            return pa.unify_schemas([*schemas, table.schema], promote_options="permissive")
+            return pa.unify_schemas([*schemas, schema], promote_options="permissive")
         except pa.ArrowException as error:
             raise StoreError(
                 f"a column changes its type between rows, which a table can't hold: {error}. Leave "
                 "that column out, or give it one type"
             ) from error
 
+    @property
+    def finished(self) -> dict[int, ShardEntry]:
+        """All finished shards, by number."""
+        return {**dict(enumerate(self.shards)), **self.ahead}
+
     def describe(self, **facts: Any) -> None:
         """Set plain facts about the whole store (width, …) for the manifest and every shard's header."""
-        self.facts.update(facts)
+        self.files = replace(self.files, facts={**self.files.facts, **facts})
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Plain values about the whole store."""
+        return self.files.facts
+
+    def begin(self) -> None:
+        """Say in the folder what is made there, before others make shards of it."""
+        if not self._begun:
+            self._write_manifest()
 
     def finish(self) -> None:
-        """Declare the work complete."""
+        """Declare the work complete.
+
+        Raises:
+            ValueError: a shard is missing.
+        """
+        if self.ahead:
+            raise ValueError(f"shard {len(self.shards)} is missing")
         self.complete = True
         self._write_manifest()
+        self.pieces.clear()
 
     def _write_manifest(self) -> None:
-        manifest = {
-            "format": self._kind,
-            "version": VERSION,
-            "complete": self.complete,
-            "facts": self.facts,
-            "fingerprint": self._fingerprint,
-            "shards": [entry.to_dict() for entry in self.shards],
-        }
-        write_json(self._directory / MANIFEST, manifest)
+        write_manifest(self.files, self.shards, complete=self.complete)
+        for number in range(self._listed, len(self.shards)):
+            self.files.forget(number)
+        self._listed, self._begun = len(self.shards), True
 
     def close(self) -> None:
         """Release the folder."""
@@ -190,9 +236,59 @@ class ShardWriter:
         self.close()
 
 
-def _known(path: Path) -> tuple[str, int, str]:
-    """Name, size and hash of a file."""
-    return path.name, path.stat().st_size, sha256_file(path)
+@dataclass
+class Finished:
+    """What is finished of a store that may be in work.
+
+    Attributes:
+        shards: by number.
+        begun: whether the folder says that this work was begun there.
+        listed: how many of them the manifest lists, from the first on.
+        complete: whether it was declared complete.
+        facts: plain values about the whole store.
+    """
+
+    shards: dict[int, ShardEntry] = field(default_factory=dict)
+    begun: bool = False
+    listed: int = 0
+    complete: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def finished_shards(files: ShardFiles) -> Finished:
+    """Return what manifest and notes say is finished of a store; nothing is verified.
+
+    Raises:
+        StoreError: the folder holds other work, or its manifest is damaged.
+    """
+    noted = files.noted()
+    if not (files.directory / MANIFEST).exists():
+        return Finished(noted)
+    found = read_manifest(files.directory, files.kind)
+    changed = differences(found.fingerprint, files.fingerprint)
+    if changed and not found.shards:
+        return Finished()  # it was begun, no more
+    if changed:
+        shown = "; ".join(map(str, changed[:_SHOWN]))
+        raise StoreError(
+            f"{files.directory} holds work on something else: {shown}. "
+            "Choose another folder, or overwrite this one"
+        )
+    shards = {**noted, **dict(enumerate(found.shards))}
+    return Finished(shards, True, len(found.shards), found.complete, found.facts)
+
+
+def write_manifest(files: ShardFiles, shards: Sequence[ShardEntry], *, complete: bool) -> None:
+    """Write what a store says of itself."""
+    manifest = {
+        "format": files.kind,
+        "version": VERSION,
+        "complete": complete,
+        "facts": dict(files.facts),
+        "fingerprint": dict(files.fingerprint),
+        "shards": [entry.to_dict() for entry in shards],
+    }
+    write_json(files.directory / MANIFEST, manifest)
 
 
 def id_column(ids: Sequence[str]) -> Any:

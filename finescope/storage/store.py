@@ -94,17 +94,18 @@ class StoreWriter:
         facts: Mapping[str, Any],
         *,
         mode: str,
+        planned: bool = False,
     ) -> None:
         """Open or make the folder.
 
         Args:
-            directory, kind, fingerprint, mode: as ``ShardWriter``.
+            directory, kind, fingerprint, mode, planned: as ``ShardWriter``.
             facts: plain values to keep in the manifest.
 
         Raises:
             StoreError: as ``ShardWriter``.
         """
-        self._shards = ShardWriter(directory, kind, fingerprint, mode=mode)
+        self._shards = ShardWriter(directory, kind, fingerprint, mode=mode, planned=planned)
         self._shards.describe(**facts)
 
     @property
@@ -120,15 +121,15 @@ class StoreWriter:
     @property
     def num_rows(self) -> int:
         """Rows in finished shards."""
-        return sum(entry.rows for entry in self.entries)
+        return self._shards.rows
 
     @property
     def num_tokens(self) -> int:
         """Tokens behind the rows in finished shards."""
-        return sum(entry.tokens for entry in self.entries)
+        return self._shards.tokens
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """Facts in the manifest."""
         return self._shards.facts
 

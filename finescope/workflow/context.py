@@ -14,7 +14,8 @@ from finescope.errors import InputError
 from finescope.progress import Reporter, counted
 from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
-from finescope.workflow.engines.local import Engine, Local
+from finescope.workflow.engines.engine import Engine
+from finescope.workflow.engines.local import Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES, SINKS_BESIDE
@@ -350,6 +351,20 @@ class Context:
         from finescope.embeddings.store import CodeStore
 
         return CodeStore(self.folder / name)
+
+
+def open_model(job: Job) -> tuple[ActivationTap, Autoencoder]:
+    """Open the model and the autoencoder of a job, quietly: the one that it names, or the one trained for it.
+
+    Raises:
+        InputError: as ``open_given``.
+    """
+    reporter = Reporter(quiet=True)
+    if job.sae_path is not None:
+        given = open_given(job, reporter)
+        return given.tap, given.sae
+    tap = open_tap(job, reporter)
+    return tap, load_sae(job.folder / SAE, job.device, tap.width)
 
 
 def open_job_corpus(job: Job) -> Corpus:

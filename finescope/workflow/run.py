@@ -17,7 +17,7 @@ from finescope.storage.files import make_folder, read_json
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
-from finescope.workflow.engines.local import Engine
+from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
 from finescope.workflow.layout import ACTIVATIONS, MANIFEST, METRICS, SCORES, SELECTION
 from finescope.workflow.sending import sending

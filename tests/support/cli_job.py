@@ -85,6 +85,16 @@ def save_tiny_model(folder: Path, width: int = 32) -> Path:
     return folder
 
 
+def make_wild(model: Path) -> None:
+    """Give the model of ``save_tiny_model`` activations that float16 can't hold."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.output.LayerNorm.weight"))
+    weights[name] = weights[name] * 1e6
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
 def rows_of(topic: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """Return labelled rows about animals or the sky, every one different."""
     import random

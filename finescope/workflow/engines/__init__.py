@@ -1,4 +1,8 @@
 """Where the shards of a stage are worked on. A stage knows only that it has one of these.
 
-local   in this process, one after the other
+engine      the contract of a shard, and the interface of all engines
+local       in this process, one after the other
+crew        workers elsewhere, and the loop that keeps them at work
+processes   several processes of this machine
+table       the engines by name
 """

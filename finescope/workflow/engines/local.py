@@ -1,30 +1,18 @@
-"""The interface of all engines, and the one that needs nothing: this process."""
+"""The engine that needs nothing: this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from finescope.corpus.plan import Shard
-
-_Result = TypeVar("_Result")
-
-
-class Engine(Protocol):
-    """Has work done on planned shards, which depend on nothing but their own rows."""
-
-    def over(self, work: Callable[[Shard], _Result], shards: Iterable[Shard]) -> Iterator[_Result]:
-        """Yield what ``work`` returns for each of the shards, in their order.
-
-        Nothing is done that isn't asked for: whoever stops iterating stops the work.
-        """
+from finescope.workflow.engines.engine import Result, Work
 
 
 @dataclass(frozen=True)
 class Local:
     """Each shard is finished before the next one is begun: in this process, on the cores that torch uses."""
 
-    def over(self, work: Callable[[Shard], _Result], shards: Iterable[Shard]) -> Iterator[_Result]:
+    def over(self, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
         """See ``Engine``."""
-        return map(work, shards)
+        return map(work.open(), shards)

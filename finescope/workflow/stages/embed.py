@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finescope.errors import InputError
+from finescope.storage.identity import differences, sha256_json
+from finescope.workflow.engines.local import Local
 from finescope.workflow.layout import ACTIVATIONS, CODES
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
 
 if TYPE_CHECKING:
-    from finescope.activations import ActivationTap
+    from finescope.activations import ActivationStore, ActivationTap
     from finescope.corpus import Corpus
     from finescope.corpus.plan import Shard
+    from finescope.embeddings.embedder import Embedder, Order
     from finescope.embeddings.store import CodeStore
     from finescope.progress import Reporter
     from finescope.sae import Autoencoder
+    from finescope.storage.manifest import ShardEntry
     from finescope.workflow.context import Context
-    from finescope.workflow.engines.local import Engine
+    from finescope.workflow.engines.engine import Engine, Work
+    from finescope.workflow.job import Job
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Embed(Stage):
         """Embed; finished shards are kept."""
         job = context.job
         known = self.rows == "corpus" and job.sae_path is None
+        activations = context.folder / ACTIVATIONS if known else None
         store = embed(
             context.sae,
             context.tap,
@@ -74,7 +82,7 @@ class Embed(Stage):
                 f"embedding {self.rows}",
                 shards=context.plan(self.rows),
                 label_column=job.label_column,
-                activations=context.folder / ACTIVATIONS if known else None,
+                activations=activations,
             ),
             context.folder / CODES[self.rows],
             Embedding(
@@ -84,7 +92,8 @@ class Embed(Stage):
                 context.ledger.facts("sinks").get("max_norm"),
             ),
             reporter=context.reporter,
-            engine=context.engine,
+            engine=context.engine if self.expensive else Local(),
+            work=lambda embedder: EmbedWork(job, self.rows, embedder.order, activations, embedder),
         )
         refused = context.refused.get(self.rows)
         return {
@@ -134,6 +143,75 @@ class Rows:
     activations: Path | None = None
 
 
+@dataclass
+class EmbedWork:
+    """Embedding the shards of a run, in whatever process that is opened.
+
+    Attributes:
+        job: of the run.
+        rows: "corpus" or "targets".
+        order: what is made of them.
+        activations: stored activations of some of these rows, or None.
+        here: what embeds in this process, where all is loaded already; it isn't sent to others.
+    """
+
+    job: Job
+    rows: str
+    order: Order
+    activations: Path | None
+    here: Embedder | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "here": None}
+
+    def open(self) -> Embedder:
+        """Load the run's model and autoencoder, unless they are here.
+
+        Raises:
+            InputError: they aren't those that the work was begun with.
+        """
+        from finescope.embeddings.embedder import Embedder, sae_fingerprint
+        from finescope.workflow.context import open_job_corpus, open_job_targets, open_model
+
+        if self.here is not None:
+            return self.here
+        wanted = self.order.files.fingerprint
+        tap, sae = open_model(self.job)
+        tap = tap.rounding_to(wanted["tap"]["activation_dtype"])
+        for name, found in (("tap", tap.fingerprint()), ("sae", sae_fingerprint(sae))):
+            if sha256_json(wanted[name]) != sha256_json(found):
+                changed = differences(wanted[name], found, name)
+                raise InputError(
+                    f"worker on {platform.node()}: {changed[0]}; every machine must read the same model and "
+                    "autoencoder"
+                )
+        stored = _stored(self.activations, tap)
+        corpus = open_job_corpus(self.job) if self.rows == "corpus" else open_job_targets(self.job)
+        return Embedder(self.order, sae, tap, corpus, stored)
+
+
+def _stored(folder: Path | None, tap: ActivationTap) -> ActivationStore | None:
+    """The stored activations in a folder, if they are rounded as the tap rounds."""
+    from finescope.activations import ActivationStore
+    from finescope.activations.batches import DTYPES
+
+    if folder is None or not folder.exists():
+        return None
+    store = ActivationStore(folder)
+    return store if store.dtype == DTYPES[str(tap.activation_dtype)] else None
+
+
+@dataclass
+class Here:
+    """Work of this process only."""
+
+    do: Embedder
+
+    def open(self) -> Embedder:
+        """Return what is loaded already."""
+        return self.do
+
+
 def embed(
     sae: Autoencoder,
     tap: ActivationTap,
@@ -143,6 +221,7 @@ def embed(
     *,
     reporter: Reporter,
     engine: Engine,
+    work: Callable[[Embedder], Work[tuple[int, ShardEntry]]] = Here,
     overwrite: bool = False,
 ) -> CodeStore:
     """Embed all rows into a store of document codes; finished shards are kept.
@@ -155,19 +234,15 @@ def embed(
         how: pooling and rounding; bfloat16 takes the place of float16 where that can't hold a value.
         reporter: for progress.
         engine: has the shards worked on.
+        work: what the engine is given; by default work that only this process can do.
         overwrite: begin anew.
     """
-    from finescope.activations import ActivationStore
-    from finescope.activations.batches import DTYPES
     from finescope.embeddings.rows import embed_rows
     from finescope.workflow.precision import rounded_work
 
-    stored = rows.activations
-    known = ActivationStore(stored) if stored is not None and stored.exists() else None
     with reporter.task(rows.task, rows.corpus.len_hint, "rows") as task:
 
-        def work(tap: ActivationTap, mode: str) -> CodeStore:
-            fits = known is not None and known.dtype == DTYPES[tap.activation_dtype or how.dtype]
+        def rounded(tap: ActivationTap, mode: str) -> CodeStore:
             return embed_rows(
                 sae,
                 tap,
@@ -177,14 +252,15 @@ def embed(
                 pooling=how.pooling,
                 label_column=rows.label_column,
                 shards=rows.shards,
-                stored=known if fits else None,
+                stored=_stored(rows.activations, tap),
                 max_norm=how.max_norm,
-                over=engine.over,
+                over=lambda embedder, shards: engine.over(work(embedder), shards),
                 mode=mode,
                 progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
+                remark=reporter.say,
             )
 
-        store = rounded_work(work, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
+        store = rounded_work(rounded, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
     if words := words_of(store):
         reporter.say(f"{rows.task}: {words}")
     return store

@@ -45,7 +45,7 @@ class Train(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Train; return sizes and the last metrics."""
         from finescope.activations import ActivationStore
-        from finescope.embeddings.rows import sae_fingerprint
+        from finescope.embeddings.embedder import sae_fingerprint
         from finescope.sae.metrics import training_log
 
         store = ActivationStore(context.folder / ACTIVATIONS)

@@ -1,0 +1,44 @@
+"""Work that worker processes do in the tests of engines: quick, and with accidents on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finescope.corpus.plan import Shard
+from finescope.errors import InputError
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Notes in a folder which process did which shard.
+
+    Attributes:
+        folder: where; a file for each time that a shard is begun.
+        kills: shards that end the worker which is at them, and how many times.
+        refuses: a shard that raises.
+        loads: whether loading ends well.
+    """
+
+    folder: Path
+    kills: tuple[tuple[int, int], ...] = ()
+    refuses: int | None = None
+    loads: bool = True
+
+    def open(self) -> Callable[[Shard], Any]:
+        if not self.loads:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._do
+
+    def _do(self, shard: Shard) -> tuple[int, int, str]:
+        before = len(list(self.folder.glob(f"{shard.number}-*")))
+        (self.folder / f"{shard.number}-{before}-{os.getpid()}").touch()
+        if before < dict(self.kills).get(shard.number, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if shard.number == self.refuses:
+            raise InputError(f"row {shard.first} is bad")
+        return shard.number, os.getpid(), os.environ.get("OMP_NUM_THREADS", "")
