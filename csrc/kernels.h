@@ -129,6 +129,28 @@ struct SparseMatmulArgs {
 // Rows begin..end. Returns the first entry met whose latent is outside 0..F-1, or -1.
 using SparseMatmul = int64_t (*)(const SparseMatmulArgs&, int64_t begin, int64_t end);
 
+// Rows turned over: those that hold latent f, and with what values, are start[f]..start[f + 1].
+constexpr int64_t kTurnedRows = 2048;
+struct TurnedRows {
+  uint32_t* start;  // [F + 2]
+  uint16_t* row;    // one for every entry
+  double* value;    // likewise
+};
+
+// out[q, n] = sum over the latents that query q and row n both hold, ascending, of the product of their values, from
+// +0 in float64; NaN is the quiet one. A row with a value that isn't finite gives NaN.
+struct SparseProductsArgs {
+  Csr rows;               // [N, F], of which as many entries as `room` has, and 2^32 - 1 at most, in one call
+  const int64_t* indptr;  // [queries + 1]
+  const int64_t* latent;  // in range
+  const double* value;
+  int64_t count;  // queries
+  double* out;    // [queries, N] contiguous
+  TurnedRows room;
+};
+// Rows begin..end, kTurnedRows at most. Returns as SparseMatmul.
+using SparseProducts = int64_t (*)(const SparseProductsArgs&, int64_t begin, int64_t end);
+
 // The kernels of sparse codes for one instruction set.
 struct SparseKernels {
   FindOutOfRange find_out_of_range;
@@ -137,6 +159,7 @@ struct SparseKernels {
   ScatterRows scatter_rows;
   DecodeGrads decode_grads;
   SparseMatmul sparse_matmul;
+  SparseProducts sparse_products;
 };
 
 }  // namespace finescope

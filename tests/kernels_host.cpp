@@ -222,6 +222,40 @@ void check_matmul(DType dtype, IndexType type, int64_t C) {
   expect("sparse_matmul", dtype, C, out, wanted);
 }
 
+void check_products(DType dtype, IndexType type, int64_t count) {
+  const int64_t N = 41, F = 97;
+  const SparseRows rows(dtype, N, F), queries(DType::f64, count, F);
+  Rows out(DType::f64, count, N), wanted(DType::f64, count, N);
+  std::vector<uint32_t> start(F + 2);
+  std::vector<uint16_t> row(rows.wide.size());
+  std::vector<double> value(rows.wide.size());
+  const Csr held = queries.csr(IndexType::i64);
+  const SparseProductsArgs args{rows.csr(type),
+                                held.indptr,
+                                queries.wide.data(),
+                                static_cast<const double*>(held.values),
+                                count,
+                                static_cast<double*>(out.data()),
+                                {start.data(), row.data(), value.data()}};
+  const int64_t bad = sparse_kernels().sparse_products(args, 0, 17),
+                later = sparse_kernels().sparse_products(args, 17, N);
+  if (bad != -1 || later != -1) host::fail("sparse_products %s: a latent out of range", name(dtype));
+  for (int64_t q = 0; q < count; ++q) {
+    std::vector<double> own(F);
+    for (int64_t i = queries.indptr[q]; i < queries.indptr[q + 1]; ++i) {
+      own[queries.wide[i]] = queries.values.at(i);
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 0;
+      for (int64_t i = rows.indptr[n]; i < rows.indptr[n + 1]; ++i) {
+        sum += rows.values.at(i) * own[rows.wide[i]];
+      }
+      wanted.put(q * N + n, sum);
+    }
+  }
+  expect("sparse_products", dtype, count, out, wanted);
+}
+
 // A corpus packed for searches.
 struct PackedRows {
   std::vector<int64_t> memory;
@@ -308,6 +342,13 @@ int main() {
     for (int64_t C : {1, 3, 7, 24, 53, 100}) {
       for (DType dtype : kAll) {
         for (IndexType type : {IndexType::u16, IndexType::i32, IndexType::i64}) check_matmul(dtype, type, C);
+      }
+    }
+    for (int64_t count : {1, 8, 21}) {
+      for (DType dtype : kAll) {
+        for (IndexType type : {IndexType::u16, IndexType::i32, IndexType::i64}) {
+          check_products(dtype, type, count);
+        }
       }
     }
     check_training();

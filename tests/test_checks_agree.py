@@ -56,6 +56,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "sparse_pair_scores": (*Q, *C, 5, torch.zeros(2, 1, dtype=torch.int64), "cosine"),
     "pack_sparse_rows": (*C, 5),
     "sparse_matmul": (*C, torch.randn(5, 2, dtype=torch.float64)),
+    "sparse_products": (*Q[:2], Q[2].double(), *C, 5),
 }
 
 

@@ -38,6 +38,7 @@ from finescope.ops.public import (
     sparse_decode,
     sparse_matmul,
     sparse_pair_scores,
+    sparse_products,
     threshold_encode,
     topk_encode,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "sparse_decode",
     "sparse_matmul",
     "sparse_pair_scores",
+    "sparse_products",
     "threshold_encode",
     "topk_encode",
 ]

@@ -186,6 +186,7 @@ for _name in (
     "sparse_cosine_topk",
     "sparse_pair_scores",
     "sparse_matmul",
+    "sparse_products",
 ):
     torch.library.register_autograd(
         f"finescope::{_name}", _constant_backward, setup_context=_constant_context

@@ -392,6 +392,16 @@ def sparse_matmul(codes: Csr, panel: Tensor) -> None:
     _same_device(codes[0], "codes_indptr", panel=panel)
 
 
+def sparse_products(query: Csr, corpus: Csr, num_latents: int) -> None:
+    """Reject what ``sparse_products`` can't take."""
+    _csr(*query, "q")
+    _csr(*corpus, "c")
+    if query[2].dtype != torch.float64:
+        raise TypeError(f"q_values must be float64, got {query[2].dtype}")
+    _count(num_latents, "num_latents")
+    _same_device(query[0], "q_indptr", c_indptr=corpus[0])
+
+
 def sparse_pair_scores(query: Csr, corpus: Csr, num_latents: int, ids: Tensor, metric: str) -> None:
     """Reject what ``sparse_pair_scores`` can't take."""
     _csr(*query, "q")

@@ -301,6 +301,31 @@ def sparse_matmul(codes: SparseCodes, panel: Tensor) -> Tensor:
     return call("sparse_matmul", *rows, panel.detach())  # type: ignore[no-any-return]
 
 
+def sparse_products(queries: SparseCodes, corpus: SparseCodes) -> Tensor:
+    """Return the inner products of all queries with all codes of a corpus, in float64.
+
+    Added up in float64 from 0 over the latents that both hold, ascending; products and sums round by
+    themselves: ``sparse_matmul`` with the queries as columns, in as much time as there is in common. So the
+    result has the same bytes for every backend, thread count and split of the rows.
+
+    Args:
+        queries: Q codes over F latents, in float64.
+        corpus: N codes over F latents, in memory or memory-mapped.
+
+    Returns:
+        [Q,N], float64. A code with a value that isn't finite gives NaN.
+
+    Raises:
+        ValueError: different F, devices that do not fit.
+        TypeError: not ``SparseCodes``, queries that are not float64.
+        IndexError: a latent outside 0 … F-1.
+    """
+    query, rows = csr_of(queries, "queries"), csr_of(corpus, "corpus")
+    latents = shared_latents(queries, corpus)
+    checks.sparse_products(query, rows, latents)
+    return call("sparse_products", *query, *rows, latents)  # type: ignore[no-any-return]
+
+
 def pair_scores(queries: Tensor, corpus: Tensor, ids: Tensor, *, metric: str = "cosine") -> Tensor:
     """Return the unrounded scores by which ``cosine_topk`` ranks, for chosen pairs.
 

@@ -311,6 +311,16 @@ torch.library.define("finescope::pack_sparse_rows", f"({_CSR.format('')}, int nu
 torch.library.define("finescope::sparse_matmul", f"({_CSR.format('codes_')}, Tensor panel) -> Tensor")
 
 
+torch.library.define("finescope::sparse_products", f"({_CSR_PAIR}) -> Tensor")
+
+
+@fake("sparse_products")
+def _fake_sparse_products(*args: Any) -> Tensor:
+    query, corpus, num_latents, _ = csr_pair(*args)
+    checks.sparse_products(query, corpus, num_latents)
+    return query[2].new_empty((query[0].shape[0] - 1, corpus[0].shape[0] - 1))
+
+
 @fake("sparse_matmul")
 def _fake_sparse_matmul(indptr: Tensor, indices: Tensor, values: Tensor, panel: Tensor) -> Tensor:
     checks.sparse_matmul((indptr, indices, values), panel)

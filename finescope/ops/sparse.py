@@ -1,4 +1,4 @@
-"""Default bodies of ``sparse_cosine_topk``, ``sparse_pair_scores`` and ``sparse_matmul``.
+"""Default bodies of ``sparse_cosine_topk``, ``sparse_pair_scores``, ``sparse_matmul``, ``sparse_products``.
 
 A block of queries is spread into a dense panel [F, queries]; the scores of a corpus row are then the sum of
 the panel rows of its latents, weighted by its values, which is one embedding bag. The exact score of a pair
@@ -262,3 +262,27 @@ def _sparse_matmul(indptr: Tensor, indices: Tensor, values: Tensor, panel: Tenso
             sums[:held] += values[entry].double()[:, None] * panel[latent]
         out[first : first + tall][order] = sums
     return out.masked_fill_(out.isnan(), math.nan)
+
+
+@default("sparse_products")
+def _sparse_products(*args: Any) -> Tensor:
+    query, corpus, num_latents, _ = csr_pair(*args)
+    checks.sparse_products(query, corpus, num_latents)
+    indptr, indices, values = query
+    _rises(indptr, indices, "q")
+    count, rows = indptr.shape[0] - 1, corpus[0].shape[0] - 1
+    owner = torch.repeat_interleave(torch.arange(count, device=indptr.device), indptr.diff())
+    _in_range(indices.to(torch.int64), owner, num_latents, "q")
+    _rises(*corpus[:2], "c")
+    row = torch.repeat_interleave(torch.arange(rows, device=indptr.device), corpus[0].diff())
+    _in_range(corpus[1].to(torch.int64), row, num_latents, "c")
+    out = values.new_empty((count, rows))
+    wide = max(1, _PANEL // max(1, num_latents))
+    for first in range(0, count, wide):
+        own = (owner >= first) & (owner < first + wide)
+        panel = values.new_zeros((num_latents, min(wide, count - first)))
+        panel.index_put_((indices.to(torch.int64)[own], owner[own] - first), values[own], accumulate=True)
+        # The entries that a query doesn't hold are 0 here and add nothing.
+        out[first : first + wide] = torch.ops.finescope.sparse_matmul(*corpus, panel).T
+    out[:, row[~corpus[2].isfinite()]] = math.nan
+    return out

@@ -1,9 +1,11 @@
 // torch.ops.finescope on the CPU: sparse_decode and the operations of its backward.
 #include "cpu/codes/sparse.h"
 
+#include <algorithm>
 #include <atomic>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "bindings/cpu/codes.h"
 #include "bindings/cpu/rows.h"
@@ -138,6 +140,65 @@ Tensor sparse_matmul(const Tensor& indptr, const Tensor& indices, const Tensor& 
   return o.out;
 }
 
+// Where one thread turns rows over.
+class RoomOfRows {
+ public:
+  explicit RoomOfRows(int64_t latents) : start_(latents + 2) {}
+
+  TurnedRows of(int64_t entries) {
+    if (entries > static_cast<int64_t>(row_.size())) {
+      row_.resize(entries);
+      value_.resize(entries);
+    }
+    return {start_.data(), row_.data(), value_.data()};
+  }
+
+ private:
+  std::vector<uint32_t> start_;
+  std::vector<uint16_t> row_;
+  std::vector<double> value_;
+};
+
+Tensor sparse_products(const Tensor& q_indptr, const Tensor& q_indices, const Tensor& q_values,
+                       const Tensor& c_indptr, const Tensor& c_indices, const Tensor& c_values,
+                       int64_t num_latents) {
+  const char* op = "sparse_products";
+  check_latents(num_latents, op);
+  const CheckedRows queries(q_indptr, q_indices, q_values, num_latents, "q", op);
+  const CheckedRows rows(c_indptr, c_indices, c_values, num_latents, "c", op);
+  check(queries.csr.dtype == DType::f64, op, ": q_values must be float64, not ",
+        dtype_name(q_values.scalar_type()));
+  check_device(queries.indptr, rows.indptr, op, "c_indptr");
+  queries.check_latents("q");
+  const int64_t Q = queries.csr.rows, N = rows.csr.rows, nnz = queries.csr.indptr[Q];
+  const int64_t* start = rows.csr.indptr;
+  const Tensor out = empty_like_options(queries.values, {Q, N}, ScalarType::Double);
+  prefer_huge_pages(out);
+  std::vector<int64_t> latents(nnz);
+  for (int64_t i = 0; i < nnz; ++i) latents[i] = queries.latent(i);
+  const auto kernel = sparse_kernels().sparse_products;
+  std::atomic<int64_t> bad{-1};
+  over_runs(start, N, grain(1 + nnz / std::max<int64_t>(1, num_latents)), [&](int64_t begin, int64_t end) {
+    RoomOfRows room(num_latents);
+    SparseProductsArgs args{rows.csr,
+                            queries.csr.indptr,
+                            latents.data(),
+                            data<double>(queries.values),
+                            Q,
+                            static_cast<double*>(out.mutable_data_ptr()),
+                            {}};
+    for (int64_t last; begin < end; begin = last) {
+      last = std::min(end, begin + kTurnedRows);
+      check(start[last] - start[begin] <= UINT32_MAX, op, ": too many entries in ", last - begin, " rows");
+      args.room = room.of(start[last] - start[begin]);
+      const int64_t entry = kernel(args, begin, last);
+      if (entry >= 0) bad = entry;
+    }
+  });
+  if (bad >= 0) rows.refuse(bad, "c");
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
@@ -147,6 +208,7 @@ STABLE_TORCH_LIBRARY_IMPL(finescope, CPU, m)
   m.impl("scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("decode_grads", TORCH_BOX(&decode_grads));
   m.impl("sparse_matmul", TORCH_BOX(&sparse_matmul));
+  m.impl("sparse_products", TORCH_BOX(&sparse_products));
   m.impl("scatter_values", TORCH_BOX(&scatter_values));
 }
 

@@ -1,5 +1,6 @@
 // Bodies of the sparse kernels in terms of vec.h; included once by each sparse_<isa>.cpp.
 #include "cpu/codes/matmul.inl"
+#include "cpu/codes/products.inl"
 #include "cpu/codes/row_sums.h"
 #include "cpu/codes/sparse.h"
 
@@ -173,28 +174,43 @@ void sampled_dot(const SampledDotArgs& a, int64_t begin, int64_t end) {
   });
 }
 
-int64_t sparse_matmul(const SparseMatmulArgs& a, int64_t begin, int64_t end) {
-  int64_t bad = -1;
-  visit(a.codes.dtype, [&](auto t) {
-    using T = decltype(t);
-    switch (a.codes.index_type) {
+// body(index, value), of the types that rows are stored in.
+template <class Body>
+void visit_rows(const Csr& rows, const Body& body) {
+  visit(rows.dtype, [&](auto value) {
+    switch (rows.index_type) {
       case IndexType::u16:
-        bad = matmul_rows<uint16_t, T>(a, begin, end);
+        body(uint16_t{}, value);
         break;
       case IndexType::i32:
-        bad = matmul_rows<int32_t, T>(a, begin, end);
+        body(int32_t{}, value);
         break;
       default:
-        bad = matmul_rows<int64_t, T>(a, begin, end);
+        body(int64_t{}, value);
     }
+  });
+}
+
+int64_t sparse_matmul(const SparseMatmulArgs& a, int64_t begin, int64_t end) {
+  int64_t bad = -1;
+  visit_rows(a.codes, [&](auto index, auto value) {
+    bad = matmul_rows<decltype(index), decltype(value)>(a, begin, end);
+  });
+  return bad;
+}
+
+int64_t sparse_products(const SparseProductsArgs& a, int64_t begin, int64_t end) {
+  int64_t bad = -1;
+  visit_rows(a.rows, [&](auto index, auto value) {
+    bad = products_of_rows<decltype(index), decltype(value)>(a, begin, end);
   });
   return bad;
 }
 
 }  // namespace
 
-const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot,
-                              scatter_rows,      decode_grads,  sparse_matmul};
+const SparseKernels sparse = {find_out_of_range, sparse_decode, sampled_dot,    scatter_rows,
+                              decode_grads,      sparse_matmul, sparse_products};
 
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope
