@@ -87,6 +87,28 @@ def test_one_row_longer_than_the_whole_budget_does_not_stop_the_rest():
     assert REASONS[selection.reason[0]] == "over_budget"
 
 
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, 3.5, float("nan"), -7.0]), min_size=1, max_size=60),
+    st.integers(0, 70),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_few_of_many_are_the_beginning_of_all(score, k, seed):
+    """Only as many rows are sorted as are wanted; equal scores at that edge must not change who they are."""
+    rng = np.random.default_rng(seed)
+    valid, exclude = rng.random(len(score)) < 0.9, rng.random(len(score)) < 0.1
+    scored = ScoreTable(
+        np.array(score), np.zeros(len(score), np.int64), np.zeros(len(score)), valid, "contrast"
+    )
+    order = [row for row in scored.ranking().tolist() if not exclude[row]]
+    tokens = np.full(len(score), 10)
+    for budget in (None, 10 * k + 5):
+        found = select(scored, SelectionConfig(k=k, token_budget=budget), tokens=tokens, exclude=exclude)
+        assert found.indices.tolist() == order[:k]
+    fewer = select(scored, SelectionConfig(k=k, token_budget=45), tokens=tokens, exclude=exclude)
+    assert fewer.indices.tolist() == order[: min(k, 4)]
+
+
 def test_targets_and_unusable_rows_are_never_selected():
     scores = table([9, 8, np.nan, 6, 5], valid=[True, True, True, False, True])
     selection = select(scores, SelectionConfig(k=5), exclude=[True, False, False, False, False])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 from finescope import InputError, SparseCodes
 from finescope.cli import main
-from finescope.curation import REASONS, Evidence, ScoreTable, Scoring, SelectionConfig, Spaces
+from finescope.curation import REASONS, CorpusScorer, Evidence, ScoreTable, Scoring, SelectionConfig, Spaces
+from finescope.curation.exclusion import find_all_targets, find_targets
+from finescope.curation.scoring import space
 from finescope.curation.scoring.fitted import score_together
 from finescope.curation.sets import assign, select_sets, split
 from support import curation_oracle as oracle
@@ -33,8 +36,12 @@ def table(score, valid=None):
     return ScoreTable(score, np.zeros(rows, np.int64), np.zeros(rows), valid, "contrast")
 
 
-@pytest.mark.parametrize("scorer", ["contrast", "ridge+tfidf", "jaccard", "length"])
-def test_every_set_is_scored_as_if_alone_in_as_few_passes(scorer):
+@pytest.mark.parametrize("scorer", ["contrast", "top_m_mean+0.5*max", "ridge+tfidf", "jaccard", "length"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_set_is_scored_as_if_alone_in_as_few_passes(scorer, sparse, monkeypatch):
+    if sparse:  # together; alone each set is small
+        monkeypatch.setattr(space, "SPARSE_TARGETS", 8)
+        monkeypatch.setattr(space, "SPARSE", 1)
     rng = np.random.default_rng(0)
     corpus = oracle.sparse_rows(rng, 90, 30)
     texts = [" ".join(rng.choice(["one", "two", "three", "four"], 3)) for _ in range(90)]
@@ -69,6 +76,47 @@ def test_every_set_is_scored_as_if_alone_in_as_few_passes(scorer):
         assert len(passes) == of_all
         for column, values in alone.columns().items():
             np.testing.assert_array_equal(found.columns()[column], values)
+
+
+@pytest.mark.parametrize("count", [1, 255, 256])
+def test_the_nearest_target_is_the_first_of_the_largest_cosines(count):
+    rng = np.random.default_rng(count)
+    targets = oracle.sparse_rows(rng, 3, 12)[rng.integers(0, 3, count)]  # equal ones
+    corpus = np.concatenate([oracle.sparse_rows(rng, 40, 12), np.zeros((1, 12)), -targets[:1]])
+    found = CorpusScorer(codes(corpus)).score(codes(targets), "max")
+    t, x = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (targets, corpus)
+    )
+    cosines = np.round(x @ t.T, 12)
+    assert found.nearest_target.tolist() == [*cosines[:40].argmax(axis=1), -1, cosines[41].argmax()]
+    np.testing.assert_allclose(found.nearest_similarity, cosines.max(axis=1), atol=1e-12)
+
+
+def test_targets_of_every_set_are_told_as_those_of_one():
+    names = st.sampled_from(["a", "b", "c", "d", "e"])
+    digests = st.none() | st.sampled_from([f"{at:032x}" for at in range(4)])
+    rows = st.lists(st.tuples(names, digests), max_size=8)
+
+    @given(rows, st.lists(st.tuples(rows, st.booleans()), min_size=1, max_size=3))
+    @settings(max_examples=150, deadline=None)
+    def check(corpus, sets):
+        ids = pa.chunked_array([[name for name, _ in corpus]], pa.string())
+        kept = [None if digest is None else bytes.fromhex(digest) for _, digest in corpus]
+        hashes = pa.chunked_array([kept], pa.binary(16))
+        given = [
+            ([name for name, _ in of_set] if own else [], [digest for _, digest in of_set])
+            for of_set, own in sets
+        ]
+        found = find_all_targets(ids, hashes, given)
+        for (wanted, said), among in zip(given, found, strict=True):
+            alone = find_targets(
+                [name for name, _ in corpus], wanted, hashes=[digest for _, digest in corpus],
+                target_hashes=said,
+            )  # fmt: skip
+            assert among.marked.tolist() == alone.marked.tolist()
+            assert among.counts() == alone.counts()
+
+    check()
 
 
 def test_scorings_of_different_spaces_share_no_pass():
@@ -175,7 +223,8 @@ def test_from_codes_to_a_mixture(stores: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores"
     result = invoke("score", stores / "corpus-codes", *sets, "--out", scores)
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in scores.iterdir()) == ["animals.parquet", "sets.json", "sky.parquet"]
+    names = ["animals.parquet", "rows.parquet", "sets.json", "sky.parquet"]
+    assert sorted(path.name for path in scores.iterdir()) == names
     corpus = ["--corpus", stores / "corpus.jsonl", "--out", tmp_path / "picked"]
     mixed = invoke("select", scores, *corpus, "-k", 9, "--share", "animals=2", "--share", "sky=1")
     assert mixed.exit_code == 0, mixed.stderr
@@ -217,6 +266,8 @@ def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
     }
     assert invoke("score", corpus, f"a={place}", f"b={other}", "--out", scores).exit_code == 0
     rows = ["--corpus", stores / "corpus.jsonl", "--out", tmp_path / "picked"]
+    alone = invoke("select", scores / "a.parquet", *rows, "-k", 3)
+    assert (alone.exit_code, "give their folder" in alone.stderr) == (1, True)
     refused |= {
         "need --corpus and --out": ["select", scores],
         "not of the form NAME=X": ["select", scores, *rows, "--share", "a"],
@@ -235,7 +286,7 @@ def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "each of the sets a, b" in result.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("name", ["mixture", "..", ".hidden", "../sky", "/sky", ""])
+@pytest.mark.parametrize("name", ["mixture", "rows", "..", ".hidden", "../sky", "/sky", ""])
 def test_names_that_would_lead_elsewhere_are_refused(stores: Path, tmp_path: Path, name: str) -> None:
     from finescope.workflow.sets import check_set_name, read_sets
 

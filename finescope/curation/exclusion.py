@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +87,34 @@ def find_targets(
             continue
         marked[row] = True
     return TargetRows(marked, same_text, same_id, other_text)
+
+
+def find_all_targets(
+    ids: Any, hashes: Any, sets: Sequence[tuple[Collection[str], Sequence[str | None]]]
+) -> list[TargetRows]:
+    """Find the rows that are targets of each of several sets; only rows that may be are looked at one by one.
+
+    Args:
+        ids: ids of the N corpus rows, a pyarrow column of strings.
+        hashes: ``text_hash`` of their texts, 16 bytes each, null for none; a pyarrow column.
+        sets: of each set the ids that count and the ``text_hash`` of every text; as ``find_targets``.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = pa.array({name for of_set, _ in sets for name in of_set}, ids.type)
+    said = {bytes.fromhex(digest) for _, of_set in sets for digest in of_set if digest is not None}
+    maybe = pc.or_(pc.is_in(ids, names), pc.is_in(hashes, pa.array(said, hashes.type)))
+    rows = np.flatnonzero(maybe.to_numpy())
+    own_ids = ids.take(rows).to_pylist()
+    own_hashes = [None if digest is None else digest.hex() for digest in hashes.take(rows).to_pylist()]
+    found = []
+    for of_set, digests in sets:
+        among = find_targets(own_ids, of_set, hashes=own_hashes, target_hashes=digests)
+        marked = np.zeros(len(ids), np.bool_)
+        marked[rows] = among.marked
+        found.append(dataclasses.replace(among, marked=marked))
+    return found
 
 
 def _hashes(texts: Iterable[str | None]) -> list[str | None]:

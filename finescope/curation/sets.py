@@ -32,8 +32,16 @@ def assign(tables: Mapping[str, ScoreTable]) -> IntArray:
             f"need the scores of the same rows for every set, got {[len(table) for table in tables.values()]}"
         )
     valid = np.logical_and.reduce([table.valid for table in tables.values()])
-    standard = np.stack([_standard(table.score, valid) for table in tables.values()])
-    return np.where(valid, standard.argmax(axis=0), -1)
+    own = np.where(valid, 0, -1)
+    highest: Any = None
+    for place, table in enumerate(tables.values()):
+        score = _standard(table.score, valid)
+        if highest is None:
+            highest = score
+            continue
+        own[valid & (score > highest)] = place
+        highest = np.maximum(highest, score)
+    return own
 
 
 def _standard(score: Any, valid: BoolArray) -> Any:

@@ -21,8 +21,10 @@ from finescope.workflow.tables import (
     ScoredRows,
     curated_columns,
     evidence_of,
+    read_rows,
     read_scores,
     write_curated,
+    write_rows,
     write_scores,
 )
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 MIXTURE = "mixture"
 """Name of the file with the rows of all sets."""
+ROWS = "rows"
+"""Name of the table of what is true of a row whatever the set."""
 SET_COLUMN = "finescope_set"
 """Column of a mixture that says which set a row is from."""
 
@@ -64,10 +68,7 @@ def score_sets(
         tables = score_together(scorings)
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    found = {
-        name: marked(corpus, targets, scoring, table)
-        for (name, targets), scoring, table in zip(sets.items(), scorings, tables, strict=True)
-    }
+    found = dict(zip(sets, marked(corpus, list(sets.values()), scorings, tables), strict=True))
     anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found.values()))
     for name, scored in found.items():
         scored.is_target = anywhere
@@ -81,22 +82,23 @@ def check_set_name(name: str) -> None:
     Raises:
         InputError: it can't.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name) or name == MIXTURE:
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in (MIXTURE, ROWS):
         raise InputError(
             f"{name!r} can't be the name of a target set: letters, digits, and . or - after the first; "
-            f"{MIXTURE!r} is the file of all sets together"
+            f"{MIXTURE!r} and {ROWS!r} are files of all sets together"
         )
 
 
 def write_sets(folder: Path, scored: Mapping[str, ScoredRows]) -> None:
-    """Write a folder that holds ``NAME.parquet`` for every set.
+    """Write a folder that holds ``NAME.parquet`` for every set, and ``rows.parquet``: what they share.
 
     Raises:
         StoreError: it can't be written.
     """
     make_folder(folder)
     for name, rows in scored.items():
-        write_scores(folder / f"{name}.parquet", rows)
+        write_scores(folder / f"{name}.parquet", rows, rows=False)
+    write_rows(folder / f"{ROWS}.parquet", next(iter(scored.values())))
     write_json(folder / SETS, {"format": "finescope-sets", "sets": list(scored)})
 
 
@@ -104,7 +106,7 @@ def read_sets(folder: Path) -> dict[str, ScoredRows]:
     """Read what ``write_sets`` wrote.
 
     Raises:
-        StoreError: a file is missing or damaged, or they are of different corpora.
+        StoreError: a file is missing or damaged.
     """
     found = read_json(folder / SETS)
     names = found.get("sets") if isinstance(found, dict) else None
@@ -112,10 +114,8 @@ def read_sets(folder: Path) -> dict[str, ScoredRows]:
         raise StoreError(f"{folder / SETS} names no sets; run `finescope score` again")
     for name in names:
         check_set_name(name)
-    scored = {name: read_scores(folder / f"{name}.parquet") for name in names}
-    if any(list(rows.ids) != list(scored[names[0]].ids) for rows in list(scored.values())[1:]):
-        raise StoreError(f"the tables in {folder} are of different corpora; run `finescope score` again")
-    return scored
+    rows = read_rows(folder / f"{ROWS}.parquet")
+    return {name: read_scores(folder / f"{name}.parquet", rows) for name in names}
 
 
 def write_set_rows(

@@ -84,13 +84,19 @@ class ScoredRows:
         return self.target_ids[target] if target >= 0 else None
 
 
-_READ = ("id", "score", "nearest_target_index", "nearest_similarity", "tokens", "valid", "is_target")
+_OF_ROWS = ("id", "tokens", "valid", "is_target")
+_OF_TARGETS = ("score", "nearest_target_index", "nearest_similarity")
 _CRC32 = "text_crc32"
 """A column that tables made of codes without texts lack."""
 
 
-def write_scores(path: PathLike, scored: ScoredRows) -> None:
+def write_scores(path: PathLike, scored: ScoredRows, *, rows: bool = True) -> None:
     """Write one line per corpus row, in the corpus' order.
+
+    Args:
+        path: the file.
+        scored: the scores.
+        rows: False leaves out what doesn't depend on the targets; see ``write_rows``.
 
     Raises:
         StoreError: the file can't be written.
@@ -113,38 +119,108 @@ def write_scores(path: PathLike, scored: ScoredRows) -> None:
     if scored.crc32 is not None:
         columns[_CRC32] = pa.array(scored.crc32)
     notes = {"settings": scored.settings, "scorer": table.scorer, "target_ids": scored.target_ids}
+    kept: dict[str, Any] = {}
+    if not rows:
+        # Scores hardly shrink, and there is one table a set.
+        kept = {"use_dictionary": ["nearest_target", "nearest_target_index"], "compression": "none"}
+        shared = ("index", *_OF_ROWS, _CRC32)
+        columns = {name: column for name, column in columns.items() if name not in shared}
     written = pa.table(columns).replace_schema_metadata({"finescope": json.dumps(notes)})
     with atomic_path(path) as temporary:
-        pq.write_table(written, temporary)
+        pq.write_table(written, temporary, **kept)
 
 
-def read_scores(path: PathLike) -> ScoredRows:
-    """Read what ``write_scores`` wrote.
+def write_rows(path: PathLike, scored: ScoredRows) -> None:
+    """Write of a table of scores what doesn't depend on the targets, one line per corpus row.
 
     Raises:
-        StoreError: the file is missing, damaged, or not a table of scores.
+        StoreError: the file can't be written.
     """
-    remedy = "run `finescope score`, or curate again"
-    table, notes = _read(path, (*_READ, _CRC32), "a table of scores", remedy)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def column(name: str) -> NDArray[Any]:
-        return np.asarray(table.column(name).to_numpy(zero_copy_only=False))
+    table = scored.table
+    columns = {
+        "index": pa.array(np.arange(len(table), dtype=np.int64)),
+        "id": _as_column(scored.ids),
+        "tokens": pa.array(scored.tokens),
+        "valid": pa.array(table.valid),
+        "is_target": pa.array(scored.is_target),
+    }
+    if scored.crc32 is not None:
+        columns[_CRC32] = pa.array(scored.crc32)
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata({"finescope": "{}"}), temporary)
 
+
+@dataclass(frozen=True)
+class RowTable:
+    """What ``write_rows`` wrote of N rows; the names are those of ``ScoredRows``."""
+
+    ids: Strings
+    tokens: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    is_target: NDArray[np.bool_]
+    crc32: NDArray[np.uint32] | None
+
+
+def read_rows(path: PathLike) -> RowTable:
+    """Read what ``write_rows`` wrote.
+
+    Raises:
+        StoreError: the file is missing, damaged, or not such a table.
+    """
+    table, _ = _read(path, (*_OF_ROWS, _CRC32), "a table of rows", _REMEDY)
+    return _rows_of(table)
+
+
+def _rows_of(table: Any) -> RowTable:
+    return RowTable(
+        Strings(table.column("id")),
+        _values(table, "tokens", np.int64),
+        _values(table, "valid", np.bool_),
+        _values(table, "is_target", np.bool_),
+        _values(table, _CRC32, np.uint32) if _CRC32 in table.column_names else None,
+    )
+
+
+def _values(table: Any, name: str, dtype: Any) -> NDArray[Any]:
+    return np.asarray(table.column(name).to_numpy(zero_copy_only=False)).astype(dtype, copy=False)
+
+
+_REMEDY = "run `finescope score`, or curate again"
+
+
+def read_scores(path: PathLike, rows: RowTable | None = None) -> ScoredRows:
+    """Read what ``write_scores`` wrote.
+
+    Args:
+        path: the file.
+        rows: what ``write_rows`` wrote, where the file was written without it.
+
+    Raises:
+        StoreError: the file is missing, damaged, not a table of scores, or one of other rows.
+    """
+    columns = _OF_TARGETS if rows is not None else (*_OF_ROWS, *_OF_TARGETS, _CRC32)
+    table, notes = _read(path, columns, "a table of scores", _REMEDY)
+    of_rows = _rows_of(table) if rows is None else rows
+    if table.num_rows != len(of_rows.ids):
+        raise StoreError(f"{path} has the scores of {table.num_rows:,} rows, not of {len(of_rows.ids):,}")
     scores = ScoreTable(
-        column("score").astype(np.float64),
-        column("nearest_target_index").astype(np.int64),
-        column("nearest_similarity").astype(np.float64),
-        column("valid").astype(np.bool_),
+        _values(table, "score", np.float64),
+        _values(table, "nearest_target_index", np.int64),
+        _values(table, "nearest_similarity", np.float64),
+        of_rows.valid,
         notes["scorer"],
     )
     return ScoredRows(
         scores,
-        Strings(table.column("id")),
+        of_rows.ids,
         notes["target_ids"],
-        column("tokens").astype(np.int64),
-        column("is_target").astype(np.bool_),
+        of_rows.tokens,
+        of_rows.is_target,
         notes["settings"],
-        column(_CRC32).astype(np.uint32) if _CRC32 in table.column_names else None,
+        of_rows.crc32,
     )
 
 
@@ -171,8 +247,10 @@ def _read(path: PathLike, columns: Sequence[str], what: str, remedy: str) -> tup
         with downloaded(str(path)) as copy:
             return _read(copy, columns, what, remedy)
     try:
-        held = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[name for name in columns if name in held])
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns if name not in (*file.schema_arrow.names, _CRC32)]
+            held = [name for name in columns if name in file.schema_arrow.names]
+            table = file.read(held)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist; {remedy}") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -180,6 +258,11 @@ def _read(path: PathLike, columns: Sequence[str], what: str, remedy: str) -> tup
     raw = (table.schema.metadata or {}).get(b"finescope")
     if raw is None:
         raise StoreError(f"{path} is not {what}; {remedy}")
+    if missing:
+        raise StoreError(
+            f"{path} is not {what} by itself: it has no column {missing[0]!r}. The tables of several target "
+            "sets leave that to another file; give their folder"
+        )
     return table, json.loads(raw)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray
-from finescope.curation.scoring.base import Column, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.base import Column, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
 from finescope.curation.scoring.presets import Preset, get_preset
-from finescope.curation.scoring.space import Targets, View
+from finescope.curation.scoring.space import Space, Targets, View, side_by_side
 from finescope.curation.scoring.sums import Sum, added, parse_scorer
 from finescope.curation.scoring.table import ScoreTable
 
@@ -215,34 +216,77 @@ def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
     """
     if len({id(scoring.spaces) for scoring in scorings}) != 1:
         raise ValueError("scorings share a pass where they share their spaces; give each the same Spaces")
-    passes = [_Pass(scoring) for scoring in scorings]
-    views = [view for each in passes for view in each.views.values()]
+    shared: list[_Shared] = []
+    passes = [_Pass(scoring, shared) for scoring in scorings]
+    views = [each.view() for each in shared]
     for rows, every in one_pass(views, scorings[0].space.block_rows):
-        seen = iter(every)
-        for each in passes:
-            each.add(rows, {name: next(seen) for name in each.views})
+        for each, seen in zip(shared, every, strict=True):
+            each.add(rows, seen)
     return [each.table() for each in passes]
 
 
+class _Shared:
+    """A space in which several scorings look at the rows: their targets stand side by side."""
+
+    def __init__(self, space: Space):
+        self.space = space
+        self._targets: list[Targets] = []
+        self._with_mean = False
+        self._nearest: list[tuple[Nearest, slice]] = []
+        self._terms: dict[SpaceScorer, list[tuple[Pick, FloatArray]]] = {}
+
+    def join(
+        self, view: View, nearest: Nearest | None, terms: Sequence[tuple[SpaceScorer, FloatArray]]
+    ) -> None:
+        """Take the targets of a view, what collects the nearest of them, and terms with their columns."""
+        first = sum(targets.usable.size for targets in self._targets)
+        self._targets.append(view.targets)
+        self._with_mean = self._with_mean or view.with_mean
+        if nearest is not None:
+            self._nearest.append((nearest, slice(first, first + view.targets.usable.size)))
+        pick = view.targets.everything
+        pick = dataclasses.replace(pick, columns=pick.columns + first)
+        for term, column in terms:
+            self._terms.setdefault(term, []).append((pick, column))
+
+    def view(self) -> View:
+        """Return the space with all targets."""
+        return View(self.space, side_by_side(self._targets), self._with_mean)
+
+    def add(self, rows: slice, seen: Seen) -> None:
+        """Take what is seen of a block."""
+        for nearest, columns in self._nearest:
+            nearest.add(rows, seen.cosines[columns])
+        for term, asked in self._terms.items():
+            found = term.scores(seen, [pick for pick, _ in asked])
+            for (_, column), scores in zip(asked, found, strict=True):
+                column[rows] = scores
+
+
 class _Pass:
-    """What one scoring gathers, block by block."""
+    """What one scoring gathers."""
 
-    def __init__(self, scoring: Scoring):
+    def __init__(self, scoring: Scoring, shared: list[_Shared]):
         self._scoring = scoring
-        self._terms = [scorer for _, scorer in scoring.scorer.terms]
-        self.views = scoring.views()
-        self._nearest = Nearest(scoring.spaces.rows, self.views["codes"])
+        rows, views = scoring.spaces.rows, scoring.views()
+        terms = [scorer for _, scorer in scoring.scorer.terms]
+        self._nearest = Nearest(rows, views["codes"].targets)
         self._columns = [
-            scoring.spaces.column(term) if isinstance(term, Column) else np.empty(scoring.spaces.rows)
-            for term in self._terms
+            scoring.spaces.column(term) if isinstance(term, Column) else np.empty(rows) for term in terms
         ]
-
-    def add(self, rows: slice, seen: Mapping[str, Seen]) -> None:
-        """Take what is seen of a block in every space."""
-        self._nearest.add(rows, seen["codes"])
-        for column, term in zip(self._columns, self._terms, strict=True):
-            if isinstance(term, SpaceScorer):
-                column[rows] = term.score(seen[term.space], self.views[term.space].targets.everything)
+        for name, view in views.items():
+            place = next((each for each in shared if each.space is view.space), None)
+            if place is None:
+                shared.append(place := _Shared(view.space))
+            place.join(
+                view,
+                self._nearest if name == "codes" else None,
+                [
+                    (term, column)
+                    for term, column in zip(terms, self._columns, strict=True)
+                    if isinstance(term, SpaceScorer) and term.space == name
+                ],
+            )
 
     def table(self) -> ScoreTable:
         """Return the scores of all rows."""

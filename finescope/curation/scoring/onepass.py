@@ -20,12 +20,12 @@ from finescope.curation.blocks import (
 )
 from finescope.curation.scoring.base import Seen, SpaceScorer
 from finescope.curation.scoring.scorers import SCORERS
-from finescope.curation.scoring.space import Space, View
+from finescope.curation.scoring.space import Space, Targets, View
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.curation.scoring.table import ScoreTable
 
-SEEN_BYTES = 64 << 20
-"""Upper size of the cosines of one block."""
+SEEN_BYTES = 8 << 20
+"""Upper size of the cosines of one block: they are looked at several times, so they had better stay near."""
 
 
 def one_pass(views: Sequence[View], block_rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, list[Seen]]]:
@@ -78,11 +78,11 @@ class CorpusScorer(Space):
         scorer = code_scorer(scorer, m)
         view = View(self, self.targets(targets), scorer.uses_mean)
         pick = view.targets.everything
-        found = Nearest(len(self), view)
+        found = Nearest(len(self), view.targets)
         score = np.zeros(len(self))
         for rows, (seen,) in one_pass([view], self.block_rows):
             score[rows] = scorer.score(seen, pick)
-            found.add(rows, seen)
+            found.add(rows, seen.cosines)
         valid = self.valid
         score[~valid] = 0.0
         return ScoreTable(score, *found.of(valid), valid, scorer.name)
@@ -192,22 +192,29 @@ class _Kept:
 class Nearest:
     """The nearest target of every row, collected block by block."""
 
-    def __init__(self, rows: int, view: View):
-        self._usable = view.targets.usable
+    def __init__(self, rows: int, targets: Targets):
+        self._usable = targets.usable
         self._target = np.empty(rows, np.int64)
         self._similarity = np.empty(rows)
 
-    def add(self, rows: slice, seen: Seen) -> None:
-        """Take a block: the first of the largest cosines of every row."""
-        place = seen.cosines.argmax(axis=0)
-        self._target[rows] = self._usable[place]
-        self._similarity[rows] = np.take_along_axis(seen.cosines, place[None, :], axis=0)[0]
+    def add(self, rows: slice, cosines: FloatArray) -> None:
+        """Take the cosines of a block, float64 [U,n]: the first of the largest of every row."""
+        best = cosines.max(axis=0)
+        self._similarity[rows] = best
+        if len(cosines) > np.iinfo(np.uint8).max:
+            self._target[rows] = self._usable[cosines.argmax(axis=0)]
+            return
+        # The lowest number of those that are the largest; 255 stands for the others. argmax, which goes
+        # down columns, takes several times as long.
+        places = np.negative((cosines != best).view(np.uint8))
+        places |= np.arange(len(cosines), dtype=np.uint8)[:, None]
+        self._target[rows] = self._usable[places.min(axis=0)]
 
     def of(self, valid: BoolArray) -> tuple[IntArray, FloatArray]:
         """Return target int64 [N], -1 for rows that are not valid, and cosine float64 [N], in [-1, 1]."""
         self._target[~valid] = -1
         self._similarity[~valid] = 0.0
-        return self._target, np.clip(self._similarity, -1.0, 1.0)
+        return self._target, np.clip(self._similarity, -1.0, 1.0, out=self._similarity)
 
 
 def code_scorer(scorer: str | SpaceScorer, m: int = 3) -> SpaceScorer:

@@ -6,7 +6,7 @@ is never rewritten, and everything is found in passes over its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,7 +41,11 @@ from finescope.curation.blocks import (
 from finescope.curation.scoring.base import Pick, Seen, SpaceScorer
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
+from finescope.ops import sparse_products
 
+SPARSE_TARGETS, SPARSE = 64, 8
+"""As many targets, and of their entries no more than every eighth: then what a row shares with them is looked
+for, in place of multiplying it with all."""
 BACKGROUND_ROWS = 1000
 """Rows that stand for the corpus at large where something is fitted."""
 
@@ -257,6 +261,20 @@ class Targets:
         return Pick(np.arange(self.usable.size), self.norms, self.unit, self.background)
 
 
+def side_by_side(several: Sequence[Targets]) -> Targets:
+    """Return the targets of several sets, all brought into the same space, as one set."""
+    if len(several) == 1:
+        return several[0]
+    before = np.cumsum([0, *(targets.count for targets in several)])
+    return Targets(
+        _stacked([targets.unit for targets in several], several[0].unit.shape[1]),
+        np.concatenate([targets.usable + first for targets, first in zip(several, before, strict=False)]),
+        np.concatenate([targets.norms for targets in several]),
+        int(before[-1]),
+        several[0].background,
+    )
+
+
 @dataclass(frozen=True)
 class View:
     """A space and the targets that its rows are compared with.
@@ -279,27 +297,54 @@ class View:
     def see(self, block: SparseCodes, norms: FloatArray) -> Seen:
         """Return what a scorer sees of a block of rows with the given norms."""
         valid = _valid(norms)
-        products = np.empty((self.columns, len(block)))
-        for low, panel in self._panels():
-            products[low : low + panel.shape[1]] = product(block, panel).T
+        usable = self.targets.usable.size
+        products = self._products(block)
         products[:, ~valid] = 0.0  # their products may be NaN
         products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
-        usable = self.targets.usable.size
         mean = products[usable] if self.with_mean else None
         return Seen(products[:usable], mean, valid, block, norms, self.space.weights)
 
-    def _panels(self) -> Iterator[tuple[int, FloatArray]]:
-        """The dense queries [F, ≤ columns] and the place of the first: kept where they fit."""
-        if self.columns * self.space.num_latents * 8 <= PANEL_BYTES:
-            yield 0, self._panel
+    def _products(self, block: SparseCodes) -> FloatArray:
+        """Return ⟨w∘t̂, x⟩ of every target, and behind them ⟨w∘μ, x⟩, float64 [columns,n]."""
+        products = np.empty((self.columns, len(block)))
+        low = 0
+        if self._sparse:
+            low = self.targets.usable.size
+            products[:low] = sparse_products(self._queries, block).numpy()
+        for first, panel in self._panels(low):
+            products[first : first + panel.shape[1]] = product(block, panel).T
+        return products
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether the targets hold so little that it is worth looking for what they share with a row."""
+        unit = self.targets.unit
+        few = unit.nnz * SPARSE < unit.shape[0] * unit.shape[1]
+        return bool(few) and unit.shape[0] >= SPARSE_TARGETS
+
+    @cached_property
+    def _queries(self) -> SparseCodes:
+        """w∘t̂ of the targets, [U,F]."""
+        unit, weights = self.targets.unit, self.space.weights
+        values = unit.data if weights is None else unit.data * weights[unit.indices]
+        bounds = torch.from_numpy(unit.indptr.astype(np.int64))
+        return SparseCodes(
+            bounds, torch.from_numpy(unit.indices), torch.from_numpy(values), unit.shape[1], check=False
+        )
+
+    def _panels(self, low: int) -> Iterator[tuple[int, FloatArray]]:
+        """The dense queries from one on, [F, ≤ columns], and the place of the first: kept where they fit."""
+        if (self.columns - low) * self.space.num_latents * 8 <= PANEL_BYTES:
+            if low < self.columns:
+                yield low, self._panel
             return
-        step = panel_columns(self.space.num_latents, self.columns)
-        for low in range(0, self.columns, step):
-            yield low, self._dense(low, min(low + step, self.columns))
+        step = panel_columns(self.space.num_latents, self.columns - low)
+        for first in range(low, self.columns, step):
+            yield first, self._dense(first, min(first + step, self.columns))
 
     @cached_property
     def _panel(self) -> FloatArray:
-        return self._dense(0, self.columns)
+        return self._dense(self.targets.usable.size if self._sparse else 0, self.columns)
 
     def _dense(self, low: int, high: int) -> FloatArray:
         queries = self.targets.unit[low:high].toarray()

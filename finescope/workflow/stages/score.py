@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finescope.curation.exclusion import find_targets
+from finescope.curation.exclusion import find_all_targets
 from finescope.curation.scoring.fitted import Scoring
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
@@ -70,7 +70,7 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
         table = scoring.score()
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    return marked(corpus, targets, scoring, table)
+    return marked(corpus, [targets], [scoring], [table])[0]
 
 
 _SHOWN = 64
@@ -141,24 +141,37 @@ def same_sae(one: CodeStore, other: CodeStore) -> bool:
     return None in saes or saes[0] == saes[1]
 
 
-def marked(corpus: CodeStore, targets: CodeStore, scoring: Scoring, table: ScoreTable) -> ScoredRows:
-    """Return scores with what identifies the rows, and which of them are targets."""
-    known, target_ids = corpus.known("corpus"), targets.ids()
+def marked(
+    corpus: CodeStore, sets: Sequence[CodeStore], scorings: Sequence[Scoring], tables: Sequence[ScoreTable]
+) -> list[ScoredRows]:
+    """Return the scores by each target set with what identifies the rows, and which are its targets."""
+    known, tokens, told = corpus.known("corpus"), corpus.token_counts(), corpus.table(["id", "text_hash"])
+    target_ids = [targets.ids() for targets in sets]
     # Made-up ids say nothing: two files of one name have the same ones.
-    found = find_targets(
-        known.ids,
-        target_ids if targets.facts.get("own_ids", True) else (),
-        hashes=corpus.text_hashes(),
-        target_hashes=targets.text_hashes(),
+    found = find_all_targets(
+        told["id"],
+        told["text_hash"],
+        [
+            (names if targets.facts.get("own_ids", True) else (), targets.text_hashes())
+            for targets, names in zip(sets, target_ids, strict=True)
+        ],
     )
-    recipe = scoring.recipe
-    settings = {
-        "preset": recipe.name,
-        "pooling": recipe.pooling,
-        "weights": recipe.weights,
-        "scorer": scoring.scorer.name,
-        "top_m": recipe.m,
-        "targets": found.counts(),
-    }
-    tokens = corpus.token_counts()
-    return ScoredRows(table, known.ids, target_ids, tokens, found.marked, settings, known.crc32)
+    return [
+        ScoredRows(
+            table,
+            known.ids,
+            names,
+            tokens,
+            among.marked,
+            {
+                "preset": scoring.recipe.name,
+                "pooling": scoring.recipe.pooling,
+                "weights": scoring.recipe.weights,
+                "scorer": scoring.scorer.name,
+                "top_m": scoring.recipe.m,
+                "targets": among.counts(),
+            },
+            known.crc32,
+        )
+        for table, names, scoring, among in zip(tables, target_ids, scorings, found, strict=True)
+    ]
