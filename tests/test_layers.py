@@ -21,7 +21,17 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # Folders whose head is a map of their files.
-MAPPED = ("ops", "sae", "curation", "curation/scoring", "storage", "search", "embeddings", "workflow/stages")
+MAPPED = (
+    "ops",
+    "sae",
+    "curation",
+    "curation/scoring",
+    "storage",
+    "search",
+    "embeddings",
+    "workflow/stages",
+    "proof",
+)
 
 
 def rooms_of_the_map() -> list[str]:

@@ -39,11 +39,30 @@ def load_model(
     from transformers import AutoModel
 
     device = usable_device(device)
-
-    chosen: Any = "auto" if dtype is None else dtype
-    parameter = "dtype" if _transformers_at_least(4, 56) else "torch_dtype"
-    model: nn.Module = _load(AutoModel, name, "model", **{parameter: chosen}, **options)
+    model: nn.Module = _load(AutoModel, name, "model", **_of_type(dtype), **options)
     return moved(model, device)
+
+
+def load_causal_model(name: PathLike, *, dtype: torch.dtype | None = None, **options: Any) -> nn.Module:
+    """Load a causal model with its head, in eval mode, on the CPU.
+
+    Args:
+        name: as ``load_model`` takes it.
+        dtype: of its weights; None keeps the checkpoint's own.
+        options: passed to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        InputError: as ``load_model``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = _load(AutoModelForCausalLM, name, "model", **_of_type(dtype), **options)
+    return model.eval()
+
+
+def _of_type(dtype: torch.dtype | None) -> dict[str, Any]:
+    parameter = "dtype" if _transformers_at_least(4, 56) else "torch_dtype"
+    return {parameter: "auto" if dtype is None else dtype}
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

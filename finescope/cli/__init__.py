@@ -13,7 +13,7 @@ from finescope.cli.memory import give_back_large_blocks
 
 COMMANDS = (
     "demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "explain", "latents",
-    "diff", "export", "sae", "info",
+    "diff", "export", "sae", "prove", "info",
 )  # fmt: skip
 """Sub-commands in the order of a run."""
 

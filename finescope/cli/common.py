@@ -181,3 +181,14 @@ def merge_options(config: dict[str, Any], options: Mapping[str, Any]) -> dict[st
             value = str(value)
         put(config, dotted, list(value) if isinstance(value, tuple) else value)
     return config
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return the lines of a table as text: the first column flush left, the others flush right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import Place, merge_options
+from finescope.cli.common import Place, aligned, merge_options
 
 
 @click.command("evaluate", short_help="Measure a run, against labels and beside every baseline.")
@@ -53,10 +53,4 @@ def table_of(methods: list[dict[str, Any]]) -> str:
                 cell += f" [{value['low']:.3f}, {value['high']:.3f}]"
             cells.append(cell)
         lines.append([method["name"], *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    return aligned(lines)

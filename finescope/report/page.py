@@ -23,6 +23,10 @@ FOLD_CHARACTERS = 700
 """Characters of a text that are shown before the rest is folded away."""
 STRONGEST_LATENTS = 10
 """Latents that are listed above the rows."""
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {}; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 def render(data: RunData, figures: Sequence[Figure]) -> str:
@@ -38,10 +42,7 @@ def render(data: RunData, figures: Sequence[Figure]) -> str:
 
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    policy = _POLICY.format(f"'sha256-{digest}'")
     return str(
         _environment().get_template("report.html.j2").render(
             run=data,
@@ -55,6 +56,26 @@ def render(data: RunData, figures: Sequence[Figure]) -> str:
             policy=Markup(policy),
             style=Markup(_asset("style.css")),
             script=Markup(script),
+        )
+    )  # fmt: skip
+
+
+def render_proof(proof: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the page of a proof, which has no script; else as ``render``.
+
+    Args:
+        proof: ``title``, ``plan``, ``summary`` and ``warnings``, as ``finescope.proof.page`` makes them.
+        figures: to be shown.
+    """
+    from markupsafe import Markup
+
+    return str(
+        _environment().get_template("proof.html.j2").render(
+            proof=proof,
+            figures=[(figure, Markup(figure.svg)) for figure in figures],
+            version=finescope.__version__,
+            policy=Markup(_POLICY.format("'none'")),
+            style=Markup(_asset("style.css")),
         )
     )  # fmt: skip
 
