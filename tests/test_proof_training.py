@@ -120,7 +120,7 @@ def test_measured_after_each_stretch_and_twice_the_same() -> None:
     results = []
     for _ in range(2):
         model = upper(2)
-        reader = Reader(model, 16)
+        reader = Reader(model)
         seen: list[int] = []
         results.append(
             train(
@@ -134,4 +134,4 @@ def test_measured_after_each_stretch_and_twice_the_same() -> None:
     model = upper(2)
     with torch.no_grad():
         wanted = float(whole_loss(make_model("llama-lm"), held_out))
-    assert mean_loss(model, Reader(model, 16), held_out, 16) == pytest.approx(wanted, rel=1e-5)
+    assert mean_loss(model, Reader(model), held_out, 16) == pytest.approx(wanted, rel=1e-5)

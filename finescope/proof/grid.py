@@ -116,7 +116,7 @@ class Grid:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self.model, self.plan.batch_tokens)
+        return Reader(self.model)
 
     def cells(self) -> list[Cell]:
         """Return all runs in the order in which they are done: one draw of all topics after the other."""

@@ -68,26 +68,26 @@ def batches(rows: Rows, tokens: int, generator: np.random.Generator) -> Iterator
 
 
 class Reader:
-    """What the lower blocks make of rows: computed when a row is first asked for, and kept."""
+    """What the lower blocks make of rows: computed when a row is first asked for, and kept.
 
-    def __init__(self, model: UpperBlocks, batch_tokens: int):
+    Each row goes through them by itself: in a batch its last bits would depend on what stands beside it, and
+    a proof that was stopped would end with other numbers.
+    """
+
+    def __init__(self, model: UpperBlocks):
         """Remember the model; rows come later."""
-        self._model, self._tokens = model, batch_tokens
+        self._model = model
         self._below: dict[bytes, Tensor] = {}
 
     def below(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Return the activations of rows, which may be beginnings of rows that were asked for before."""
-        keys = [row.numpy().tobytes() for row in rows]
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._below}
-        order = sorted(missing, key=lambda key: len(missing[key]))
-        while order:
-            batch = [order.pop()]
-            longest = len(missing[batch[0]])
-            while order and (len(batch) + 1) * longest <= self._tokens:
-                batch.append(order.pop())
-            found = self._model.below([missing[key] for key in batch])
-            self._below.update(zip(batch, found, strict=True))
-        return [self._below[key] for key in keys]
+        """Return the activations of rows, [n,D] each."""
+        found = []
+        for row in rows:
+            key = row.numpy().tobytes()
+            if key not in self._below:
+                (self._below[key],) = self._model.below([row])
+            found.append(self._below[key])
+        return found
 
 
 def mean_loss(model: UpperBlocks, reader: Reader, rows: Rows, batch_tokens: int) -> float:
