@@ -12,11 +12,13 @@ import copy
 import json
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -80,6 +82,15 @@ def grid(folder: Path, out: str = "out", **changes: Any) -> Grid:
         model=copy.deepcopy(make_model("llama-lm")),
         tokenizer=make_tokenizer(bos=False),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices of this size are done before a second thread has woken up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +202,7 @@ def test_a_stopped_proof_goes_on_and_says_the_same(
     with pytest.raises(KeyboardInterrupt):
         it.run()
     again = grid(place, "resumed", noise_arms=["random"])
+    assert not again.results(), "of a topic and draw all or none"
     found = again.run()
     assert len(calls) == len(runs) + 1, "four were done before"
     timeless = [{**run, "seconds": 0} for run in found]

@@ -8,6 +8,7 @@ be cut is trained all the same; budgets or numbers of steps differ between metho
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,6 +22,15 @@ from finescope.proof.upper import UpperBlocks
 from support.tiny_models import make_model
 
 RATE = 1e-3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices of this size are done before a second thread has woken up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def rows(*lengths: int, seed: int = 0) -> list[Tensor]:

@@ -55,13 +55,17 @@ def command(
       finescope prove benchmarks/proof/plan.yaml --out proof/
     """
     from finescope.cli.common import read_config
+    from finescope.errors import InputError
     from finescope.progress import Reporter, duration
     from finescope.proof.grid import Grid
     from finescope.proof.page import PAGE, write_proof
     from finescope.proof.plan import ProofPlan
 
     grid = Grid(ProofPlan.from_dict(read_config(plan, overrides)), out, Reporter(quiet=quiet))
-    numbers = write_proof(grid, grid.results() if so_far else grid.run(None if draw is None else draw - 1))
+    runs = grid.results() if so_far else grid.run(None if draw is None else draw - 1)
+    if not any(run["topic"] for run in runs):
+        raise InputError("no topic is done yet with all of its arms; run again without --so-far")
+    numbers = write_proof(grid, runs)
     summary = numbers["summary"]
     click.echo(table_of(numbers["plan"], summary))
     for line in summary["tests"]:

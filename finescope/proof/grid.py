@@ -134,8 +134,10 @@ class Grid:
         return found
 
     def results(self) -> list[dict[str, Any]]:
-        """Return what the runs that are done gave."""
-        return [read_json(path) for path in map(self.path, self.cells()) if path.is_file()]
+        """Return what the runs that are done gave; of a topic and draw all of them or none."""
+        paths = {cell: self.path(cell) for cell in self.cells()}
+        missing = {(cell.topic, cell.draw) for cell, path in paths.items() if not path.is_file()}
+        return [read_json(path) for cell, path in paths.items() if (cell.topic, cell.draw) not in missing]
 
     def path(self, cell: Cell) -> Path:
         """Return the file of a run, which is named after all that decides it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finescope.curation.intervals import Interval, bootstrap_interval
+from finescope.curation.intervals import Interval, percentile_interval
 
 _EXACT = 20
 """Pairs up to which all ways to turn their signs are counted."""
@@ -68,7 +68,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def mean_interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> Interval:
     """Return a mean with its bootstrap interval over the values, percentile."""
     array = np.asarray(values, np.float64)
-    return bootstrap_interval(lambda rows: float(array[rows].mean()), array.size, draws=draws, seed=seed)
+    rows = np.random.default_rng(seed).integers(0, array.size, (draws, array.size))
+    return percentile_interval(float(array.mean()), array[rows].mean(axis=1).tolist())
 
 
 def tokens_for(loss: float, tokens: Sequence[int], losses: Sequence[float]) -> float:

@@ -60,7 +60,7 @@ def summarise(plan: ProofPlan, runs: Runs) -> dict[str, Any]:
     largest = str(max(plan.budgets))
     return {
         "topics": len(topics),
-        "draws": plan.seeds,
+        "draws": len({run["draw"] for run in runs}),
         "untuned": {name: _mean(run["untuned"][name] for run in none) for name in ("held_out", "off_topic")},
         "warmed_up": {
             name: _mean(run["points"][0][name] for run in none) for name in ("held_out", "off_topic")
