@@ -308,3 +308,22 @@ def test_a_link_to_a_row_leads_there_when_others_come_back(chromium: Browser, pa
     assert shown_ranks(chromium) == list(range(1, 31))
     top = chromium.run("document.getElementById('row-30').getBoundingClientRect().top")
     assert 0 <= top < 900
+
+
+@pytest.mark.parametrize("width", [360, 390, *WIDTHS])
+def test_what_a_table_says_first_is_on_the_screen(chromium: Browser, page: Path, width: int) -> None:
+    chromium.open(page, width=width)
+    ends = chromium.run(
+        "Array.from(document.querySelectorAll('tbody tr')).map(row => ["
+        "row.closest('table').caption.innerText, row.cells[0].innerText,"
+        "row.cells[1].getBoundingClientRect().right])"
+    )
+    assert {"Quality of the selection", "Methods on this target domain"} <= {end[0] for end in ends}
+    assert [end for end in ends if end[2] > width] == []
+    scrolled = chromium.run(
+        "Array.from(document.querySelectorAll('.scroll')).filter(box => box.querySelector('table'))"
+        ".map(box => { box.scrollLeft = 1000; const names = box.querySelector('tbody th');"
+        "return [box.getBoundingClientRect().left, names.getBoundingClientRect().left]; })"
+    )
+    if width < 576:
+        assert all(abs(left - name) < 1 for left, name in scrolled)
