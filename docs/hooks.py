@@ -1,4 +1,9 @@
-"""Parts of pages that the package itself says: help texts, and tables of what there is to choose."""
+"""Parts of pages that the package itself says: help texts, and tables of what there is to choose.
+
+Each stands between ``<!-- begin NAME -->`` and ``<!-- end -->``. Tables are there in the files too, so that
+pages can be read where the repository is: ``python docs/hooks.py`` writes them. Long parts are put in when
+pages are built.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_DIRECTIVE = re.compile(r"^\{\{ (\w+) ?([\w ]*) \}\}$", re.MULTILINE)
+_PART = re.compile(r"^<!-- begin (\w+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace ``{{ name argument }}`` on a line of its own by what the function of that name returns."""
-    return _DIRECTIVE.sub(lambda found: _PARTS[found[1]](found[2]), markdown)
+    """Return a page with all its parts as the package has them now."""
+    return _PART.sub(lambda found: (_TABLES | _LONG)[found[1]](), markdown)
+
+
+def with_tables(markdown: str) -> str:
+    """Return a page with its tables as the package has them now, as it is kept in the repository."""
+    return _PART.sub(
+        lambda found: (
+            f"<!-- begin {found[1]} -->\n{_TABLES[found[1]]()}\n<!-- end -->"
+            if found[1] in _TABLES
+            else found[0]
+        ),
+        markdown,
+    )
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
@@ -28,16 +45,15 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
     return files
 
 
-def help_of(command: str) -> str:
-    """Return the help text of a command of ``finescope``, or of all: one after the other."""
+def help_of_all() -> str:
+    """Return the help texts of all commands of ``finescope``, one after the other."""
     import click
 
     from finescope.cli import main
 
     context = click.Context(main, info_name="finescope")
-    names = command.split() or main.list_commands(context)
     parts = []
-    for name in names:
+    for name in main.list_commands(context):
         found = main.get_command(context, name)
         assert found is not None, name
         text = found.get_help(click.Context(found, parent=context, info_name=name, max_content_width=100))
@@ -54,7 +70,7 @@ def help_of(command: str) -> str:
     return "\n".join(parts)
 
 
-def scorers(_: str) -> str:
+def scorers() -> str:
     """Return the table of scorers."""
     from finescope.curation.scoring.scorers import TABLE
 
@@ -63,7 +79,7 @@ def scorers(_: str) -> str:
     )
 
 
-def presets(_: str) -> str:
+def presets() -> str:
     """Return the table of presets."""
     from finescope.curation.scoring.presets import PRESETS
 
@@ -76,7 +92,7 @@ def presets(_: str) -> str:
     )
 
 
-def formats(_: str) -> str:
+def formats() -> str:
     """Return the table of the formats of autoencoders, by the heads of their files."""
     import importlib
     import pkgutil
@@ -103,7 +119,7 @@ def _sentence(module: Any) -> str:
     return paragraph.partition(". ")[0].rstrip(":.")
 
 
-def speed(_: str) -> str:
+def speed() -> str:
     """Return the tables of all measurements, a level lower."""
     text = (_ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
     return text.partition("\n")[2]
@@ -115,10 +131,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
-_PARTS: dict[str, Callable[[str], str]] = {
-    "help": help_of,
-    "scorers": scorers,
-    "presets": presets,
-    "formats": formats,
-    "speed": speed,
-}
+_TABLES: dict[str, Callable[[], str]] = {"scorers": scorers, "presets": presets, "formats": formats}
+_LONG: dict[str, Callable[[], str]] = {"help": help_of_all, "speed": speed}
+
+if __name__ == "__main__":
+    for page in sorted((_ROOT / "docs" / "pages").rglob("*.md")):
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
