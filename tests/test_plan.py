@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from finescope.sae import train_sae
 from finescope.sae.architectures import TRAINED
+from finescope.sae.metrics import training_log
 from finescope.workflow.plan import plan_training
 
 
@@ -23,6 +26,28 @@ def test_the_weight_of_l1_goes_with_k_and_only_where_it_is_needed() -> None:
     assert weights == {**dict.fromkeys(TRAINED, 0.0), "relu": 5 / 16, "gated": 10 / 16}
     assert plan({"architecture": "relu", "k": 32}).training.l1_weight == 5 / 32
     assert plan({"architecture": "relu"}, {"l1_weight": 0.02}).training.l1_weight == 0.02
+
+
+class Tokens:
+    """A store of random activations."""
+
+    width = 8
+
+    def __init__(self, tokens: int) -> None:
+        self.num_tokens = tokens
+        self._rows = torch.randn(tokens, self.width, generator=torch.Generator().manual_seed(1))
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int = 0) -> Iterator[torch.Tensor]:
+        yield from self._rows.split(batch_size)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 1300, 2519, 4100, 8255])
+@pytest.mark.parametrize("batch", [None, 64, 100])
+def test_as_many_steps_are_done_as_are_announced(tmp_path: Path, tokens: int, batch: int | None) -> None:
+    fields = {"num_epochs": 2, "log_every": 1, **({"batch_tokens": batch} if batch else {})}
+    chosen = plan_training(tokens, 8, device="cpu", seed=1, sae={"num_latents": 16, "k": 2}, training=fields)
+    train_sae(Tokens(tokens), chosen.sae, chosen.training, out_dir=tmp_path, progress=False)
+    assert training_log(tmp_path)[-1]["step"] == chosen.steps
 
 
 @pytest.mark.parametrize("architecture", ["relu", "gated"])

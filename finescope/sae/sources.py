@@ -216,8 +216,7 @@ class StoreSource(Source):
         if store.num_tokens == 0:
             raise InputError("the activation store is empty; there are no tokens to train on")
         self.batch_tokens = cfg.batch_tokens or STREAM_BATCH_TOKENS
-        full, rest = divmod(store.num_tokens, self.batch_tokens)
-        self.steps_per_epoch = full + int(_worth_a_step(rest, self.batch_tokens, full))
+        self.steps_per_epoch = steps_of_epoch(store.num_tokens, self.batch_tokens)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         order: Any = {"seed": self._seed, "epoch": epoch}
@@ -352,6 +351,12 @@ def _shuffle(
         order = torch.randperm(filled, generator=generator).to(buffer.device)
         for part in torch.split(order, batch):
             yield buffer[part]
+
+
+def steps_of_epoch(tokens: int, batch_tokens: int) -> int:
+    """Return how many steps a pass over the tokens of a store takes."""
+    full, rest = divmod(tokens, batch_tokens)
+    return full + int(_worth_a_step(rest, batch_tokens, full))
 
 
 def _worth_a_step(tokens: int, batch_tokens: int, batch: int) -> bool:

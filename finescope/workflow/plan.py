@@ -9,6 +9,7 @@ from typing import Any
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.device import usable_device
 from finescope.sae.architectures import architecture_class
+from finescope.sae.sources import steps_of_epoch
 
 BATCH_TOKENS = 2048
 MIN_STEPS = 400
@@ -70,7 +71,7 @@ def plan_training(
         **training,
     }
     batch = int(fields["batch_tokens"] or BATCH_TOKENS)
-    per_epoch = max(1, -(-tokens // batch))
+    per_epoch = max(1, steps_of_epoch(tokens, batch))
     fields.setdefault("num_epochs", max(1, min(MAX_EPOCHS, round(MIN_STEPS / per_epoch))))
     return TrainingPlan(config, TrainingConfig(**fields), per_epoch * int(fields["num_epochs"]))
 

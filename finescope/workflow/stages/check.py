@@ -93,7 +93,7 @@ def preview(context: Context) -> str:
     training = 0.0
     flops = matmul_flops(job.device)
     plan = plan_training(
-        int(min(total, job.train_tokens)),
+        round(min(total, job.train_tokens)),
         tap.width,
         device=job.device,
         seed=job.seed,
@@ -104,7 +104,7 @@ def preview(context: Context) -> str:
         training = training_seconds(plan, tap.width, flops)
         model += min(total, job.train_tokens) * seconds_per_token
         parts.append(
-            f"an SAE of about {plan.sae.latents(tap.width):,} latents trained for {plan.steps:,} steps"
+            f"an SAE of about {plan.sae.latents(tap.width):,} latents trained for about {plan.steps:,} steps"
         )
     encoding = 4 * total * tap.width * plan.sae.latents(tap.width) / flops
     return f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all"
