@@ -11,6 +11,11 @@ from typing import Any, TextIO, TypeVar
 _Item = TypeVar("_Item")
 PLAIN_SECONDS = 15.0
 """Seconds between two plain lines of one stage."""
+_TELLING_SHARE, _TELLING_AMOUNT = 0.05, 8192
+"""Share of a stage that tells how fast it goes; or so many units, if they are a hundredth of it.
+
+The first texts that a model reads are the longest of thousands: told by them, minutes would be hours.
+"""
 
 
 class Task:
@@ -21,6 +26,7 @@ class Task:
         self.done = self._before = done
         self.note = ""
         self.started = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._reporter = reporter
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -29,6 +35,8 @@ class Task:
 
     def update(self, done: float, note: str | None = None, total: float | None = None) -> None:
         """Set the finished work, and the total where it has become known."""
+        if self._first is None:
+            self._first = done, time.monotonic()
         self.done = done
         self.total = self.total if total is None else total
         self.note = self.note if note is None else note
@@ -50,17 +58,38 @@ class Task:
         """Units per second, without what was done before the task began."""
         return (self.done - self._before) / self.seconds if self.seconds > 0 else 0.0
 
+    @property
+    def speed(self) -> str:
+        """The rate in words; an empty string as long as it tells little."""
+        return f"{_short(self.rate)} {self.unit}/s" if self._telling else ""
+
+    @property
+    def left(self) -> str:
+        """The time left in words; an empty string as long as it can't be told.
+
+        What was done up to the first update has no say in it: loading and warming up are in that.
+        """
+        if not (self._telling and self._first and self.total and self.done < self.total):
+            return ""
+        done, at = self._first
+        passed = time.monotonic() - at
+        return f"{duration((self.total - self.done) * passed / (self.done - done))} left"
+
+    @property
+    def _telling(self) -> bool:
+        if self._first is None or self.done <= self._first[0]:
+            return False
+        if not self.total:
+            return True
+        share, amount = (self.done - self._before) / self.total, self.done - self._before
+        return share >= _TELLING_SHARE or (share >= 0.01 and amount >= _TELLING_AMOUNT)
+
     def line(self) -> str:
-        """Return name, amount, rate and time left as one plain line."""
-        rate = self.rate
+        """Return name, amount, and, once they tell something, rate and time left as one plain line."""
         amount = f"{self.done:,.0f}" + (f"/{self.total:,.0f}" if self.total else "")
-        parts = [f"{self.name}: {amount} {self.unit}", f"{_short(rate)} {self.unit}/s"]
-        # The first hundredth says little: loading and warming up are in it.
-        if rate and self.total and self.total / 100 < self.done < self.total:
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
-        if self.note:
-            parts.append(self.note)
-        return ", ".join(parts)
+        return ", ".join(
+            filter(None, [f"{self.name}: {amount} {self.unit}", self.speed, self.left, self.note])
+        )
 
 
 class Reporter:
@@ -103,7 +132,7 @@ class Reporter:
         if self.interactive and not self.quiet and self._live is None:
             self._live = _rich_progress(self.stream)
             self._live.start()
-            self._ids[id(task)] = self._live.add_task(name, total=total, unit=unit, note="", rate="")
+            self._ids[id(task)] = self._live.add_task(name, total=total, note="", rate="", left="")
         self._last = time.monotonic()
         finished = False
         try:
@@ -125,13 +154,13 @@ class Reporter:
         if self.quiet:
             return
         if id(task) in self._ids:
-            rate = task.rate
             self._live.update(
                 self._ids[id(task)],
                 completed=task.done,
                 total=task.total,
                 note=task.note,
-                rate=f"{_short(rate)} {task.unit}/s",
+                rate=task.speed,
+                left=task.left,
             )
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
@@ -165,7 +194,6 @@ def _rich_progress(stream: TextIO) -> Any:
         TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     return Progress(
@@ -174,8 +202,7 @@ def _rich_progress(stream: TextIO) -> Any:
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(file=stream),
         transient=True,

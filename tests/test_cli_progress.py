@@ -32,6 +32,40 @@ def test_plain_lines_have_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b" not in stream.getvalue()
 
 
+def test_slow_first_rows_promise_no_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with Reporter(stream).task("activations", 5000, "rows") as task:
+        for done, seconds in ((2, 30.0), (120, 16.0), (1100, 49.0)):  # loading, then the longest texts
+            clock[0] += seconds
+            task.update(done)
+    assert stream.getvalue().splitlines()[:3] == [
+        "activations: 2/5,000 rows",
+        "activations: 120/5,000 rows",
+        "activations: 1,100/5,000 rows, 11.6 rows/s, 3 min 51 s left",
+    ]
+    large = Reporter(io.StringIO()).task("activations", 800_000, "rows")
+    with large as task:
+        task.update(4000)
+        clock[0] += 400
+        task.update(12_000)
+        assert task.left == "10 h 57 min left"
+
+
+def test_work_done_before_tells_nothing_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with Reporter(io.StringIO()).task("training", 400, "steps", done=300) as task:
+        for done in (301, 302):
+            clock[0] += 20
+            task.update(done)
+        assert (task.speed, task.left) == ("", "")
+        clock[0] += 40
+        task.update(322)
+        assert (task.speed, task.left) == ("0.275 steps/s", "3 min 43 s left")
+
+
 def test_a_bar_on_a_terminal() -> None:
     stream = Terminal()
     reporter = Reporter(stream)
