@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -231,13 +233,13 @@ def test_round_robin_ends_with_the_lists_and_goes_on_by_score(problem):
     assert len(select(table, whole, targets=targets, corpus=corpus)) == 12
 
 
-def covering_by_loops(targets, corpus, order, count):
+def covering_by_loops(targets, corpus, order, count, looked_at=lambda count: 1000):
     """The row of the largest gain each time, every gain found anew; parts are those of contrast."""
     unit, seeds = oracle.unit(corpus), oracle.unit(targets)
     parts = np.maximum(unit * (seeds.mean(axis=0) - unit.mean(axis=0)), 0)
     held, taken = np.zeros(parts.shape[1]), []
     while len(taken) < min(count, len(order)):
-        free = [row for row in order if row not in taken]
+        free = [row for row in order[: looked_at(len(taken) + 1)] if row not in taken]
         gains = [np.sqrt(held + parts[row]).sum() - np.sqrt(held).sum() for row in free]
         best = free[int(np.argmax(np.round(gains, 12)))]
         taken.append(best)
@@ -251,9 +253,29 @@ def test_coverage_takes_what_adds_most_to_what_is_held(problem, k):
     scorer = CorpusScorer(corpus)
     table = scorer.score(targets, "contrast")
     found = select(table, SelectionConfig(k=k, strategy="coverage"), targets=targets, scorer=scorer)
-    order = table.ranking()[: 10 * k].tolist()
+    order = table.ranking().tolist()
     dense = targets.to_dense().numpy(), corpus.to_dense().numpy()
     assert found.indices.tolist() == covering_by_loops(*dense, order, k)
+
+
+def test_fewer_covering_rows_are_a_beginning_of_more(problem, monkeypatch):
+    targets, corpus, _ = problem
+    monkeypatch.setattr("finescope.curation.coverage.FEWEST_CANDIDATES", 12)
+    monkeypatch.setattr("finescope.curation.coverage.CANDIDATES", 2)
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "contrast")
+    chosen = [
+        select(
+            table, SelectionConfig(k=k, strategy="coverage"), targets=targets, scorer=scorer
+        ).indices.tolist()
+        for k in (3, 11, 20, 40)
+    ]
+    for fewer, more in itertools.pairwise(chosen):
+        assert more[: len(fewer)] == fewer
+    dense = targets.to_dense().numpy(), corpus.to_dense().numpy()
+    order = table.ranking().tolist()
+    assert chosen[-1] == covering_by_loops(*dense, order, 40, lambda count: max(12, 2 * count))
+    assert chosen[-1] != covering_by_loops(*dense, order, 40)
 
 
 def test_coverage_does_not_take_the_same_again():
@@ -273,7 +295,7 @@ def test_coverage_does_not_take_the_same_again():
 
 def test_coverage_looks_at_no_more_rows_than_it_may_hold_and_goes_on_by_score(problem, monkeypatch):
     targets, corpus, _ = problem
-    monkeypatch.setattr("finescope.curation.selection.MOST_CANDIDATES", 7)
+    monkeypatch.setattr("finescope.curation.coverage.MOST_CANDIDATES", 7)
     scorer = CorpusScorer(corpus)
     table = scorer.score(targets, "contrast")
     found = select(table, SelectionConfig(k=30, strategy="coverage"), targets=targets, scorer=scorer).indices

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import BoolArray, Codes, FloatArray, IntArray, rows_of
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
-from finescope.curation.coverage import CANDIDATES, MOST_CANDIDATES, covering
+from finescope.curation.coverage import covering
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable, rank_rows
@@ -68,10 +68,10 @@ class SelectionConfig(Configuration):
     ``rank``: by score. ``per_target``: first the union of each target's ``per_target`` nearest rows, then the
     others. ``round_robin``: the targets take turns, each with its nearest row that none has taken, and when
     their lists end come the others, by score. ``coverage``: each time the row that adds most to what is held
-    of the targets' latents, out of the best by score, ten times as many as are wanted. ``clusters``: first
-    the rows from each target's best k-means clusters (the supplement's variant), then the others. In
-    ``per_target`` and ``clusters`` the order inside both groups is that of the scores, so ``k`` trims or
-    fills the union to its exact size.
+    of the targets' latents, the n-th out of the 10n best by score (1000 at least); what other limits then
+    leave out is replaced by score. ``clusters``: first the rows from each target's best k-means clusters (the
+    supplement's variant), then the others. In ``per_target`` and ``clusters`` the order inside both groups is
+    that of the scores, so ``k`` trims or fills the union to its exact size.
     """
     per_target: Size | None = None
     """Rows per target, for per_target, round_robin and clusters.
@@ -270,8 +270,7 @@ def _order(
         return _followed(first, ranking)
     if cfg.strategy == "coverage":
         limit = _limit(cfg, len(scores))
-        candidates = ranking[: min(CANDIDATES * limit, MOST_CANDIDATES)]
-        return _followed(covering(scorer, scorer.targets(targets), candidates, limit), ranking)
+        return _followed(covering(scorer, scorer.targets(targets), ranking, limit), ranking)
     if cfg.strategy == "per_target":
         ids, _ = scorer.nearest_rows(targets, max(1, min(cfg.per_target or k, len(scores))), mask=allowed)
         first = ids[ids >= 0]
