@@ -149,9 +149,46 @@ def test_tokens_put_before_a_text_are_not_taken_for_it() -> None:
         ActivationTap(Prompted(), "layer", tokenizer=make_tokenizer())
 
 
+FAMILIES = {
+    "qwen3_moe": {},
+    "mixtral": {},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "phimoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2,
+        "first_k_dense_replace": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 16,
+        "num_key_value_heads": 4,
+    },
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixtures_of_experts_give_the_same_bytes_in_any_company(family: str) -> None:
+    tap = ActivationTap(
+        make(family, **{**EXPERTS, **FAMILIES[family]}), "layers.3", tokenizer=make_tokenizer()
+    )
+    rows = make_rows(24)
+    together = [document.activations for document in tap.run(rows)]
+    for row, found in zip(rows, together, strict=True):
+        assert torch.equal(next(tap.run([row])).activations, found)
+    backwards = list(tap.run(rows[::-1]))[::-1]
+    assert all(torch.equal(a, b.activations) for a, b in zip(together, backwards, strict=True))
+    assert tap.padding_waste == 0.0
+
+
+def test_models_without_experts_are_computed_in_batches() -> None:
+    tap = ActivationTap(make("llama"), "layers.1", tokenizer=make_tokenizer())
+    counts = [len(batch.documents) for batch in tap.batches([Row(str(n), "a b c d") for n in range(32)])]
+    assert counts == [32]
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
-def test_mixtures_of_experts_stay_within_the_bound_that_is_documented(family: str) -> None:
-    tap = ActivationTap(make(family, **EXPERTS), "layers.3", tokenizer=make_tokenizer())
+def test_padded_mixtures_of_experts_stay_within_the_bound_that_is_documented(family: str) -> None:
+    model = make(family, **EXPERTS)
+    tap = ActivationTap(model, "layers.3", tokenizer=make_tokenizer(), exact_lengths=False)
     rows = make_rows(24)
     together = [document.activations for document in tap.run(rows)]
     for row, found in zip(rows, together, strict=True):

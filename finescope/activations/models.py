@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from finescope.activations.gguf import check_gguf, is_gguf, without_bar
 from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
+
+_EXPERTS = re.compile(r"Expert|Moe(?![a-z])|MoE|SparseMLP")
 
 
 def load_model(
@@ -182,6 +185,14 @@ def forward_options(model: nn.Module) -> dict[str, Any]:
     """Return the switches that keep a forward pass from building what nobody reads (the key-value cache)."""
     parameters = inspect.signature(model.forward).parameters
     return {"use_cache": False} if "use_cache" in parameters else {}
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Return whether a model is a mixture of experts, by what its modules are called.
+
+    An expert multiplies as many tokens at a time as a batch sends it.
+    """
+    return any(_EXPERTS.search(type(module).__name__) for module in model.modules())
 
 
 def vocabulary_size(model: nn.Module) -> int | None:

@@ -51,9 +51,10 @@ class ActivationTap:
     order: its row length is its own, and small batches are filled up. On the CPUs tested (x86 with MKL, one
     and two threads, attention heads at least 16 wide) they are the same bytes in any batch. Elsewhere a
     library may round differently for another number of rows, and they agree to about 1e-5 of their size.
-    Mixtures of experts are excepted everywhere: an expert multiplies as many tokens at a time as the batch
-    sends it, so the documents around one do reach its last bits. In float32 that is 3e-7 of the largest
-    activation (Qwen3-MoE, Mixtral); the same run, its batches the same, still gives the same bytes.
+    In a mixture of experts an expert multiplies as many tokens at a time as the batch sends it, so documents
+    around one would reach its last bits. At exact lengths, the default on CPUs, each window of such a model
+    is therefore a batch of its own; in padded batches the last bits do differ, in float32 by 3e-7 of the
+    largest activation (Qwen3-MoE, Mixtral), while the same run, its batches the same, gives the same bytes.
 
     Families that look at padding in spite of the mask are found when the layer is tried, and are computed
     without any.
@@ -110,7 +111,8 @@ class ActivationTap:
                 "plain" reads it as plain lines.
             start: whether the tokenizer's start token stands before every window; by default as it does it.
             exact_lengths: batch only windows of equal length (no padding); by default on CPUs. False pads by
-                up to 1/16, which fills larger batches, unless that changes what the layer gives.
+                up to 1/16, which fills larger batches, unless that changes what the layer gives. Of mixtures
+                of experts, exact lengths are computed window by window.
             activation_dtype: float16, bfloat16 or float32: what activations are rounded to, so that those
                 that come from a store and those that come from the model are the same; by default the dtype
                 of the model.
@@ -150,6 +152,7 @@ class ActivationTap:
         self._layer = Layer(self.model, layer, self.device, models.forward_options(self.model), self._probe())
         self.layer, self.width = self._layer.name, self._layer.width
         self._exact = self.device.type == "cpu" if exact_lengths is None else exact_lengths
+        self._alone = self._exact and models.has_experts(self.model)
         self.remarks = tuple(self._remarks(model if tokenizer is None else tokenizer))
 
     @property
@@ -270,13 +273,15 @@ class ActivationTap:
             if blank:
                 yield self._blank(blank)
             worth = [window for window in windows if window.kept]
-            for group in plan(worth, self.batch_tokens, self.max_length, exact=self._exact):
+            for group in plan(
+                worth, self.batch_tokens, self.max_length, exact=self._exact, alone=self._alone
+            ):
                 yield self._forward(group)
 
     def _forward(self, group: list[Window]) -> ActivationBatch:
         full = bucket_length(len(group[0].ids), self.max_length, exact=self._exact)
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        rows = rows_to_compute(len(group), full, threads)
+        rows = 1 if self._alone else rows_to_compute(len(group), full, threads)
         ids = torch.full((rows, full), self._padding_id(), dtype=torch.int64)
         mask = torch.zeros((rows, full), dtype=torch.int64)
         for number in range(rows):

@@ -241,10 +241,19 @@ def bucket_length(length: int, limit: int, *, exact: bool) -> int:
     return min(limit, (length // step + 1) * step)
 
 
-def plan(windows: Sequence[Window], batch_tokens: int, limit: int, *, exact: bool) -> list[list[Window]]:
+def plan(
+    windows: Sequence[Window], batch_tokens: int, limit: int, *, exact: bool, alone: bool = False
+) -> list[list[Window]]:
     """Group windows of one row length into batches of at most ``batch_tokens`` positions, longest first.
 
     Longest first, so that a batch too large for the device fails at the start and not after an hour.
+
+    Args:
+        windows: to be grouped.
+        batch_tokens: positions of a batch.
+        limit: the longest window there may be.
+        exact: rows are as long as their windows.
+        alone: each window is a batch of its own.
     """
     groups: dict[tuple[int, bool], list[Window]] = defaultdict(list)
     for window in windows:
@@ -254,6 +263,6 @@ def plan(windows: Sequence[Window], batch_tokens: int, limit: int, *, exact: boo
             groups[length, length == len(window.ids)].append(window)
     batches: list[list[Window]] = []
     for (length, _), members in sorted(groups.items(), key=lambda item: item[0], reverse=True):
-        rows = max(1, batch_tokens // length)
+        rows = 1 if alone else max(1, batch_tokens // length)
         batches.extend(members[start : start + rows] for start in range(0, len(members), rows))
     return batches
