@@ -50,7 +50,7 @@ def test_slow_first_rows_promise_no_hours(monkeypatch: pytest.MonkeyPatch) -> No
         task.update(4000)
         clock[0] += 400
         task.update(12_000)
-        assert task.left == "10 h 57 min left"
+        assert task.left == "10 h 56 min left"
 
 
 def test_work_done_before_tells_nothing_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
