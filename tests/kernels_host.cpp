@@ -270,7 +270,9 @@ struct PackedRows {
   }
 };
 
-void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine, bool pack) {
+void check_sparse_search(DType dtype, IndexType type, int64_t Q, bool cosine, bool pack,
+                         SparseWay way = SparseWay::sooner) {
+  set_sparse_way(way);
   const int64_t N = 1500, F = 97, k = 13;
   const SparseRows corpus(dtype, N, F), queries(DType::f32, Q, F);
   const Workers workers{2, host::run_threads};
@@ -335,7 +337,9 @@ int main() {
     for (DType dtype : kAll) {
       for (int64_t Q : {1, 20, 70}) {
         check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1, false);
-        check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1, true);
+        for (SparseWay way : {SparseWay::sooner, SparseWay::rows, SparseWay::lists}) {
+          check_sparse_search(dtype, Q == 20 ? IndexType::u16 : IndexType::i32, Q, Q != 1, true, way);
+        }
       }
     }
     check_sparse_search(DType::f32, IndexType::i64, 5, false, false);

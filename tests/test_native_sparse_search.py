@@ -7,6 +7,7 @@ cannot represent, latents that all rows share, scores closer together than bfloa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,6 +69,20 @@ def brute(
     return found
 
 
+def ways() -> Iterator[str]:
+    """Searches of packed codes go over rows, then over lists, then over what takes less time."""
+    module = native.module("cpu")
+    if module is None:
+        yield "sooner"
+        return
+    try:
+        for way in ("rows", "lists", "sooner"):
+            module.set_sparse_way(way)
+            yield way
+    finally:
+        module.set_sparse_way("sooner")
+
+
 def pack(rows: tuple[Tensor, Tensor, Tensor], F: int) -> Tensor:
     return torch.ops.finescope.pack_sparse_rows(*rows, F)
 
@@ -90,11 +105,12 @@ def check(
             *csr(queries, index, value), *csr(corpus, index, value), F, k, metric, **options
         )
         packed = pack(csr(corpus, index, value), F)
-        again = torch.ops.finescope.sparse_cosine_topk_packed(
-            *csr(queries, index, value), *csr(corpus, index, value), F, packed, k, metric, **options
-        )
-        assert torch.equal(again[0], scores), f"{metric}, packed"
-        assert torch.equal(again[1], ids), f"{metric}, packed"
+        for way in ways():
+            again = torch.ops.finescope.sparse_cosine_topk_packed(
+                *csr(queries, index, value), *csr(corpus, index, value), F, packed, k, metric, **options
+            )
+            assert torch.equal(again[0], scores), f"{metric}, packed, {way}"
+            assert torch.equal(again[1], ids), f"{metric}, packed, {way}"
         want = brute(queries, corpus, k, metric == "cosine", allowed)
         offset = options.get("id_offset", 0)
         want_ids = torch.tensor([[n + offset for _, n in row] + [-1] * (k - len(row)) for row in want])
@@ -117,7 +133,7 @@ def random_rows(count: int, F: int, most: int, seed: int, signed: bool = True) -
     return rows
 
 
-@pytest.mark.parametrize("Q", [1, 2, 3, 31, 33, 65])
+@pytest.mark.parametrize("Q", [1, 2, 3, 16, 17, 31, 33, 65, 130])
 def test_number_of_queries(isa: str, Q: int) -> None:
     check(random_rows(Q, 90, 40, 1), random_rows(150, 90, 40, 2), 90, 7)
 
@@ -221,6 +237,25 @@ def test_min_score(isa: str, metric: str) -> None:
         assert torch.equal(kept[1], ids.masked_fill(~stays, -1))
 
 
+@pytest.mark.skipif(native.module("cpu") is None, reason="only the compiled CPU operations choose")
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(ValueError, match="go over 'rows', 'lists' or what is 'sooner', got 'both'"):
+        native.module("cpu").set_sparse_way("both")
+
+
+def test_weights_are_found_for_every_set_of_eight_entries(isa: str) -> None:
+    """Rows of eight latents of which queries hold every subset: those entries are moved together."""
+    corpus: Rows = [{latent: 1.0 + latent + n % 5 for latent in range(8)} for n in range(20)]
+    queries: Rows = [
+        {latent: 2.0 - latent for latent in range(8) if held >> latent & 1} for held in range(256)
+    ]
+    for first in range(0, 256, 64):
+        check(queries[first : first + 64], corpus, 8, 5)
+    check([queries[held] for held in (0, 1, 128, 255)], corpus, 8, 5)
+    for held in range(0, 256, 5):
+        check([queries[held]], corpus, 8, 5, metrics=("cosine",))
+
+
 def test_same_bytes_for_every_thread_count() -> None:
     queries, corpus = random_rows(40, 64, 24, 20, signed=False), random_rows(6000, 64, 24, 21, signed=False)
     rows = (*csr(queries, torch.uint16, torch.float16), *csr(corpus, torch.uint16, torch.float16), 64)
@@ -316,12 +351,10 @@ def test_latents_in_any_order_and_twice(isa: str, Q: int, repeated: bool) -> Non
     )
     queries = rounded(random_rows(Q, 12, 8, 26, signed=False), torch.float32)
     queries[0] = {latents[0][0]: 1.0}
-    for packed in (None, pack(corpus, 12)):
-        rows = (*csr(queries, torch.int32, torch.float32), *corpus, 12)
-        if packed is None:
-            scores, ids = torch.ops.finescope.sparse_cosine_topk(*rows, 9)
-        else:
-            scores, ids = torch.ops.finescope.sparse_cosine_topk_packed(*rows, packed, 9)
+    rows, packed = (*csr(queries, torch.int32, torch.float32), *corpus, 12), pack(corpus, 12)
+    results = [torch.ops.finescope.sparse_cosine_topk(*rows, 9)]
+    results += [torch.ops.finescope.sparse_cosine_topk_packed(*rows, packed, 9) for _ in ways()]
+    for scores, ids in results:
         for q, query in enumerate(queries):
             if not query:
                 continue
@@ -366,10 +399,11 @@ def test_latents_changed_after_packing_are_named(isa: str) -> None:
     rows = csr([{1: 1.0, 2: 1.0}, {1: 2.0}], torch.int32, torch.float32)
     packed = pack(rows, 20)
     rows[1][0] = 1000
-    with pytest.raises(IndexError, match=r"c_indices holds 1000 in row 0, which is outside 0..19"):
-        torch.ops.finescope.sparse_cosine_topk_packed(
-            *csr([{2: 1.0}], torch.int32, torch.float32), *rows, 20, packed, 2
-        )
+    for _ in ways():
+        with pytest.raises(IndexError, match=r"c_indices holds 1000 in row 0, which is outside 0..19"):
+            torch.ops.finescope.sparse_cosine_topk_packed(
+                *csr([{2: 1.0}], torch.int32, torch.float32), *rows, 20, packed, 2
+            )
 
 
 @pytest.mark.names_bad_data

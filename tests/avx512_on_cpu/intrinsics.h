@@ -40,6 +40,7 @@ typedef int64_t I64 __attribute__((vector_size(64), may_alias));
 typedef uint8_t U8 __attribute__((vector_size(64), may_alias));
 typedef int8_t S8 __attribute__((vector_size(64), may_alias));
 typedef uint16_t U16 __attribute__((vector_size(64), may_alias));
+typedef int16_t S16 __attribute__((vector_size(64), may_alias));
 typedef uint16_t U16x16 __attribute__((vector_size(32), may_alias));
 
 template <class V>
@@ -222,6 +223,16 @@ FINESCOPE_LANEWISE float _mm512_reduce_add_ps(__m512 a) {
     for (int i = 0; i < half; ++i) a[i] += a[i + half];
   }
   return a[0];
+}
+FINESCOPE_LANEWISE __m512i _mm512_add_epi16(__m512i a, __m512i b) {
+  return (__m512i)((lanes::U16)a + (lanes::U16)b);
+}
+FINESCOPE_LANEWISE __m512i _mm512_mulhrs_epi16(__m512i a, __m512i b) {
+  lanes::S16 v;
+  for (int i = 0; i < 32; ++i) {
+    v[i] = static_cast<int16_t>((int32_t{((lanes::S16)a)[i]} * ((lanes::S16)b)[i] + (1 << 14)) >> 15);
+  }
+  return (__m512i)v;
 }
 FINESCOPE_LANEWISE __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   typedef uint32_t U32 __attribute__((vector_size(64)));

@@ -11,6 +11,7 @@
 #include "bindings/cpu/measure.h"
 #include "bindings/version.h"
 #include "cpu/isa.h"
+#include "cpu/sparse_search/search.h"
 
 namespace py = pybind11;
 
@@ -32,6 +33,15 @@ void set_isa(const std::string& name) {
   for (const std::string& known : names(finescope::usable_isas()))
     usable += (usable.empty() ? "" : ", ") + known;
   throw py::value_error("the instruction set '" + name + "' is not usable here (usable: " + usable + ")");
+}
+
+void set_sparse_way(const std::string& name) {
+  const std::string known[] = {"sooner", "rows", "lists"};
+  for (int way = 0; way < 3; ++way) {
+    if (name == known[way]) return finescope::set_sparse_way(static_cast<finescope::SparseWay>(way));
+  }
+  throw py::value_error("searches of packed codes go over 'rows', 'lists' or what is 'sooner', got '" + name +
+                        "'");
 }
 
 py::dict versions() {
@@ -64,6 +74,8 @@ PYBIND11_MODULE(_C, m)
       "The instruction set in use.");
   m.def("set_isa", &set_isa, py::arg("name"),
         "Use another instruction set; ValueError unless it is usable here.");
+  m.def("set_sparse_way", &set_sparse_way, py::arg("name"),
+        "What searches of packed codes go over: 'rows' as they are, 'lists', or what is 'sooner'.");
   m.def("isa_note", [] { return finescope::isa_note(); }, "What was wrong with FINESCOPE_CPU_ISA, or ''.");
   m.def(
       "num_threads", [] { return torch::stable::get_num_threads(); }, "Threads that the operations run on.");

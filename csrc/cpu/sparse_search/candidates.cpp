@@ -52,29 +52,64 @@ void SparseSearch::offer_unjudged(Part& part, const SparseWindow& window, int64_
 void SparseSearch::judge(Part& part, int64_t q, const SparseWindow& window, int64_t begin) {
   const Query& query = *queries_[q];
   if (query.dead || query.zero) return;
-  if (std::isinf(query.error)) {
-    for (int64_t row = 0; row < window.rows; ++row) {
-      if (std::isnan(window.norm[row]) || !allowed(query, begin + row)) continue;
-      offer(part, q, {-kInfinity, kInfinity, begin + row});
-    }
-    return;
-  }
+  if (std::isinf(query.error)) return offer_all(part, q, window, begin);
   take(part, q, window, begin, sparse_screen().hits(window, part.sums.data(), test(query), part.hits.data()));
+}
+
+void SparseSearch::offer_all(Part& part, int64_t q, const SparseWindow& window, int64_t begin) {
+  for (int64_t row = 0; row < window.rows; ++row) {
+    if (std::isnan(window.norm[row]) || !allowed(*queries_[q], begin + row)) continue;
+    offer(part, q, {-kInfinity, kInfinity, begin + row});
+  }
+}
+
+// The sums of a block of rows for queries side by side are there.
+void SparseSearch::judge_rows(Part& part, const Side& side, const SparseWindow& rows, int64_t begin) {
+  int16_t least[std::end(kSparsePanelWidths)[-1]];
+  float error[std::size(least)], bound[std::size(least)];
+  // Sums of queries that have no terms, and of columns without a query, are 0 and reach neither of these.
+  std::fill(std::begin(least), std::end(least), INT16_MAX);
+  std::fill(std::begin(error), std::end(error), 0.0f);
+  std::fill(std::begin(bound), std::end(bound), std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < side.queries; ++i) {
+    const Query& query = *queries_[side.first + i];
+    if (query.dead || query.zero) continue;
+    if (std::isinf(query.error)) {
+      offer_all(part, side.first + i, rows, begin);
+      continue;
+    }
+    const SparseTest one = test(query);
+    least[i] = static_cast<int16_t>(std::clamp<int32_t>(one.least, INT16_MIN, INT16_MAX));
+    error[i] = one.error;
+    bound[i] = one.bound;
+  }
+  const int64_t hits =
+      sparse_screen().reach(part.sums.data(), rows.norm, rows.rows,
+                            {side.width, a_.cosine, least, error, bound}, part.panel_hits.data());
+  for (int64_t i = 0; i < hits; ++i) {
+    const SparsePanelHit& hit = part.panel_hits[i];
+    const int64_t q = side.first + hit.query;
+    if (hit.query >= side.queries || std::isinf(queries_[q]->error)) continue;
+    put(part, q, {hit.row, hit.sum}, rows, begin);
+  }
+}
+
+// Offer a row that passed the test.
+void SparseSearch::put(Part& part, int64_t q, const SparseHit& hit, const SparseWindow& window,
+                       int64_t begin) {
+  const Query& query = *queries_[q];
+  const float norm = window.norm[hit.row];
+  if (std::isnan(norm) || !allowed(query, begin + hit.row)) return;
+  const double scale = a_.cosine ? query.scale : query.scale * static_cast<double>(norm);
+  const double cosine = hit.sum / unit_;
+  offer(part, q, {(cosine - query.error) * scale, (cosine + query.error) * scale, begin + hit.row});
 }
 
 // Offer the rows that were hit. Where they are many, as in the first window, when nothing is known yet, those
 // that look best go first: the threshold they give rules out most of the others.
 void SparseSearch::take(Part& part, int64_t q, const SparseWindow& window, int64_t begin, int64_t hits) {
-  const Query& query = *queries_[q];
   const auto strength = [&](const SparseHit& hit) {
     return a_.cosine ? static_cast<float>(hit.sum) : static_cast<float>(hit.sum) * window.norm[hit.row];
-  };
-  const auto put = [&](const SparseHit& hit) {
-    const float norm = window.norm[hit.row];
-    if (std::isnan(norm) || !allowed(query, begin + hit.row)) return;
-    const double scale = a_.cosine ? query.scale : query.scale * static_cast<double>(norm);
-    const double cosine = hit.sum / unit_;
-    offer(part, q, {(cosine - query.error) * scale, (cosine + query.error) * scale, begin + hit.row});
   };
   float split = -std::numeric_limits<float>::infinity();
   if (hits > capacity_) {
@@ -84,13 +119,13 @@ void SparseSearch::take(Part& part, int64_t q, const SparseWindow& window, int64
     std::nth_element(sample.begin(), sample.begin() + place, sample.end(), std::greater<float>());
     split = sample[place];
     for (int64_t i = 0; i < hits; ++i) {
-      if (strength(part.hits[i]) >= split) put(part.hits[i]);
+      if (strength(part.hits[i]) >= split) put(part, q, part.hits[i], window, begin);
     }
     if (static_cast<int64_t>(part.found[q].size()) >= std::min(a_.k, a_.corpus.rows)) shrink(part, q);
   }
   for (int64_t i = 0; i < hits; ++i) {
     if (!std::isinf(split) && strength(part.hits[i]) >= split) continue;
-    put(part.hits[i]);
+    put(part, q, part.hits[i], window, begin);
   }
 }
 

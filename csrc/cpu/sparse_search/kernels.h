@@ -26,24 +26,42 @@ struct SparseWindow {
   int64_t rows;
 };
 
-// Where the next entry of a latent is to be written, and how far that moves it: 0 for one nobody asks for.
-struct SparseCursor {
-  uint32_t at, step;
-};
 struct SparseFillArgs {
   Csr corpus;
-  SparseCursor* cursor;  // [F]
+  uint32_t* cursor;  // [F] where the next entry of a latent is to be written
   uint32_t* words;
   float* norm;
   int32_t* latents;  // scratch for one row: its latents and values, rounded up to 16 entries
   float* values;
 };
 
-// For few queries, rows as they are.
-struct SparseDirectArgs {
+// Queries side by side, to be summed over rows as they are.
+constexpr int kSparsePanelWidths[] = {16, 32, 64};
+constexpr int kPlaceUnit = 4;
+struct SparsePanel {
+  int64_t width;  // one of these: queries, and columns of zeros
+  // [F] Where in `weights` the row for a latent begins, in units of 4 weights, 8 bytes, by which processors
+  // address; 0, a row of zeros, where no query has it.
+  const int32_t* place;
+  const int16_t* weights;  // [places, width] as in SparseTerm
+};
+struct SparseRowsArgs {
   Csr corpus;
-  const float* query;  // [F] a query, in units of the sums
-  int16_t* sums;       // [rows] of query and row / |row|, rounded
+  SparsePanel panel;
+  int16_t* sums;  // [rows, width] as SparseScreen::sum makes them
+  float* norm;    // [rows] as in a window; sums are 0 where it is NaN
+  // Scratch for some rows: as many entries as the longest has and 32, or more.
+  int64_t room;
+  int32_t* places;
+  float* values;
+  uint32_t* words;
+};
+
+// One query, and rows as they are.
+struct SparseOneArgs {
+  Csr corpus;
+  const float* query;  // [F] its values, in units of the sums
+  int16_t* sums;       // [rows] of query and row / |row|, rounded once
   float* norm;         // [rows] as in a window
 };
 
@@ -62,6 +80,17 @@ struct SparseTest {
 struct SparseHit {
   int32_t row, sum;
 };
+// The same for each query of a panel.
+struct SparsePanelTest {
+  int64_t width;
+  bool cosine;
+  const int16_t* least;        // [width]
+  const float *error, *bound;  // [width]
+};
+struct SparsePanelHit {
+  int32_t row;
+  int16_t query, sum;
+};
 
 // The screen of sparse searches for one instruction set.
 struct SparseScreen {
@@ -70,8 +99,13 @@ struct SparseScreen {
   int64_t (*count)(const Csr& corpus, int64_t begin, int64_t end, uint32_t* counts);
   // Write the entries of rows begin..end, which `count` has found to be in range, as lists without full ones.
   void (*fill)(const SparseFillArgs&, int64_t begin, int64_t end);
-  // Sum rows begin..end without lists. Returns the first row with a latent outside 0..F-1, or -1.
-  int64_t (*direct)(const SparseDirectArgs&, int64_t begin, int64_t end);
+  // Sum rows begin..end for a panel of queries. Returns the first row with a latent outside 0..F-1, or -1.
+  int64_t (*rows)(const SparseRowsArgs&, int64_t begin, int64_t end);
+  // The same for one query.
+  int64_t (*one)(const SparseOneArgs&, int64_t begin, int64_t end);
+  // Which of the sums [rows, width] pass the test, row by row. Returns their number; one more may be written.
+  int64_t (*reach)(const int16_t* sums, const float* norm, int64_t rows, const SparsePanelTest&,
+                   SparsePanelHit* hits);
   // sums[row] = sum over the terms of (value * weight + 2^14) >> 15. `sums` has whole registers of 16.
   void (*sum)(const SparseWindow&, const SparseTerm* terms, int64_t n, int16_t* sums);
   // The rows that pass the test, ascending. Returns their number.

@@ -96,7 +96,7 @@ SparseTurner::SparseTurner(const Csr& corpus)
       count_(corpus.latents),
       cursor_(corpus.latents) {}
 
-int64_t SparseTurner::count(int64_t begin, int64_t end, const uint8_t* held) {
+int64_t SparseTurner::count(int64_t begin, int64_t end) {
   begin_ = begin;
   end_ = end;
   std::fill(counts_.begin(), counts_.end(), 0);
@@ -109,17 +109,14 @@ int64_t SparseTurner::count(int64_t begin, int64_t end, const uint8_t* held) {
   }
   latents_.resize(std::max<size_t>(latents_.size(), longest + 16));
   values_.resize(std::max<size_t>(values_.size(), longest + 16));
-  // One word is nobody's: where entries go that are not asked for.
-  words_ = 1;
+  words_ = 0;
   full_.clear();
   for (int64_t f = 0; f < corpus_.latents; ++f) {
-    const bool asked = held == nullptr || held[f] != 0;
-    const int64_t n = asked ? counts_[f] : 0;
+    const int64_t n = counts_[f];
     const bool full = n > 0 && n * kFullPart >= rows;
     count_[f] = full ? kSparseFull : static_cast<uint16_t>(n);
     if (full) full_.push_back(static_cast<uint32_t>(f));
-    start_[f] = static_cast<uint32_t>(words_);
-    cursor_[f] = asked ? SparseCursor{start_[f], 1} : SparseCursor{0, 0};
+    start_[f] = cursor_[f] = static_cast<uint32_t>(words_);
     words_ += full ? full_words(rows) : n;
   }
   words_ += 16;  // lists are read by the register
@@ -131,7 +128,7 @@ SparseWindow SparseTurner::window() {
   const int64_t rows = end_ - begin_;
   int64_t size = words_;
   for (const int64_t f : full_) {
-    cursor_[f].at = static_cast<uint32_t>(size);
+    cursor_[f] = static_cast<uint32_t>(size);
     size += counts_[f];
   }
   if (capacity_ < size) {
@@ -143,12 +140,11 @@ SparseWindow SparseTurner::window() {
   norm_.resize(std::max<size_t>(norm_.size(), rows));
   sparse_screen().fill({corpus_, cursor_.data(), words, norm_.data(), latents_.data(), values_.data()},
                        begin_, end_);
-  words[0] = 0;
   std::memset(words + words_ - 16, 0, 16 * sizeof(uint32_t));
   for (const int64_t f : full_) {
     uint16_t* values = reinterpret_cast<uint16_t*>(words + start_[f]);
     std::memset(values, 0, full_words(rows) * sizeof(uint32_t));
-    const uint32_t* end = words + cursor_[f].at;
+    const uint32_t* end = words + cursor_[f];
     for (const uint32_t* entry = end - counts_[f]; entry < end; ++entry) {
       values[*entry & 0xffffu] = static_cast<uint16_t>(*entry >> 16);
     }
@@ -232,7 +228,7 @@ SparsePacker::SparsePacker(const Csr& corpus, const Workers& workers)
   Turners turners(corpus_, workers_);
   for_each(workers_, static_cast<int64_t>(words_.size()), [&](int64_t w, int worker) {
     SparseTurner& turner = turners.of(worker);
-    const int64_t row = turner.count(edges_[w], edges_[w + 1], nullptr);
+    const int64_t row = turner.count(edges_[w], edges_[w + 1]);
     if (row >= 0) bad = row;
     words_[w] = turner.words();
   });
@@ -246,7 +242,7 @@ void SparsePacker::write(char* memory) const {
   Turners turners(corpus_, workers_);
   for_each(workers_, static_cast<int64_t>(words_.size()), [&](int64_t w, int worker) {
     SparseTurner& turner = turners.of(worker);
-    turner.count(edges_[w], edges_[w + 1], nullptr);
+    turner.count(edges_[w], edges_[w + 1]);
     packed.write(w, turner.window(), words_[w], memory);
   });
 }

@@ -17,9 +17,8 @@ std::vector<int64_t> sparse_windows(const Csr& corpus);
 class SparseTurner {
  public:
   explicit SparseTurner(const Csr& corpus);
-  // Count the entries of rows begin..end by latent, for the latents that `held` [F] names (all if null).
-  // Returns the first row with a latent out of range, or -1.
-  int64_t count(int64_t begin, int64_t end, const uint8_t* held);
+  // Count the entries of rows begin..end by latent. Returns the first row with a latent out of range, or -1.
+  int64_t count(int64_t begin, int64_t end);
   // Words that the lists of the rows counted last take.
   int64_t words() const { return words_; }
   // The rows counted last, turned over, in memory that stays until the next call.
@@ -30,7 +29,7 @@ class SparseTurner {
   int64_t begin_ = 0, end_ = 0, words_ = 0;
   std::vector<uint32_t> counts_, start_;
   std::vector<uint16_t> count_;
-  std::vector<SparseCursor> cursor_;
+  std::vector<uint32_t> cursor_;
   std::vector<float> values_, norm_;
   std::vector<int32_t> latents_;
   std::vector<int64_t> full_;  // latents with full lists

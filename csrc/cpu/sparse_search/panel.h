@@ -27,7 +27,6 @@ class SparseSearch {
   int64_t run(const TopkOutput& out);
 
  private:
-  static constexpr int64_t kPanel = 1024;
   struct Query {
     double norm = 0.0;   // exact
     double scale = 1.0;  // score of a row of length 1 with screened cosine 1: |q|, or 1 for cosine
@@ -38,6 +37,15 @@ class SparseSearch {
     std::vector<int64_t> excluded;
     std::atomic<double> threshold{-std::numeric_limits<double>::infinity()};
   };
+  // Queries whose sums over rows as they are stand side by side.
+  struct Side {
+    int64_t first, queries;  // within the panel
+    int64_t width;
+    std::vector<int32_t> place;
+    std::vector<int16_t> memory;
+    int64_t offset;  // of the weights in it, whose rows do not cross lines of a cache
+    SparsePanel panel() const { return {width, place.data(), memory.data() + offset}; }
+  };
   // What a worker needs, and what it has found for the queries of the panel.
   struct Part {
     explicit Part(const SparseSearchArgs& args) : exact(args) {}
@@ -45,20 +53,28 @@ class SparseSearch {
     std::vector<int16_t> sums;
     std::vector<SparseHit> hits;
     ExactSparse exact;
-    std::unique_ptr<SparseTurner> turner;  // once there is something to turn over
-    std::vector<float> query, norm;        // for sums without lists
+    // For sums over rows as they are.
+    std::vector<SparsePanelHit> panel_hits;
+    std::vector<int32_t> places;
+    std::vector<float> values, norm, query;
+    std::vector<uint32_t> words;
   };
 
-  int64_t windows() const { return packed_ ? packed_->windows() : static_cast<int64_t>(edges_.size()) - 1; }
+  int64_t windows() const { return by_rows_ ? static_cast<int64_t>(edges_.size()) - 1 : packed_->windows(); }
   void begin(int64_t panel);
   void prepare(Query& query, int64_t q);
   bool allowed(const Query& query, int64_t row) const;
   SparseTest test(const Query& query) const;
-  int64_t scan(Part& part, int64_t window);
-  int64_t scan_direct(Part& part, int64_t begin, int64_t end);
-  void screen(Part& part, const SparseWindow& window, int64_t begin);
+  bool rows_sooner() const;
+  Side side(int64_t first, int64_t queries) const;
+  int64_t scan_rows(Part& part, int64_t begin, int64_t end);
+  int64_t scan_one(Part& part, int64_t begin, int64_t end);
+  void judge_rows(Part& part, const Side& side, const SparseWindow& rows, int64_t begin);
+  void offer_all(Part& part, int64_t q, const SparseWindow& window, int64_t begin);
+  void scan_lists(Part& part, int64_t window);
   void judge(Part& part, int64_t q, const SparseWindow& window, int64_t begin);
   void offer_unjudged(Part& part, const SparseWindow& window, int64_t begin);
+  void put(Part& part, int64_t q, const SparseHit& hit, const SparseWindow& window, int64_t begin);
   void offer(Part& part, int64_t q, const SparseCandidate& candidate);
   void shrink(Part& part, int64_t q);
   void take(Part& part, int64_t q, const SparseWindow& window, int64_t begin, int64_t hits);
@@ -71,9 +87,9 @@ class SparseSearch {
   std::vector<int64_t> edges_;
   int64_t longest_corpus_ = 0, longest_query_ = 0, capacity_;
   double query_unit_ = 0.0, unit_ = 0.0;  // of a query's weights, and of the sums
-  int64_t first_ = 0;                     // query of the panel
-  bool direct_ = false;
-  std::vector<uint8_t> held_;
+  int64_t tall_, first_ = 0;              // queries of a panel, and the first of this one
+  bool by_rows_ = false;
+  std::vector<Side> sides_;
   std::vector<std::unique_ptr<Query>> queries_;
   std::vector<std::unique_ptr<Part>> parts_;  // by worker
 };

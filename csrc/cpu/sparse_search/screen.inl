@@ -172,9 +172,7 @@ void fill_rows(const SparseFillArgs& a, int64_t begin, int64_t end) {
       store_f32(bits_as<VecF32>(judged ? (rounded << 16 | id) : VecU32{} + id), a.values + i);
     }
     for (int64_t i = 0; i < n; ++i) {
-      SparseCursor& cursor = a.cursor[a.latents[i]];
-      a.words[cursor.at] = bits_as<uint32_t>(a.values[i]);
-      cursor.at += cursor.step;
+      a.words[a.cursor[a.latents[i]]++] = bits_as<uint32_t>(a.values[i]);
     }
   }
 }
@@ -215,61 +213,6 @@ FINESCOPE_INLINE VecF32 gather(const float* p, VecU32 at) {
   for (int i = 0; i < kF32Lanes; ++i) v[i] = p[at[i]];
   return v;
 #endif
-}
-
-template <class I, class T>
-int64_t direct_rows(const SparseDirectArgs& a, int64_t begin, int64_t end) {
-  const I* indices = static_cast<const I*>(a.corpus.indices);
-  const T* values = static_cast<const T*>(a.corpus.values);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t first = a.corpus.indptr[row], n = a.corpus.indptr[row + 1] - first;
-    const I* index = indices + first;
-    const T* value = values + first;
-    if (out_of_range(index, n, a.corpus.latents)) return row;
-    VecF32 dot = {}, square = {};
-    int64_t i = 0;
-    for (; i + kF32Lanes <= n; i += kF32Lanes) {
-      const VecF32 v = load_values(value + i, kF32Lanes);
-      dot = fma(v, gather(a.query, load_latents(index + i, kF32Lanes)), dot);
-      square = fma(v, v, square);
-    }
-    if (i < n) {
-      const VecF32 v = load_values(value + i, n - i);
-      dot = fma(v, gather(a.query, load_latents(index + i, n - i)), dot);
-      square = fma(v, v, square);
-    }
-    const float norm = __builtin_sqrtf(total(square));
-    const bool judged = n > 0 && in_range(norm * norm) && n <= kSparseMostEntries &&
-                        (rises(index, n) || !sparse_repeats(index, n));
-    a.norm[row - begin] = judged || n == 0 ? norm : __builtin_nanf("");
-    a.sums[row - begin] = static_cast<int16_t>(judged ? __builtin_lrintf(total(dot) / norm) : 0);
-  }
-  return -1;
-}
-
-template <class I>
-int64_t direct_values(const SparseDirectArgs& a, int64_t begin, int64_t end) {
-  switch (a.corpus.dtype) {
-    case DType::f32:
-      return direct_rows<I, float>(a, begin, end);
-    case DType::f64:
-      return direct_rows<I, double>(a, begin, end);
-    case DType::bf16:
-      return direct_rows<I, bf16>(a, begin, end);
-    default:
-      return direct_rows<I, f16>(a, begin, end);
-  }
-}
-
-int64_t direct(const SparseDirectArgs& a, int64_t begin, int64_t end) {
-  switch (a.corpus.index_type) {
-    case IndexType::u16:
-      return direct_values<uint16_t>(a, begin, end);
-    case IndexType::i32:
-      return direct_values<int32_t>(a, begin, end);
-    default:
-      return direct_values<int64_t>(a, begin, end);
-  }
 }
 
 FINESCOPE_INLINE int16_t product(int16_t value, int16_t weight) {
@@ -410,8 +353,5 @@ int64_t hits(const SparseWindow& window, const int16_t* sums, const SparseTest& 
 }
 
 }  // namespace
-
-extern const SparseScreen sparse_screen = {count, fill, direct, sum, hits};
-
 }  // namespace FINESCOPE_ISA
 }  // namespace finescope

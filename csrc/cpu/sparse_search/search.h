@@ -1,7 +1,8 @@
 // Exact top-k over sparse rows on the CPU: the engine behind sparse_cosine_topk.
 //
-//   turn     a window of rows of the corpus into lists, one for each latent (pack.cpp), once or for every call
-//   screen   the lists against the queries in int16, with a proven bound (driver.cpp, kernels.h)
+//   turn     once for many calls: a window of rows into lists, one for each latent (pack.cpp)
+//   screen   the lists, or rows as they are, against the queries in int16, with a proven bound (driver.cpp,
+//            kernels.h)
 //   rescore  what the screen let through, in float64 and the stated order (exact.cpp)
 #pragma once
 
@@ -67,10 +68,14 @@ class SparsePacker {
 };
 
 // The k best rows for every query, then -inf and -1; some of them may lie below the floor. `packed` may be null:
-// then windows are turned over as they are met, and forgotten. Returns a row of the corpus with a latent out of
-// range, or -1; latents of queries are in range.
+// then rows are summed as they are. Returns a row of the corpus with a latent out of range, or -1; latents of
+// queries are in range.
 int64_t sparse_search(const SparseSearchArgs& args, const PackedSparse* packed, const Workers& workers,
                       const TopkOutput& out);
+
+// What a search of a packed corpus sums: what takes less time, or always the same, which tests ask for.
+enum class SparseWay : int { sooner, rows, lists };
+void set_sparse_way(SparseWay way);
 
 // out [Q, k]: the exact scores of queries and rows ids [Q, k], -inf for a row that may never be returned and for
 // a negative id. Returns as sparse_search does.
