@@ -132,6 +132,19 @@ FINESCOPE_INLINE float root_up(float sum, int64_t d) {
 // The multiply by 1 / scale rounds twice where a division by scale would be exact.
 constexpr float kReciprocal = 0x1p-22f;
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// 32 whole numbers, four registers of them as float32 with 1.5 * 2^23 added, to bytes in their order.
+FINESCOPE_INLINE __m256i bytes_of(VecF32 a, VecF32 b, VecF32 c, VecF32 e) {
+  // The lower 16 bits are the number.
+  const __m256i low = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_slli_epi32(bits_as<__m256i>(a), 16), 16),
+                                         _mm256_srai_epi32(_mm256_slli_epi32(bits_as<__m256i>(b), 16), 16));
+  const __m256i high = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_slli_epi32(bits_as<__m256i>(c), 16), 16),
+                                          _mm256_srai_epi32(_mm256_slli_epi32(bits_as<__m256i>(e), 16), 16));
+  return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
+                                     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+#endif
+
 Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t offset, int64_t units,
                         uint32_t* out) {
   constexpr float kMagic = 0x1.8p23f;  // adding it rounds to an integer
@@ -140,6 +153,22 @@ Quantized quantize_int8(const float* row, int64_t d, float inv_scale, int32_t of
   VecF32 err = {}, norm = {};
   VecU32 sum = {};
   int64_t i = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i added_to_each = _mm256_set1_epi8(static_cast<char>(offset));
+  for (; i + 32 <= d; i += 32) {
+    VecF32 shifted[4];
+    for (int n = 0; n < 4; ++n) {
+      const VecF32 v = load_f32(row + i + 8 * n);
+      shifted[n] = add_product_f32(magic, v, inverse);
+      const VecF32 minus_whole = magic - shifted[n], rest = add_product_f32(minus_whole, v, inverse);
+      err = add_product_f32(err, rest, rest);
+      norm = add_product_f32(norm, minus_whole, minus_whole);
+      sum += bits_as<VecU32>(shifted[n]);
+    }
+    const __m256i narrow = bytes_of(shifted[0], shifted[1], shifted[2], shifted[3]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + i), _mm256_add_epi8(narrow, added_to_each));
+  }
+#endif
   for (; i + kF32Lanes <= d; i += kF32Lanes) {
     const VecF32 v = load_f32(row + i);
     const VecF32 shifted = add_product_f32(magic, v, inverse);
@@ -254,12 +283,41 @@ FINESCOPE_INLINE void transpose4(const uint32_t* in, int64_t stride, uint32_t* o
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// out[j] = column j of 8 rows of 8.
+FINESCOPE_INLINE void transpose8(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
+  __m256i r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i * stride));
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // r[4g + c] holds, in each half q, column 4q + c of rows 4g..4g+3.
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c * out_stride),
+                        _mm256_permute2x128_si256(r[c], r[c + 4], 0x20));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (4 + c) * out_stride),
+                        _mm256_permute2x128_si256(r[c], r[c + 4], 0x31));
+  }
+}
+#endif
+
 // panel[u * nr + c] = rows[c * stride + u]
 void interleave(const uint32_t* rows, int64_t stride, int64_t units, int64_t nr, uint32_t* panel) {
   int64_t u = 0;
 #if defined(__AVX512F__)
   for (; u + 16 <= units; u += 16) {
     for (int64_t c = 0; c < nr; c += 16) transpose16(rows + c * stride + u, stride, panel + u * nr + c, nr);
+  }
+#elif defined(__AVX2__)
+  for (; u + 8 <= units; u += 8) {
+    for (int64_t c = 0; c < nr; c += 8) transpose8(rows + c * stride + u, stride, panel + u * nr + c, nr);
   }
 #elif defined(FINESCOPE_NEON)
   for (; u + 4 <= units; u += 4) {
