@@ -231,6 +231,8 @@ void Screening::full(void* self, int32_t row) {
                              : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row],
                                      s.plan_->wanted + s.plan_->wanted / 8, &tau);
   const int64_t most = s.capacity_ - 2 * kSlack;
+  // What the bound of the worst panel has let through.
+  if (n > most / 2) n = keep_certain(*s.plan_, *s.rows_, row, s.score(row), s.column(row), n, tau);
   if (n > most * 3 / 4) {
     // No threshold separates this row: it is given up here and scanned later.
     tau = kClosed;
@@ -245,7 +247,7 @@ void Screening::full(void* self, int32_t row) {
   }
 }
 
-int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
                      int32_t* column, int64_t n, float tau) {
   const float norm = rows.norm[row], err = rows.err[row];
   const ScreenPanels& w = plan.panels;
@@ -256,6 +258,7 @@ int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row
     const float bound = norm * w.err[p] + err * w.norm[p] + w.slack[p];
     const float highest = score[i] + bound + (std::fabs(tau) + std::fabs(score[i]) + bound) * 0x1p-20f;
     const int32_t c = column[i];
+    score[kept] = score[i];
     column[kept] = c;
     kept += highest >= tau;
   }

@@ -111,7 +111,7 @@ inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64
 }
 
 // Drops the candidates whose own bound does not reach tau.
-int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, const float* score,
+int64_t keep_certain(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
                      int32_t* column, int64_t n, float tau);
 
 // What becomes of rows whose candidates have exact scores.
