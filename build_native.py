@@ -76,11 +76,14 @@ _AVX512 = (
 _VNNI = (*_AVX512, "-mavx512vnni")
 # GCC hoists loads until it has no registers left for accumulators; cores that reorder need no schedule.
 _NEON = ("-DFINESCOPE_NEON=1", "-fno-schedule-insns")
-# Worst to best; each level contains the one before it. csrc/cpu/isa.cpp climbs the same ladder at run time.
+# Worst to best; each level contains the one before it, avx512 not avx_vnni. csrc/cpu/isa.cpp climbs the same
+# ladder at run time.
 ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86": {
         "scalar": (),
         "avx2": _AVX2,
+        # 256-bit registers: processors without AVX-512, and no part of it.
+        "avx_vnni": (*_AVX2, "-mavxvnni"),
         "avx512": _AVX512,
         "avx512_vnni": _VNNI,
         "avx512_bf16": (*_VNNI, "-mavx512bf16"),

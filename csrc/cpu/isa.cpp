@@ -13,8 +13,8 @@
 namespace finescope {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"scalar",      "avx2", "avx512",  "avx512_vnni",
-                                           "avx512_bf16", "neon", "neon_dot"};
+constexpr const char* kNames[kIsaCount] = {"scalar",      "avx2",        "avx_vnni", "avx512",
+                                           "avx512_vnni", "avx512_bf16", "neon",     "neon_dot"};
 
 #if defined(__x86_64__)
 
@@ -62,6 +62,8 @@ bool cpu_has(Isa isa) {
       return true;
     case Isa::avx2:
       return avx2;
+    case Isa::avx_vnni:
+      return avx2 && has(leaf7_1.a, 4);
     case Isa::avx512:
       return avx512;
     case Isa::avx512_vnni:
@@ -131,6 +133,9 @@ std::vector<Isa> compiled_isas() {
       Isa::scalar,
 #ifdef FINESCOPE_HAVE_AVX2
       Isa::avx2,
+#endif
+#ifdef FINESCOPE_HAVE_AVX_VNNI
+      Isa::avx_vnni,
 #endif
 #ifdef FINESCOPE_HAVE_AVX512
       Isa::avx512,

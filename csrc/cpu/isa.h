@@ -6,9 +6,9 @@
 
 namespace finescope {
 
-// Worst to best on each platform; every level contains the ones before it, but neon only scalar.
-enum class Isa : int { scalar, avx2, avx512, avx512_vnni, avx512_bf16, neon, neon_dot };
-inline constexpr int kIsaCount = 7;
+// Worst to best on each platform.
+enum class Isa : int { scalar, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, neon, neon_dot };
+inline constexpr int kIsaCount = 8;
 
 const char* isa_name(Isa isa);
 
@@ -27,6 +27,13 @@ const std::string& isa_note();
 // Use another level from now on. False, and nothing changed, unless `name` is usable.
 bool set_isa(const std::string& name);
 
+// The next lower level that a level contains. Processors with AVX-512 need not have AVX-VNNI.
+constexpr int level_below(int level) {
+  return level == static_cast<int>(Isa::neon)     ? static_cast<int>(Isa::scalar)
+         : level == static_cast<int>(Isa::avx512) ? static_cast<int>(Isa::avx2)
+                                                  : level - 1;
+}
+
 // One family of kernels, an entry per level; a level without its own variant uses the next lower one.
 template <class Kernels>
 struct Variants {
@@ -34,7 +41,7 @@ struct Variants {
 
   const Kernels& active() const {
     int level = static_cast<int>(active_isa());
-    while (!at[level]) level = level == static_cast<int>(Isa::neon) ? 0 : level - 1;
+    while (!at[level]) level = level_below(level);
     return *at[level];
   }
 };
@@ -57,7 +64,7 @@ struct Variants {
 #endif
 // The whole table, in the common case: each family of registers has its own variant, made from one source.
 #define FINESCOPE_VARIANTS(name)                                                                       \
-  &scalar::name, FINESCOPE_IF_AVX2(&avx2::name), FINESCOPE_IF_AVX512(&avx512::name), nullptr, nullptr, \
-      FINESCOPE_IF_NEON(&neon::name), nullptr
+  &scalar::name, FINESCOPE_IF_AVX2(&avx2::name), nullptr, FINESCOPE_IF_AVX512(&avx512::name), nullptr, \
+      nullptr, FINESCOPE_IF_NEON(&neon::name), nullptr
 
 }  // namespace finescope

@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that csrc/cpu uses, lane by lane, for processors without AVX-512. Given to the
-// compiler with -include; the files of the AVX-512 levels are then compiled for AVX2 but from the lines for
+// The intrinsics of AVX-512 and AVX-VNNI that csrc/cpu uses, lane by lane, for processors without them. Given to the
+// compiler with -include; the files of those levels are then compiled for AVX2 but from the lines for
 // AVX-512.
 //
 // The names are found before the compiler's own because they lie in the namespace of the kernels. An
@@ -15,6 +15,8 @@
 
 #define __AVX512F__ 1
 // Without optimisation these are macros, which no declaration hides.
+#undef _mm256_dpbusd_avx_epi32
+#undef _mm256_dpwssd_avx_epi32
 #undef _mm512_cmp_ps_mask
 #undef _mm512_extractf64x4_pd
 #undef _mm512_mask_i32gather_ps
@@ -256,6 +258,35 @@ FINESCOPE_LANEWISE __m512i _mm512_dpbusd_epi32(__m512i acc, __m512i a, __m512i b
     v[i] = static_cast<int32_t>(static_cast<uint32_t>(v[i]) + static_cast<uint32_t>(sum));
   }
   return (__m512i)v;
+}
+// Products of signed 16-bit numbers, two to a sum that wraps.
+FINESCOPE_LANEWISE __m512i _mm512_dpwssd_epi32(__m512i acc, __m512i a, __m512i b) {
+  lanes::I32 v = (lanes::I32)acc;
+  const lanes::U16 x = (lanes::U16)a, y = (lanes::U16)b;
+  for (int i = 0; i < 16; ++i) {
+    uint32_t sum = static_cast<uint32_t>(v[i]);
+    for (int j = 2 * i; j < 2 * i + 2; ++j)
+      sum += static_cast<uint32_t>(int32_t{static_cast<int16_t>(x[j])} * static_cast<int16_t>(y[j]));
+    v[i] = static_cast<int32_t>(sum);
+  }
+  return (__m512i)v;
+}
+// The same of 256 bits.
+template <class Wide>
+FINESCOPE_LANEWISE __m256i narrow(Wide wide, __m256i acc, __m256i a, __m256i b) {
+  __m512i v[3] = {};
+  std::memcpy(v, &acc, sizeof(acc));
+  std::memcpy(v + 1, &a, sizeof(a));
+  std::memcpy(v + 2, &b, sizeof(b));
+  v[0] = wide(v[0], v[1], v[2]);
+  std::memcpy(&acc, v, sizeof(acc));
+  return acc;
+}
+FINESCOPE_LANEWISE __m256i _mm256_dpbusd_avx_epi32(__m256i acc, __m256i a, __m256i b) {
+  return narrow(_mm512_dpbusd_epi32, acc, a, b);
+}
+FINESCOPE_LANEWISE __m256i _mm256_dpwssd_avx_epi32(__m256i acc, __m256i a, __m256i b) {
+  return narrow(_mm512_dpwssd_epi32, acc, a, b);
 }
 // The product of two bfloat16 has at most 16 bits; the one of the odd elements is added first.
 FINESCOPE_LANEWISE __m512 _mm512_dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {

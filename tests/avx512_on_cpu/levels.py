@@ -1,4 +1,4 @@
-"""The levels of AVX-512 for processors without it: their own source, compiled for AVX2 with ``intrinsics.h``.
+"""The levels above AVX2 for processors without them: their own source, in AVX2, with ``intrinsics.h``.
 
 ``python tests/avx512_on_cpu/levels.py FOLDER`` compiles the CPU object with such levels, beside a copy of
 the package; a Python that starts in the folder of the copy finds them usable.
@@ -22,11 +22,16 @@ sys.path.remove(str(ROOT))
 FLAGS = ("-DFINESCOPE_AVX512_ON_CPU", "-Wno-psabi")
 
 
+def emulated(isa: str | None) -> bool:
+    """Whether a level is one of those."""
+    return isa is not None and (isa == "avx_vnni" or isa.startswith("avx512"))
+
+
 def isa_flags() -> dict[str, tuple[str, ...]]:
-    """The instruction sets of x86 and their flags, those of AVX-512 in the terms of AVX2."""
+    """The instruction sets of x86 and their flags, those above AVX2 in its terms."""
     isas = build_native.ISA_FLAGS["x86"]
-    emulated = (*isas["avx2"], "-include", str(Path(__file__).with_name("intrinsics.h")))
-    return {isa: emulated if isa.startswith("avx512") else flags for isa, flags in isas.items()}
+    in_avx2 = (*isas["avx2"], "-include", str(Path(__file__).with_name("intrinsics.h")))
+    return {isa: in_avx2 if emulated(isa) else flags for isa, flags in isas.items()}
 
 
 def build(folder: Path) -> Path:

@@ -50,7 +50,9 @@ int64_t bare_multiply(const std::string& kind, int64_t rows, int64_t columns, in
                                        nullptr,
                                        0.002},
                                       torch_workers());
-  check(choice == ScreenChoice::automatic ||
+  // 16 bits are whole numbers where there is a screen of them.
+  const bool words = choice == ScreenChoice::bf16 && best == ScreenKind::int16;
+  check(choice == ScreenChoice::automatic || words ||
             (choice != ScreenChoice::none && static_cast<int>(best) == static_cast<int>(choice) - 2),
         op, ": this instruction set has no screen of kind '", kind, "'");
   const PackRequest request{{w.data(), depth, DType::f32}, columns, depth, Metric::ip, best};

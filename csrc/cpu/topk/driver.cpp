@@ -132,7 +132,7 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     return;
   }
   // Packed for another instruction set: pack again.
-  if (packed->nr != topk_kernels().nr || !screen_available(packed->kind)) {
+  if (!fits(*packed)) {
     return topk(p, nullptr, ScreenChoice::automatic, workers, out);
   }
   const ScreenPlan plan(p, *packed);

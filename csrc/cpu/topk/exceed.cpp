@@ -210,7 +210,7 @@ void exceed(const ExceedProblem& p, const Packed* packed, ScreenChoice choice, c
   Packed own;
   Block memory;
   // One that was packed for another instruction set is packed again.
-  if (packed == nullptr || packed->nr != topk_kernels().nr || !screen_available(packed->kind)) {
+  if (packed == nullptr || !fits(*packed)) {
     const ScreenKind kind = choice == ScreenChoice::automatic ? kind_for(passed, sample, workers)
                                                               : best_screen(choice, sample, workers);
     const PackRequest request{p.w, p.N, p.d, Metric::encode, kind, centre};

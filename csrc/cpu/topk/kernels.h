@@ -158,7 +158,13 @@ extern const TopkKernels topk;
 namespace avx2 {
 extern const TopkKernels topk;
 void add_whole_screens(TopkKernels* kernels);
+// A screen of 16-bit numbers, and rows for it.
+void add_words(TopkKernels* kernels, Screen screen);
 }  // namespace avx2
+namespace avx_vnni {
+void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+void topk_screen_int16(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}  // namespace avx_vnni
 namespace avx512 {
 extern const TopkKernels topk;
 }
@@ -170,7 +176,8 @@ void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int
 }
 namespace avx512_vnni {
 void topk_screen_int8(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
-}
+void topk_screen_int16(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}  // namespace avx512_vnni
 namespace avx512_bf16 {
 void topk_screen_bf16(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
 }

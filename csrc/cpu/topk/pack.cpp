@@ -110,10 +110,10 @@ namespace {
 
 // The memory of a packed matrix: a header, then its arrays, each on a multiple of 64 bytes.
 struct Header {
-  static constexpr uint64_t kMagic = 0x334b504f54534e46;  // "FNSTOPK3", so the layout has a version
+  static constexpr uint64_t kMagic = 0x344b504f54534e46;  // "FNSTOPK4", so the layout has a version
   uint64_t magic;
   int64_t n, d, depth, units;
-  int32_t kind, metric, nr, rotated, finite, tame, centred;
+  int32_t kind, metric, nr, offset, rotated, finite, tame, centred;
   float max_norm, max_err;
 };
 
@@ -295,6 +295,7 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   header.kind = static_cast<int32_t>(r.kind);
   header.metric = static_cast<int32_t>(r.metric);
   header.nr = kernels.nr;
+  header.offset = kernels.whole[static_cast<int>(r.kind)].offset;
   header.rotated = q.rotated;
   header.finite = writer.finite;
   header.tame = writer.tame;
@@ -307,6 +308,12 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
   Packed packed{};
   open_packed(memory, layout.end, r.n, r.d, r.metric, &packed);
   return packed;
+}
+
+bool fits(const Packed& packed) {
+  const TopkKernels& kernels = topk_kernels();
+  return packed.nr == kernels.nr && screen_available(packed.kind) &&
+         packed.offset == kernels.whole[static_cast<int>(packed.kind)].offset;
 }
 
 bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out) {
@@ -327,6 +334,7 @@ bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric
        h.finite != 0,
        h.tame != 0,
        h.nr,
+       h.offset,
        n,
        d,
        h.depth,

@@ -32,6 +32,7 @@ struct Packed {
   bool finite;  // no NaN and no infinity anywhere
   bool tame;    // magnitudes in the range where a screen's float32 arithmetic neither over- nor underflows
   int nr;
+  int32_t offset;  // added to whole numbers
   int64_t n, d;
   int64_t depth;  // d, or its next multiple of 64 if rows were rotated
   int64_t units, panels, panel_bytes;
@@ -93,6 +94,8 @@ bool can_pack(const PackRequest& request);
 int64_t packed_bytes(const PackRequest& request);
 // Packs into that much memory.
 Packed pack(const PackRequest& request, const Workers& workers, char* memory);
+// Whether the active instruction set screens what was packed so.
+bool fits(const Packed& packed);
 // The packed matrix in `bytes` of memory; false if that holds none, or one of other sizes.
 bool open_packed(const char* memory, int64_t bytes, int64_t n, int64_t d, Metric metric, Packed* out);
 

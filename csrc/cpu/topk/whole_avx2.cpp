@@ -15,17 +15,14 @@
 //   - Chunks are added in 32 bits: 2^15 elements, of products up to 8100, are below 2^28.
 //
 // 16-bit numbers. vpmaddwd adds two products to 32 bits, at most 2 * 32767^2 < 2^31; vpaddd wraps around.
-// Neither norm exceeds the root of 2^31 - 1, so the whole sum lies within 32 bits and is what the lane holds.
-#include <immintrin.h>
-
-#include "cpu/topk/kernels.h"
+// Neither norm exceeds the root of 2^31 - 1, so the whole sum lies within 32 bits and is what the lane holds. The
+// levels that have vpdpwssd, which is both in one, take their rows from here.
+#include "cpu/topk/tile256.inl"
 
 namespace finescope {
 namespace FINESCOPE_ISA {
 namespace {
 
-constexpr int kTileRows = 6;
-constexpr int kColumns = 16;
 constexpr int kChunkUnits = 16;
 constexpr float kSteps = 90.0f;
 // The root of 32767 is 181.01; rounding 32 elements to whole numbers adds up to sqrt(32) / 2 = 2.83 to a
@@ -35,11 +32,6 @@ constexpr float kLaneNorm = 178.0f;
 // float32 adds up their squares to a part in 2^12.
 constexpr float kNorm = 46200.0f;
 constexpr float kWords = 32767.0f;
-constexpr float kRound = 0x1p-20f;  // relative rounding of thresholds and scores, generously
-
-inline __m256 magnitude(__m256 v) {
-  return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
-}
 
 inline float greatest(__m256 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -116,9 +108,9 @@ Quantized quantize_int16(const float* row, int64_t d, float inv_scale, int32_t, 
 
 // One piece, because compilers move the multiplies away from the adds, where registers for the products in
 // between are not left: they would then keep half of the accumulators on the stack.
-struct Bytes {
+struct ByteProducts {
   static constexpr int kChunk = kChunkUnits;
-  static inline void add_products(__m256i& acc, __m256i w, __m256i x) {
+  static inline void add(__m256i& acc, __m256i w, __m256i x) {
     __m256i products;
     __asm__("vpmaddubsw %[x], %[w], %[products]\n\tvpaddw %[products], %[acc], %[acc]"
             : [acc] "+x"(acc), [products] "=&x"(products)
@@ -126,9 +118,9 @@ struct Bytes {
   }
 };
 
-struct Words {
+struct WordProducts {
   static constexpr int kChunk = 0;
-  static inline void add_products(__m256i& acc, __m256i w, __m256i x) {
+  static inline void add(__m256i& acc, __m256i w, __m256i x) {
     __m256i products;
     __asm__("vpmaddwd %[x], %[w], %[products]\n\tvpaddd %[products], %[acc], %[acc]"
             : [acc] "+x"(acc), [products] "=&x"(products)
@@ -139,23 +131,23 @@ struct Words {
 // sums[i] = the products of row i of the group with the columns of a panel. A function of its own, so that
 // nothing else competes for registers in its loop: 12 accumulators, two registers of the panel, a broadcast
 // and a product are all 16.
-template <class Kind, int MR>
+template <class Products, int MR>
 __attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units,
                                              __m256i (*sums)[2]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  if (Kind::kChunk > 0) {
+  if (Products::kChunk > 0) {
     for (int i = 0; i < MR; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
   }
-  const int64_t chunk = Kind::kChunk > 0 ? Kind::kChunk : units;
+  const int64_t chunk = Products::kChunk > 0 ? Products::kChunk : units;
   for (; units > 0; units -= chunk) {
     __m256i acc[MR][2];
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
       int32_t start = 0;
-      if (Kind::kChunk > 0) __builtin_memcpy(&start, x + 4 * i, 4);
+      if (Products::kChunk > 0) __builtin_memcpy(&start, x + 4 * i, 4);
       acc[i][0] = acc[i][1] = _mm256_set1_epi32(start);
     }
-    if (Kind::kChunk > 0) x += 4 * MR;
+    if (Products::kChunk > 0) x += 4 * MR;
     const char* end = panel + 64 * (units < chunk ? units : chunk);
     for (; panel != end; panel += 64) {
       const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
@@ -165,14 +157,14 @@ __attribute__((noinline)) void multiply_tile(const char* x, const char* panel, i
         int32_t unit;
         __builtin_memcpy(&unit, x + 4 * i, 4);
         const __m256i xi = _mm256_set1_epi32(unit);
-        Kind::add_products(acc[i][0], w0, xi);
-        Kind::add_products(acc[i][1], w1, xi);
+        Products::add(acc[i][0], w0, xi);
+        Products::add(acc[i][1], w1, xi);
       }
       x += 4 * MR;
     }
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
-      if (Kind::kChunk > 0) {
+      if (Products::kChunk > 0) {
         sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(acc[i][0], ones));
         sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(acc[i][1], ones));
       } else {
@@ -183,70 +175,29 @@ __attribute__((noinline)) void multiply_tile(const char* x, const char* panel, i
   }
 }
 
-template <class Kind, int MR>
-void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const char* x, int64_t p) {
-  alignas(32) __m256i sums[MR][2];
-  multiply_tile<Kind, MR>(x, w.packed + p * w.panel_bytes, w.units, sums);
-
-  // The threshold of each of 8 rows, rounded down, and what makes a score of a sum.
-  alignas(32) float lowest[8], factor[8];
-  const __m256 tau = _mm256_loadu_ps(rows.tau + first);
-  __m256 bound = _mm256_mul_ps(_mm256_loadu_ps(rows.norm + first), _mm256_set1_ps(w.err[p]));
-  bound = _mm256_fmadd_ps(_mm256_loadu_ps(rows.err + first), _mm256_set1_ps(w.norm[p]), bound);
-  bound = _mm256_add_ps(bound, _mm256_set1_ps(w.slack[p]));
-  const __m256 size = _mm256_add_ps(magnitude(tau), bound);
-  _mm256_store_ps(lowest, _mm256_fnmadd_ps(size, _mm256_set1_ps(kRound), _mm256_sub_ps(tau, bound)));
-  _mm256_store_ps(factor, _mm256_mul_ps(_mm256_loadu_ps(rows.scale + first), _mm256_set1_ps(w.scale[p])));
-  const __m256 bias0 = w.bias ? _mm256_loadu_ps(w.bias + p * kColumns) : _mm256_setzero_ps();
-  const __m256 bias1 = w.bias ? _mm256_loadu_ps(w.bias + p * kColumns + 8) : _mm256_setzero_ps();
-
-  for (int i = 0; i < MR; ++i) {
-    const __m256 f = _mm256_set1_ps(factor[i]), least = _mm256_set1_ps(lowest[i]);
-    const __m256 s0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][0]), f, bias0);
-    const __m256 s1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][1]), f, bias1);
-    const __m256 over0 = _mm256_cmp_ps(s0, least, _CMP_GE_OQ), over1 = _mm256_cmp_ps(s1, least, _CMP_GE_OQ);
-    if (_mm256_movemask_ps(_mm256_or_ps(over0, over1)) == 0) continue;
-    uint32_t mask =
-        static_cast<uint32_t>(_mm256_movemask_ps(over0) | _mm256_movemask_ps(over1) << 8) & w.valid[p];
-    const int32_t row = first + i;
-    alignas(32) float scores[kColumns];
-    _mm256_store_ps(scores, s0);
-    _mm256_store_ps(scores + 8, s1);
-    int32_t count = rows.count[row];
-    for (; mask != 0; mask &= mask - 1) {
-      const int c = __builtin_ctz(mask);
-      rows.score[row * rows.capacity + count] = scores[c];
-      rows.column[row * rows.capacity + count] = static_cast<int32_t>(p * kColumns) + c;
-      ++count;
-    }
-    rows.count[row] = count;
-    if (count > rows.limit[row]) rows.full(rows.self, row);
+template <class Products>
+struct Whole {
+  template <int MR>
+  static inline void multiply(const char* x, const char* panel, int64_t units, const int32_t*,
+                              __m256i (*sums)[2]) {
+    multiply_tile<Products, MR>(x, panel, units, sums);
   }
-}
-
-template <class Kind>
-void screen(const ScreenRows& rows, const ScreenPanels& w, int64_t begin, int64_t end) {
-  using Tile = void (*)(const ScreenRows&, const ScreenPanels&, int32_t, const char*, int64_t);
-  static const Tile tiles[kTileRows] = {tile<Kind, 1>, tile<Kind, 2>, tile<Kind, 3>,
-                                        tile<Kind, 4>, tile<Kind, 5>, tile<Kind, 6>};
-  for (int64_t p = begin; p < end; ++p) {
-    if (w.valid[p] == 0) continue;
-    for (int32_t g = 0; g < rows.groups; ++g) {
-      const int32_t first = rows.group_row[g], n = rows.group_row[g + 1] - first;
-      tiles[n - 1](rows, w, first, rows.packed + rows.group_offset[g], p);
-    }
-  }
-}
+};
 
 }  // namespace
 
-void add_whole_screens(TopkKernels* kernels) {
-  const int bytes = static_cast<int>(ScreenKind::int8), words = static_cast<int>(ScreenKind::int16);
-  kernels->screen[bytes] = screen<Bytes>;
-  kernels->whole[bytes] = {step_int8, static_cast<int32_t>(kSteps), kChunkUnits};
-  kernels->screen[words] = screen<Words>;
+void add_words(TopkKernels* kernels, Screen words_screen) {
+  const int words = static_cast<int>(ScreenKind::int16);
+  kernels->screen[words] = words_screen;
   kernels->whole[words] = {step_int16, 0, 0};
   kernels->quantize[words] = quantize_int16;
+}
+
+void add_whole_screens(TopkKernels* kernels) {
+  const int bytes = static_cast<int>(ScreenKind::int8);
+  kernels->screen[bytes] = screen<Whole<ByteProducts>>;
+  kernels->whole[bytes] = {step_int8, static_cast<int32_t>(kSteps), kChunkUnits};
+  add_words(kernels, screen<Whole<WordProducts>>);
 }
 
 }  // namespace FINESCOPE_ISA
