@@ -74,7 +74,8 @@ def main() -> None:
                     times[side][name].append(seconds)
     print(f"\n| work | {given.before} took this many times as long as {given.after} | turns |\n|---|---|---|")
     for name, before in times["A"].items():
-        after = times["B"][name]
+        if not (after := times["B"][name]):
+            continue
         ratio = statistics.median(before) / statistics.median(after)
         turns = [x / y for x, y in zip(before, after, strict=True)]
         print(f"| {name.removeprefix('bench_')} | {ratio:.2f} | {min(turns):.2f}–{max(turns):.2f} |")

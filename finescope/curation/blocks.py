@@ -274,7 +274,12 @@ def weighted_norms(block: SparseCodes, weights: FloatArray | None) -> FloatArray
         block: n rows over F latents.
         weights: w as float64 [F]; None means all ones.
     """
-    squares = with_values(block, torch.from_numpy(np.square(values64(block))))
+    held = block.values.detach()
+    # The square of a float16 has 22 bits and an exponent that float32 holds: exact, in half the bytes.
+    half = held.dtype == torch.float16
+    squares = with_values(
+        block, held.float().square_() if half else torch.from_numpy(np.square(values64(block)))
+    )
     factors = np.ones(block.num_latents) if weights is None else weights * weights
     return np.asarray(np.sqrt(product(squares, factors[:, None])[:, 0]))
 
@@ -303,7 +308,7 @@ def add_at(total: FloatArray, places: NDArray[Any], values: FloatArray) -> None:
 
     So the sum does not depend on how the values were split into calls.
     """
-    np.add.at(total, places, values)
+    np.add.at(total, places.astype(np.intp, copy=False), values)  # casting narrow places itself, it is slower
 
 
 def panel_columns(num_latents: int, wanted: int) -> int:

@@ -30,7 +30,7 @@ def document_frequency(codes: Codes) -> tuple[IntArray, int]:
     counts = np.zeros(latents_of(codes), np.int64)
     rows = 0
     for _, block in iter_blocks(codes):
-        present = block.values > 0
+        present = block.values.detach().float() > 0  # of 16-bit values torch compares one at a time
         indices = block.indices.numpy()
         counts += np.bincount(
             indices if bool(present.all()) else indices[present.numpy()], minlength=counts.size
