@@ -97,6 +97,7 @@ def write_png(figure: Any, path: str | Path) -> None:
     from finescope.storage.files import atomic_path
 
     with atomic_path(path) as temporary, _look():
+        _lay_out(figure)
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
@@ -104,8 +105,16 @@ def as_svg(figure: Any) -> str:
     """Return a figure as an SVG document, on no ground of its own."""
     buffer = io.StringIO()
     with _look():
+        _lay_out(figure)
         figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _lay_out(figure: Any) -> None:
+    """Fit the parts of a figure into it, once: every format would do so again, by drawing it once more."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def shorten(text: str, length: int) -> str:
