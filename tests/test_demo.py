@@ -15,6 +15,7 @@ from finescope.config import SaeConfig, TrainingConfig
 from finescope.demo import text as textdemo
 from finescope.demo.docstrings import Docstring
 from finescope.demo.synthetic import synthetic_demo
+from finescope.progress import Reporter
 from support.cli_job import rows_of, save_tiny_model
 
 SECTIONS = (
@@ -113,6 +114,34 @@ def test_text_demo_measures_several_topics(tmp_path: Path, monkeypatch: pytest.M
     assert not set(picked) & {json.loads(line)["id"] for line in seeds}
     topics = json.loads((tmp_path / "out" / "topics.json").read_text())
     assert topics["topics"] == ["asyncio", "email"]
+
+
+@pytest.mark.parametrize(("full", "most", "topics"), [(False, 60, 4), (True, 150, 12)])
+def test_the_small_corpus_and_few_topics_unless_all_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, most: int, topics: int
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def collect(**given: Any) -> list[Docstring]:
+        asked.update(given)
+        names = [label for label in textdemo.TOPICS for _ in range(60)]
+        return [Docstring(str(number), f"text {number}", label) for number, label in enumerate(names)]
+
+    measured: list[str] = []
+
+    def measure(*given: Any) -> None:
+        measured.extend(given[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(textdemo, "collect_docstrings", collect)
+    monkeypatch.setattr(textdemo, "measure_topics", measure)
+    monkeypatch.setattr(textdemo.Run, "prepare_scores", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        textdemo.text_demo(
+            tmp_path, Reporter(quiet=True), model=str(save_tiny_model(tmp_path / "m")), full=full
+        )
+    assert asked["max_per_label"] == most
+    assert len(measured) == topics
 
 
 def test_a_causal_model_is_found_without_importing_its_package(

