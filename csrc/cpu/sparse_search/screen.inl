@@ -22,12 +22,21 @@ FINESCOPE_INLINE VecF32 fma(VecF32 a, VecF32 b, VecF32 c) {
 }
 
 FINESCOPE_INLINE float total(VecF32 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(bits_as<__m512>(v));
+#elif defined(__AVX2__)
+  const __m256 all = bits_as<__m256>(v);
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+#else
   float lanes[kF32Lanes];
   std::memcpy(lanes, &v, sizeof(v));
   for (int half = kF32Lanes / 2; half >= 1; half /= 2) {
     for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
   }
   return lanes[0];
+#endif
 }
 
 // The first n (at most a register's worth) values at p as float32, and latents as unsigned 32-bit, zeros
