@@ -144,6 +144,7 @@ class CurationConfig(Configuration):
     num_clusters: Size = 5
     """Number of k-means clusters."""
     preset: Text = "default"
-    """Named recipe of pooling, weighting and scorer: ``default``, ``paper`` or ``supplement``."""
+    """Named recipe of pooling, weighting and scorer: ``default``, ``contrast``, ``paper`` and others; see
+    ``finescope.curation.PRESETS``."""
     seed: Seed = 42
     """Seed of clustering and resampling."""

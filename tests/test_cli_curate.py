@@ -230,7 +230,7 @@ def test_a_preset_takes_the_place_of_a_scorer_chosen_before(copied: Path) -> Non
 
     assert recipe("--scorer", "max", "--weights", "none") == ("max", "none", "sqrt_mean")
     assert recipe() == ("max", "none", "sqrt_mean"), "what was chosen is remembered"
-    assert recipe("--preset", "default") == ("contrast", "idf", "sqrt_mean")
+    assert recipe("--preset", "default") == (PRESETS["default"].scorer, "idf", "sqrt_mean")
     assert recipe("--scorer", "top_m_mean", "--top-m", 7) == ("top_m_mean", "idf", "sqrt_mean")
     assert recipe("--preset", "paper") == ("max", "none", "mean")
     assert json.loads((copied / "manifest.json").read_text())["configuration"]["top_m"] == 3

@@ -83,6 +83,8 @@ def command(
         targets = CodeStore(target_codes[0][1])
         scoring = Scoring(evidence_of(corpus), evidence_of(targets), job.recipe(), seed=job.seed)
         scored = score_stores(corpus, targets, scoring)
+        if scoring.remark:
+            reporter.say(scoring.remark)
         write_scores(out or "scores.parquet", scored)
         for words in about_targets(scored.targets_in_corpus):
             reporter.say(words)
@@ -95,6 +97,8 @@ def command(
     )
     write_sets(folder, of_sets)
     for name, scored in of_sets.items():
+        if "remark" in scored.settings:
+            reporter.say(f"{name}: {scored.settings['remark']}")
         for words in about_targets(scored.targets_in_corpus):
             reporter.say(f"{name}: {words}")
     click.echo(f"{len(corpus):,} scores for each of {len(sets)} sets ({job.recipe().name}) in {folder}")

@@ -17,14 +17,15 @@ from finescope.curation.ranking import Line, Rows, Term, each, ranked
 from finescope.curation.ranks import Ranks
 from finescope.curation.scoring.base import Column, Scorer, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces
+from finescope.curation.scoring.fitted import fitting
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
 
 METHODS = (
-    "default", "contrast+tfidf", "ridge", "ridge+tfidf+dense-whitened", "jaccard", "paper", "tfidf",
-    "tfidf-max", "dense-whitened", "dense-centred", "dense", "length", "random",
+    "default", "contrast+tfidf", "ridge", "contrast", "jaccard", "paper", "tfidf", "tfidf-max",
+    "dense-whitened", "dense-centred", "dense", "length", "random",
 )  # fmt: skip
 """What is compared: presets and scorers, by the names by which they are chosen."""
 ROUND_BYTES = 256 << 20
@@ -120,7 +121,7 @@ def _line(method: str | Preset | Scorer, spaces: Spaces, targets: Evidence) -> L
     recipe, name = PRESETS["default"], ""
     if isinstance(method, Preset) or method in PRESETS:
         recipe = method if isinstance(method, Preset) else PRESETS[str(method)]
-        scorer, name, summary = parse_scorer(recipe.scorer, m=recipe.m), recipe.name, recipe.summary
+        (scorer, _), name, summary = fitting(recipe, spaces, targets), recipe.name, recipe.summary
     else:
         scorer = parse_scorer(method)
         name, summary = scorer.name, scorer.summary

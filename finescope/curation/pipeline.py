@@ -10,6 +10,9 @@ from finescope.codes import SparseCodes
 from finescope.config import CurationConfig
 from finescope.curation.blocks import FloatArray
 from finescope.curation.quality import curation_quality
+from finescope.curation.scoring.base import SpaceScorer
+from finescope.curation.scoring.evidence import Evidence, Spaces
+from finescope.curation.scoring.fitted import fitting
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.table import ScoreTable
@@ -37,7 +40,8 @@ def run_curation_pipeline(
     ``similarity_threshold`` are left out, and exactly ``top_k_selection`` rows come back as long as that many
     reach the threshold: the union of what the targets ask for is trimmed to the best and, when it is too
     small, filled with the next best. The threshold always refers to the best plain (unweighted) cosine to a
-    target, whatever the preset weighs.
+    target, whatever the preset weighs. Of a preset that looks at words and mean activations too, what looks
+    at codes is taken: there is nothing else here.
 
     Args:
         target_activations: [T,S,D], or whatever else ``finescope.embeddings.extract_embeddings`` takes.
@@ -69,7 +73,9 @@ def run_curation_pipeline(
     targets = extract_embeddings(sae, target_activations, cfg.top_k_activations, pooling=preset.pooling)
     pool = extract_embeddings(sae, large_dataset_activations, cfg.top_k_activations, pooling=preset.pooling)
     scorer = CorpusScorer(pool, weights=preset.weights)
-    scores = scorer.score(targets, preset.scorer)
+    chosen, _ = fitting(preset, Spaces(Evidence(pool)), Evidence(targets))
+    assert isinstance(chosen, SpaceScorer)
+    scores = scorer.score(targets, chosen)
     similarity = plain_similarity(scorer, scores, targets, pool)
     selection = _select(scores, similarity, cfg, preset, scorer, targets, exclude)
     if len(selection) < min(cfg.top_k_selection, len(pool)):

@@ -93,6 +93,7 @@ class ShownRow:
         label: None without labels.
         on_target: whether the label is one of the target domain's; None without labels.
         words: the words with the largest parts and those parts, where the scorer looks at words.
+        parts: by space, what all of it adds to the score, and what none accounts for.
     """
 
     rank: int
@@ -104,6 +105,7 @@ class ShownRow:
     label: str | None = None
     on_target: bool | None = None
     words: Sequence[tuple[str, float]] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

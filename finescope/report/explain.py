@@ -15,7 +15,7 @@ from finescope.report.latents import LatentWords, latent_examples
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finescope.curation.scoring.fitted import Scoring
+    from finescope.curation.scoring.fitted import Contributions, Scoring
     from finescope.curation.scoring.table import ScoreTable
 
 DIGITS = 4
@@ -25,6 +25,8 @@ WORDS_PER_ROW = 5
 EXAMPLES_PER_LATENT = 12
 """Rows from whose texts a latent gets its words."""
 EXAMPLES_SHOWN = 3
+CONSTANT = "constant"
+"""Stands beside the spaces for what none of them accounts for: the means that standardising takes off."""
 EXAMPLE_CHARACTERS = 240
 BACKGROUND_ROWS = 3000
 """Rows sampled to know which words are common in the corpus."""
@@ -38,6 +40,8 @@ class Explanation:
         rows: int64 [S], the rows that are explained.
         shares: the strongest latents of each, strongest first.
         said: the strongest words of each and their parts, where the scorer looks at words.
+        parts: of each row by space, what all latents, words or dimensions of it add to the score; and
+            ``CONSTANT``, what no space accounts for.
         means: the mean part of those latents in the scores of all S rows.
         examples: int64, the corpus rows in whose code each of them has the largest share, best first.
         background: int64, rows sampled from the corpus.
@@ -46,6 +50,7 @@ class Explanation:
     rows: NDArray[np.int64]
     shares: list[list[Share]]
     said: list[list[tuple[str, float]]]
+    parts: list[dict[str, float]]
     means: dict[int, float]
     examples: dict[int, NDArray[np.int64]]
     background: NDArray[np.int64]
@@ -99,7 +104,7 @@ def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, see
         seed: of the sample of the corpus.
     """
     if len(rows) == 0:
-        return Explanation(rows, [], [], {}, {}, np.zeros(0, np.int64))
+        return Explanation(rows, [], [], [], {}, {}, np.zeros(0, np.int64))
     found = scoring.contributions(rows)
     parts = found.latents
     shares = strongest(parts, LATENTS_PER_ROW)
@@ -115,7 +120,13 @@ def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, see
     background = np.flatnonzero(table.valid)
     if len(background) > BACKGROUND_ROWS:
         background = np.sort(np.random.default_rng(seed).choice(background, BACKGROUND_ROWS, replace=False))
-    return Explanation(rows, shares, said, means, examples, background)
+    return Explanation(rows, shares, said, _by_space(found), means, examples, background)
+
+
+def _by_space(found: Contributions) -> list[dict[str, float]]:
+    sums = {space: np.asarray(part.sum(axis=1)).ravel() for space, part in found.parts.items()}
+    sums[CONSTANT] = found.constant
+    return [{name: float(of_row[at]) for name, of_row in sums.items()} for at in range(len(found.constant))]
 
 
 def remainder(total: float, parts: Iterable[float]) -> float:

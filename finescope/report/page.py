@@ -93,7 +93,13 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        decimal=_decimal, fold=_fold, measures=_measures, rest=_rest, settings=_settings, short=_short
+        decimal=_decimal,
+        evidence=_evidence,
+        fold=_fold,
+        measures=_measures,
+        rest=_rest,
+        settings=_settings,
+        short=_short,
     )
     return environment
 
@@ -154,6 +160,17 @@ def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 def _rest(row: ShownRow) -> float:
     """What the latents and words that aren't listed add to a row's score."""
     return remainder(row.score, [*(share.value for share in row.shares), *(value for _, value in row.words)])
+
+
+_KINDS = {"codes": "latents", "constant": "what none accounts for"}
+
+
+def _evidence(row: ShownRow) -> list[tuple[str, float]]:
+    """What every kind of evidence adds to a row's score, by a reader's names for them."""
+    return [
+        ("mean activations" if space.startswith("dense") else _KINDS.get(space, space), part)
+        for space, part in row.parts.items()
+    ]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

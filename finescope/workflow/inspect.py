@@ -13,7 +13,7 @@ from finescope.curation.blocks import PickedRows
 from finescope.curation.enrichment import Enriched, enriched, holders, neighbours
 from finescope.curation.selection import REASONS
 from finescope.errors import FineScopeError, InputError
-from finescope.report.explain import BACKGROUND_ROWS, explain
+from finescope.report.explain import BACKGROUND_ROWS, CONSTANT, explain
 from finescope.report.latents import LatentWords, latent_examples
 from finescope.workflow.layout import CORPUS_CODES, SAE, SELECTION
 from finescope.workflow.stages.report import passages
@@ -148,8 +148,8 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
             rank=rank.get(row),
             nearest=scored.nearest_id(row),
             similarity=float(scored.table.nearest_similarity[row]),
-            parts={space: float(part[at].sum()) for space, part in found.parts.items()},
-            constant=float(found.constant[at]),
+            parts={space: part for space, part in explanation.parts[at].items() if space != CONSTANT},
+            constant=explanation.parts[at][CONSTANT],
             others={
                 space: _others(part[at], listed[at].get(space, ())) for space, part in found.parts.items()
             },

@@ -169,17 +169,26 @@ class Job(Configuration):
         preset = dataclasses.replace(PRESETS[self.preset], m=self.top_m)
         changes: dict[str, Any] = {
             name: value
-            for name, value in (("pooling", self.pooling), ("weights", self.weights), ("scorer", self.scorer))
-            if value is not None and value != getattr(preset, name)
+            for name, value in vars(self).items()
+            if name in ("pooling", "weights", "scorer")
+            and value is not None
+            and value != getattr(preset, name)
         }
         if not changes:
             return preset
         if self.preset == "default" and set(changes) == {"scorer"}:
             scorer = parse_scorer(changes["scorer"])
-            return dataclasses.replace(preset, scorer=scorer.name, name=scorer.name, summary=scorer.summary)
+            return dataclasses.replace(
+                preset, scorer=scorer.name, name=scorer.name, summary=scorer.summary, optional=False
+            )
         summary = ", ".join(f"{name} {value}" for name, value in changes.items())
+        optional = preset.optional and "scorer" not in changes
         return dataclasses.replace(
-            preset, **changes, name=f"{self.preset}*", summary=f"{self.preset} with {summary}"
+            preset,
+            **changes,
+            name=f"{self.preset}*",
+            summary=f"{self.preset} with {summary}",
+            optional=optional,
         )
 
     def selection_config(self) -> SelectionConfig:

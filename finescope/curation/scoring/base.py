@@ -21,6 +21,7 @@ from finescope.curation.blocks import (
     values64,
     with_values,
 )
+from finescope.errors import InputError
 
 SPACES = {
     "codes": frozenset[str](),
@@ -30,6 +31,10 @@ SPACES = {
     "dense-whitened": frozenset({"dense"}),
 }
 """The spaces by name, and what must be known of the rows, beside their codes, to make them."""
+
+
+class NothingSharedError(InputError):
+    """Targets that can't be compared with a corpus in a space, since they hold nothing that it holds."""
 
 
 @dataclass(frozen=True)

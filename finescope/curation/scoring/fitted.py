@@ -13,12 +13,12 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray
-from finescope.curation.scoring.base import Column, Pick, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.base import Column, NothingSharedError, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
-from finescope.curation.scoring.sums import Sum, added, parse_scorer
+from finescope.curation.scoring.sums import Sum, added, parse_scorer, total
 from finescope.curation.scoring.table import ScoreTable
 
 
@@ -52,7 +52,8 @@ class Scoring:
 
     Attributes:
         recipe: pooling, weights and scorer.
-        scorer: the recipe's scorer.
+        scorer: the recipe's scorer; of an optional one, what is left of it.
+        remark: what was left out of it and why, in words; "" if nothing was.
         spaces: of the corpus.
     """
 
@@ -80,13 +81,18 @@ class Scoring:
             ValueError: an unknown preset or scorer, or one that needs what is not known of the rows.
         """
         self.recipe = get_preset(recipe) if isinstance(recipe, str) else recipe
-        self.scorer = parse_scorer(scorer or self.recipe.scorer, m=self.recipe.m, seed=seed)
         self.spaces = corpus if isinstance(corpus, Spaces) else Spaces(corpus, state)
         targets.check("target_")
+        self.remark = ""
+        if not scorer:
+            self.scorer, self.remark = fitting(self.recipe, self.spaces, targets, seed=seed)
+        else:
+            self.scorer = parse_scorer(scorer, m=self.recipe.m, seed=seed)
         missing = self.scorer.needs - self.spaces.known(targets)
         if missing:
             raise ValueError(
-                f"scorer {self.scorer.name!r} needs the {' and '.join(sorted(missing))} of the rows"
+                f"scorer {self.scorer.name!r} needs the {' and '.join(sorted(missing))} of the rows, not "
+                "kept beside these codes; embed them again, or choose a scorer that looks at codes alone"
             )
         looked_at = {scorer.space for _, scorer in self.scorer.terms if isinstance(scorer, SpaceScorer)}
         self._names = ["codes", *sorted(looked_at - {"codes"})]
@@ -203,6 +209,44 @@ class Scoring:
         if self._moments is not None:
             found["moments"] = self._moments
         return found
+
+
+def fitting(recipe: Preset, spaces: Spaces, targets: Evidence, *, seed: int = 42) -> tuple[Scorer, str]:
+    """Return a recipe's scorer, and what was left out of it and why, in words.
+
+    Left out of an optional recipe is what needs something that isn't known of the rows, and what looks at
+    words where corpus and targets share none.
+
+    Args:
+        recipe: m and scorer; pooling and weights for the spaces.
+        spaces: of the corpus.
+        targets: what is known of them.
+        seed: for ``random``.
+    """
+    scorer = parse_scorer(recipe.scorer, m=recipe.m, seed=seed)
+    if not recipe.optional:
+        return scorer, ""
+    known, reasons = spaces.known(targets), {}
+    for _, term in scorer.terms:
+        missing = term.needs - known
+        if missing:
+            reasons[term.name] = (
+                f"no {' and '.join(_KEPT[name] for name in sorted(missing))} beside the codes"
+            )
+        elif isinstance(term, SpaceScorer) and term.space == "words":
+            try:
+                spaces.targets(term.space, recipe, targets)
+            except NothingSharedError:
+                reasons[term.name] = "corpus and targets share no word"
+    kept = [(weight, term) for weight, term in scorer.terms if term.name not in reasons]
+    if not reasons or not kept:
+        return scorer, ""
+    words = "; ".join(f"without {name}: {reason}" for name, reason in reasons.items())
+    return (kept[0][1] if len(kept) == 1 else total(kept)), f"{recipe.name} {words}"
+
+
+_KEPT = {"texts": "words", "dense": "mean activations", "lengths": "lengths"}
+"""What stands beside codes in a store, by what scorers call it."""
 
 
 def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:

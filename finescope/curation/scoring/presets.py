@@ -19,6 +19,8 @@ class Preset:
             lists).
         summary: one sentence for help texts and reports.
         m: of the scorer ``top_m_mean``.
+        optional: whether scorers of a sum that need what isn't known of the rows are left out; otherwise they
+            are refused.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Preset:
     selection: str
     summary: str
     m: int = 3
+    optional: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -35,6 +38,15 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             "default",
+            "sqrt_mean",
+            "idf",
+            "ridge+tfidf+dense-whitened",
+            "rank",
+            "ridge regression on codes, TF-IDF words and whitened mean activations, standardised and added",
+            optional=True,
+        ),
+        Preset(
+            "contrast",
             "sqrt_mean",
             "idf",
             "contrast",

@@ -38,7 +38,7 @@ from finescope.curation.blocks import (
     weighted_norms,
     with_values,
 )
-from finescope.curation.scoring.base import Pick, Seen, SpaceScorer
+from finescope.curation.scoring.base import NothingSharedError, Pick, Seen, SpaceScorer
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
 from finescope.ops import sparse_products
@@ -199,7 +199,7 @@ class Space:
         norms = weighted_norms(codes, self.weights)
         usable = np.flatnonzero(norms > 0)
         if usable.size == 0:
-            raise InputError(
+            raise NothingSharedError(
                 f"no target has a {self._features} of positive weight, so nothing can be similar to one"
             )
         if self.weights is not None:

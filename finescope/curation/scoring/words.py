@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray, MappedCodes, with_values
+from finescope.curation.scoring.base import NothingSharedError
 from finescope.curation.scoring.weighting import logarithm
 from finescope.embeddings.words import CountedTexts, WordCounts, index_type, words_of
-from finescope.errors import InputError
 
 __all__ = ["Words", "count_words", "words_of"]
 
@@ -52,7 +52,7 @@ class Words:
         minimum = 2 if len(self) > 100 else 1
         self.vocabulary = sorted(word for word, texts in frequency.items() if texts >= minimum)
         if not self.vocabulary:
-            raise InputError(f"TF-IDF found no words in the {len(self)} corpus texts")
+            raise NothingSharedError(f"TF-IDF found no words in the {len(self)} corpus texts")
         self.document_frequency = np.array([frequency[word] for word in self.vocabulary], np.int64)
         self.num_latents = len(self.vocabulary)
         known = {word: place for place, word in enumerate(self.vocabulary)}

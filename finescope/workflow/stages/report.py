@@ -141,11 +141,12 @@ def _shown_rows(
             similarity=float(table.nearest_similarity[row]),
             shares=shares,
             words=said,
+            parts=parts,
             label=None if labels is None else labels.names[row],
             on_target=None if labels is None else labels.names[row] in wanted,
         )
-        for rank, (row, shares, said) in enumerate(
-            zip(rows, explanation.shares, explanation.said, strict=True), start=1
+        for rank, (row, shares, said, parts) in enumerate(
+            zip(rows, explanation.shares, explanation.said, explanation.parts, strict=True), start=1
         )
     ]
 
@@ -172,7 +173,7 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
 
 
 def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[tuple[str, str]]:
-    job, recipe = context.job, context.job.recipe()
+    job, recipe, remark = context.job, context.job.recipe(), context.scoring.remark
     trained = context.ledger.facts("train")
     sae = "trained on the corpus"
     if job.sae_path is not None:
@@ -194,7 +195,7 @@ def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[t
         ("Corpus", ", ".join(job.corpus)),
         ("Autoencoder", sae),
         ("Attention sinks", _sinks(context)),
-        ("Recipe", f"{recipe.name}: {recipe.summary}"),
+        ("Recipe", f"{recipe.name}: {recipe.summary}" + (f" ({remark})" if remark else "")),
         ("Selection", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in limits.items())),
     ]
 

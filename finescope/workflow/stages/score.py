@@ -49,6 +49,8 @@ class Score(Stage):
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
         scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
         scored = score_stores(corpus, wanted, scoring)
+        if scoring.remark:
+            context.reporter.say(scoring.remark)
         write_scores(context.folder / SCORES, scored)
         write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
 
@@ -170,6 +172,7 @@ def marked(
                 "scorer": scoring.scorer.name,
                 "top_m": scoring.recipe.m,
                 "targets": among.counts(),
+                **({"remark": scoring.remark} if scoring.remark else {}),
             },
             known.crc32,
         )
