@@ -95,6 +95,7 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "pooling": NONE,
     "weights": among(None, "none"),
     "scorer": NONE,
+    "coordinates": either(whole(0), NONE),
     "top_m": whole(1),
     "top_k_activations": whole(1),
     "seed": SEED,

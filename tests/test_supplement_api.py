@@ -259,7 +259,7 @@ def test_paper_takes_the_best_by_maximum_whatever_clustering_says(problem):
 
 
 def test_misuse_is_refused(problem):
-    with pytest.raises(ValueError, match="known are default, paper, supplement"):
+    with pytest.raises(ValueError, match="known are default, contrast, paper, paper-v3, supplement"):
         get_preset("best")
     with pytest.raises(InputError, match="target activations hold no samples"):
         run_curation_pipeline(problem[0][:0], problem[1], Directions())

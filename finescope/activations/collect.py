@@ -93,7 +93,7 @@ def _fill(
         for position, row in enumerate(source, start=done):
             done = position + 1
             marks[position] = chain.add(row)
-            if not row.empty and (keep is None or _rank(seed, row.id) <= keep):
+            if not row.empty and (keep is None or rank_of(seed, row.id) <= keep):
                 positions.append(position)
                 yield row
 
@@ -172,7 +172,7 @@ def _choose(tap: ActivationTap, rows: Iterable[Row], max_tokens: int, seed: int)
     total = 0
     source = iter(rows.rows(records=False) if isinstance(rows, Corpus) else rows)
     while chunk := list(itertools.islice(source, 1024)):
-        ranked = [(_rank(seed, row.id), row) for row in chunk]
+        ranked = [(rank_of(seed, row.id), row) for row in chunk]
         if total > max_tokens:
             ranked = [pair for pair in ranked if pair[0] < -kept[0][0]]
         counts = tap.windower.count([row for _, row in ranked])
@@ -190,6 +190,7 @@ def _choose(tap: ActivationTap, rows: Iterable[Row], max_tokens: int, seed: int)
     return ranks[max(fitting, 1) - 1][0]  # one document at least
 
 
-def _rank(seed: int, row_id: str) -> int:
+def rank_of(seed: int, row_id: str) -> int:
+    """Return where a row stands in the order that a seed puts rows in, by their ids."""
     text = f"{seed}\0{row_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

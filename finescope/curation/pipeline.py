@@ -130,7 +130,7 @@ def _select(
     exclude: Any,
 ) -> Selection:
     if preset.selection == "rank":
-        strategy = "clusters" if cfg.use_clustering and preset.name != "paper" else "rank"
+        strategy = "clusters" if cfg.use_clustering and not preset.name.startswith("paper") else "rank"
     else:
         strategy = "clusters" if cfg.use_clustering else "per_target"
     limits = SelectionConfig(

@@ -6,6 +6,7 @@
     parallel ← objective, dead, sources     one training run in several processes
     dead, sources, state, metrics, initial ← train
     ragged, threshold                       codes of any number of latents, and the gates that make them
+    spread                                  an autoencoder of some coordinates as one of all
 
 Names are imported on first use: a caller that only loads an SAE doesn't pay for the trainer.
 """

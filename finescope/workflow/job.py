@@ -113,6 +113,9 @@ class Job(Configuration):
     scorer: ScorerName | None = None
     """How a row is compared with the targets, over the preset's; a sum such as contrast+0.5*tfidf adds
     standardised scores."""
+    coordinates: Count | None = None
+    """Coordinates of the layer that the SAE is trained on, those of the largest Jacobian row norms, over the
+    preset's; 0 for all."""
     top_m: Size = 3
     """Targets that the scorer top_m_mean averages."""
     top_k_activations: Size = 100
@@ -139,6 +142,13 @@ class Job(Configuration):
         window, overlap = values.get("max_length"), values.get("stride")
         if window and overlap and overlap >= window:
             yield f"stride is the overlap of two windows and must be below max_length {window}, got {overlap}"
+        preset, wanted = PRESETS.get(values.get("preset", "default")), values.get("coordinates")
+        wanted = preset.coordinates if wanted is None and preset is not None else wanted
+        if values.get("sae_path") and wanted:
+            yield (
+                "an SAE of some coordinates only is trained by the run itself; leave sae_path out, or set "
+                "preset paper or coordinates 0"
+            )
         architecture = values.get("sae", {}).get("architecture", TRAINED[0])
         if architecture not in TRAINED:
             yield f"sae.architecture must be one of {', '.join(TRAINED)}, got {architecture!r}"
@@ -170,7 +180,7 @@ class Job(Configuration):
         changes: dict[str, Any] = {
             name: value
             for name, value in vars(self).items()
-            if name in ("pooling", "weights", "scorer")
+            if name in ("pooling", "weights", "scorer", "coordinates")
             and value is not None
             and value != getattr(preset, name)
         }

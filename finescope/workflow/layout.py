@@ -2,6 +2,8 @@
 
 ACTIVATIONS = "activations"
 SAE = "sae"
+COORDINATES = "coordinates"
+"""Below the SAE: which coordinates it was trained on, where it was on some only, and its training."""
 CORPUS_CODES = "codes/corpus"
 TARGET_CODES = "codes/targets"
 CODES = {"corpus": CORPUS_CODES, "targets": TARGET_CODES}

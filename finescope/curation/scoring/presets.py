@@ -19,6 +19,8 @@ class Preset:
             lists).
         summary: one sentence for help texts and reports.
         m: of the scorer ``top_m_mean``.
+        coordinates: how many of a layer's the autoencoder is trained on (those of the largest Jacobian row
+            norms, see ``finescope.activations.coordinates``); 0 for all.
         optional: whether scorers of a sum that need what isn't known of the rows are left out; otherwise they
             are refused.
     """
@@ -31,6 +33,7 @@ class Preset:
     summary: str
     m: int = 3
     optional: bool = False
+    coordinates: int = 0
 
 
 PRESETS: dict[str, Preset] = {
@@ -60,6 +63,15 @@ PRESETS: dict[str, Preset] = {
             "max",
             "rank",
             "mean codes, best cosine over targets, top M (arXiv 2505.00624)",
+        ),
+        Preset(
+            "paper-v3",
+            "mean",
+            "none",
+            "max",
+            "rank",
+            "as paper, the SAE on the 128 coordinates of the largest Jacobian row norms (version 3)",
+            coordinates=128,
         ),
         Preset(
             "supplement",

@@ -41,13 +41,20 @@ class Score(Stage):
             "scorer": recipe.scorer,
             "pooling": recipe.pooling,
             "top_m": context.job.top_m,
+            **({"coordinates": recipe.coordinates} if recipe.coordinates else {}),
             **({"seed": context.job.seed} if drawn else {}),
         }
 
     def work(self, context: Context) -> None:
         """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
+        recipe = context.job.recipe()
+        if recipe.coordinates and not context.ledger.facts("train").get("coordinates"):
+            raise InputError(
+                f"{context.folder}: {recipe.name} needs an autoencoder that was trained for it, on "
+                f"{recipe.coordinates} coordinates; run `finescope curate` with it into another folder"
+            )
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
-        scoring = Scoring(context.evidence, context.seeds, context.job.recipe(), seed=context.job.seed)
+        scoring = Scoring(context.evidence, context.seeds, recipe, seed=context.job.seed)
         scored = score_stores(corpus, wanted, scoring)
         if scoring.remark:
             context.reporter.say(scoring.remark)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finescope.workflow.layout import ACTIVATIONS, SAE
+from finescope.storage.files import make_folder, read_json, write_json
+from finescope.workflow.layout import ACTIVATIONS, COORDINATES, SAE
 from finescope.workflow.plan import TrainingPlan, plan_training
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import note_beside, tokens_of
@@ -40,25 +41,33 @@ class Train(Stage):
             "sae": job.sae,
             "training": job.training,
             "sinks": job.sinks,
+            **({"coordinates": job.recipe().coordinates} if job.recipe().coordinates else {}),
         }
 
     def work(self, context: Context) -> Mapping[str, Any]:
         """Train; return sizes and the last metrics."""
         from finescope.activations import ActivationStore
+        from finescope.activations.coordinates import OnCoordinates
         from finescope.embeddings.embedder import sae_fingerprint
         from finescope.sae.metrics import training_log
+        from finescope.sae.spread import spread
 
         store = ActivationStore(context.folder / ACTIVATIONS)
         found = context.ledger.facts("sinks")
-        tokens = tokens_of(store, found)
+        tokens, folder, seen = tokens_of(store, found), context.folder / SAE, store.facts.get("source")
+        chosen = self._coordinates(context)
+        if chosen:
+            tokens, folder = OnCoordinates(tokens, chosen), folder / COORDINATES
         plan = plan_for(context.job, tokens.num_tokens, tokens.width)
-        sae = train(
-            tokens, plan, context.folder / SAE, reporter=context.reporter, seen=store.facts.get("source")
-        )
+        sae = train(tokens, plan, folder, reporter=context.reporter, seen=seen)
+        log = training_log(folder)
+        if chosen:
+            sae = spread(sae, chosen, store.width)
+            sae.save(context.folder / SAE)
         note_beside(context.folder / SAE, found.get("max_norm"))
-        log = training_log(context.folder / SAE)
         last = log[-1] if log else {}
         return {
+            **({"coordinates": chosen} if chosen else {}),
             "tokens": tokens.num_tokens,
             "latents": sae.num_latents,
             "k": sae.cfg.k,
@@ -67,6 +76,20 @@ class Train(Stage):
             "identity": sae_fingerprint(sae),
             **{name: last.get(name) for name in ("fvu", "l0", "dead_fraction")},
         }
+
+    def _coordinates(self, context: Context) -> list[int]:
+        """Return the coordinates that are trained on; [] for all. They are chosen once."""
+        count, place = context.job.recipe().coordinates, context.folder / SAE / COORDINATES / "chosen.json"
+        if not count:
+            return []
+        if not place.is_file():
+            context.reporter.say(f"choosing {count} of {context.tap.width} coordinates by Jacobian row norms")
+            from finescope.activations.coordinates import choose_coordinates
+
+            rows = context.corpus.rows(records=False)
+            make_folder(place.parent)
+            write_json(place, choose_coordinates(context.tap, rows, count, seed=context.job.seed))
+        return list(read_json(place))
 
 
 def train(

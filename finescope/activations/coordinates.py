@@ -1,0 +1,137 @@
+"""Coordinates of a layer that depend most on what is read (FineScope paper, arXiv 2505.00624 v3).
+
+For coordinate j of a layer's activations a, and the embeddings e of the tokens that the model reads, the
+paper takes the norm of a row of the Jacobian, s_j = ‖∂a_j/∂e‖, pooled over a reference corpus, and keeps the
+K_act coordinates of the largest s_j: one set for all texts. The autoencoder is trained on those alone.
+
+The Jacobian is never made. For v of independent random signs the mean of (J v)_j² is s_j² (Hutchinson), and
+J v comes out of one forward pass that carries v along (forward-mode differentiation). Pooled is the mean of
+s_j² over tokens; what the paper pools by isn't said where we could read it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from finescope.activations.collect import rank_of
+from finescope.errors import InputError
+
+if TYPE_CHECKING:
+    from finescope.activations.tap import ActivationTap
+    from finescope.corpus.row import Row
+
+REFERENCE_ROWS = 128
+"""Rows of the corpus, drawn by a hash of their ids, that the norms are pooled over."""
+PROBES = 2
+"""Random v a row; the paper tries 1, 2 and 4."""
+
+
+def jacobian_norms(tap: ActivationTap, rows: Iterable[Row], seed: int, probes: int = PROBES) -> Tensor:
+    """Estimate s_j of every coordinate, float64 [D]: the root of the mean over tokens of squared row norms.
+
+    Args:
+        tap: model and layer.
+        rows: the reference corpus; of long texts the first window is read.
+        seed: of the directions.
+        probes: random directions that are tried of each row.
+
+    Raises:
+        InputError: rows without a token, or a model whose embeddings aren't a module.
+    """
+    random = torch.Generator().manual_seed(seed)
+    return pooled_norms(tap, rows, lambda given: _signs(given, random), probes)
+
+
+def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Any, probes: int) -> Tensor:
+    """Pool (J v)² over tokens and probes and take the root, float64 [D].
+
+    Args:
+        tap: model and layer.
+        rows: the reference corpus.
+        direction: given embeddings [rows,T,E], returns v of their shape.
+        probes: how many v of each row.
+
+    Raises:
+        InputError: as ``jacobian_norms``.
+    """
+    embeddings = getattr(tap.model, "get_input_embeddings", lambda: None)()
+    if embeddings is None:
+        raise InputError(
+            f"{type(tap.model).__name__} has no module of input embeddings, which the coordinates are chosen "
+            "by; choose another preset"
+        )
+    short, held = tap.truncating(), list(rows)
+    squares, tokens = torch.zeros(tap.width, dtype=torch.float64), 0
+
+    def carry(_module: Any, _given: Any, output: Tensor) -> Tensor:
+        dual: Tensor = forward_ad.make_dual(output, direction(output))  # type: ignore[no-untyped-call]
+        return dual
+
+    handle = embeddings.register_forward_hook(carry)
+    try:
+        # The fused kernels of attention don't carry a direction along.
+        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its scripted rules
+            for _ in range(probes):
+                for batch in short.batches(held):
+                    moved = forward_ad.unpack_dual(batch.activations).tangent  # type: ignore[no-untyped-call]
+                    if moved is not None:
+                        squares += moved.double().square().sum(dim=0).cpu()
+                        tokens += len(moved)
+    finally:
+        handle.remove()
+    if tokens == 0:
+        raise InputError("the reference rows give no token, so no coordinates can be chosen by them")
+    return (squares / tokens).sqrt()
+
+
+def choose_coordinates(tap: ActivationTap, rows: Iterable[Row], count: int, *, seed: int = 0) -> list[int]:
+    """Return the coordinates of the ``count`` largest s_j, ascending; all where there are no more.
+
+    Args:
+        tap: model and layer.
+        rows: a corpus; ``REFERENCE_ROWS`` of its rows are read.
+        count: K_act.
+        seed: of the rows and directions.
+
+    Raises:
+        InputError: as ``jacobian_norms``.
+    """
+    if count >= tap.width:
+        return list(range(tap.width))
+    full = (row for row in rows if not row.empty)
+    reference = heapq.nsmallest(REFERENCE_ROWS, full, key=lambda row: rank_of(seed, row.id))
+    norms = jacobian_norms(tap, reference, seed=seed)
+    return sorted(torch.argsort(norms, descending=True, stable=True)[:count].tolist())
+
+
+class OnCoordinates:
+    """The tokens of a store, some of their coordinates only, as the trainer reads them.
+
+    Attributes:
+        width: how many coordinates.
+        num_tokens: tokens.
+    """
+
+    def __init__(self, store: Any, coordinates: list[int]) -> None:
+        """Look at some coordinates of a store of activations, or of one without its sinks."""
+        self._store, self._kept = store, torch.tensor(coordinates)
+        self.width, self.num_tokens = len(coordinates), store.num_tokens
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int = 0) -> Iterator[Tensor]:
+        """Yield all tokens once, shuffled as the store does it, in batches [b,width]."""
+        for rows in self._store.batches(batch_size, seed=seed, epoch=epoch):
+            yield rows[:, self._kept]
+
+
+def _signs(given: Tensor, random: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, given.shape, generator=random)
+    return (2 * drawn - 1).to(given)
