@@ -12,8 +12,8 @@ from finescope.cli.common import ErrorPrinter, refuse_several
 from finescope.cli.memory import give_back_large_blocks
 
 COMMANDS = (
-    "demo", "activations", "train", "embed", "score", "select", "curate", "evaluate", "explain", "latents",
-    "diff", "export", "sae", "prove", "info",
+    "demo", "activations", "train", "embed", "score", "select", "curate", "plan", "merge", "status",
+    "evaluate", "explain", "latents", "diff", "export", "sae", "prove", "info",
 )  # fmt: skip
 """Sub-commands in the order of a run."""
 
@@ -61,5 +61,6 @@ def main(ctx: click.Context, debug: bool) -> None:
     Step by step: activations → train → embed → score → select → evaluate
     Exit codes: 0 success, 1 data or run-time error, 2 wrong usage, 130 interrupted.
     """
-    refuse_several(ctx.invoked_subcommand)
+    if ctx.invoked_subcommand != "curate":  # which asks by itself: it may be for a share
+        refuse_several(ctx.invoked_subcommand)
     give_back_large_blocks()

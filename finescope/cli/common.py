@@ -16,6 +16,7 @@ from finescope.device import launched_processes
 from finescope.errors import FineScopeError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_SHARED = ("train", "info", "curate --shard")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -101,14 +102,14 @@ def refuse_several(command: str | None) -> None:
     """Refuse to run a command once in each of several processes, which would write to one place.
 
     Raises:
-        click.UsageError: it isn't ``train``, whose processes share the work, or ``info``.
+        click.UsageError: it isn't ``info`` or one that several processes can share.
     """
     size = launched_processes()
-    if size > 1 and command not in ("train", "info"):
+    if size > 1 and command not in _SHARED:
         raise click.UsageError(
             f"'finescope {command}' is work for one process, but {size} were started with it (by torchrun:"
-            " RANK and WORLD_SIZE are set). Start it by itself; 'finescope train' is what several processes"
-            " share."
+            " RANK and WORLD_SIZE are set). Start it by itself; 'finescope train' and 'finescope curate"
+            " --shard auto' are what several processes share."
         )
 
 

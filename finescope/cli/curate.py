@@ -8,29 +8,26 @@ from typing import Any
 import click
 
 from finescope.cli import options
-from finescope.cli.common import config_options
+from finescope.cli.common import config_options, refuse_several
 
 
 @click.command("curate", short_help="The whole job: model, SAE, codes, scores, selection, report.")
-@options.model_options
-@options.group("targets", "corpus", "out", "format")
-@options.column_options
-@options.chat_options
-@options.group("sae_path", "train_tokens")
-@options.recipe_options
-@options.group("pooling", "top_k_activations", "sinks")
-@options.selection_options
-@options.label_options
-@options.group("report_rows", "draws", "seed")
+@options.job_options
 @config_options
 @click.option("--restart", is_flag=True, help="Throw away what --out holds of a run with other inputs.")
-@options.workers_option
+@options.engine_options
+@click.option(
+    "--shard",
+    metavar="I/N|auto",
+    help="Embed this share of a corpus that `finescope plan` has planned, and no more: the I-th of N, or "
+    "what SLURM_ARRAY_TASK_ID, RANK or SLURM_PROCID say. Then run `finescope merge`.",
+)
 @options.quiet_option
 def command(
     config_path: Path | None,
     overrides: tuple[str, ...],
     restart: bool,
-    workers: int,
+    shard: str | None,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -58,18 +55,30 @@ def command(
       finescope curate ... --token-budget 20000000             as many rows as fit
       finescope curate ... --label-column topic                evaluated against labels
       finescope curate --config job.yaml --set training.num_epochs=2
+      finescope curate ... --workers 8                         eight processes
+      finescope curate --config out/config.yaml --shard auto   a task of an array: see `finescope plan`
 
     A row needs a `text` column, `messages`, or a pair such as `prompt` and `completion`; --text-column and
     --text-template read others. `id` is made up where it is missing. Rows with the text of a target are never
     selected.
     """
-    from finescope.progress import Reporter, duration
-    from finescope.workflow.engines.table import Asked, engine_for
+    from finescope.progress import Reporter, counted, duration
     from finescope.workflow.run import Run
+    from finescope.workflow.share import Share
 
+    refuse_several("curate" if shard is None else "curate --shard")
+    asked = {name: given.pop(name) for name in options.ENGINE}
     job = options.job_from(config_path, overrides, given)
     options.need(job, "model", "targets", "corpus", *(["label_column"] if job.target_labels else []))
-    engine = engine_for(Asked(workers, job.device))
-    outcome = Run(job, Reporter(quiet=quiet), restart=restart, engine=engine).curate()
+    if shard is not None:
+        if asked["workers"] > 1 or asked["engine"] or restart:
+            raise click.UsageError("--shard is one process' work on a plan: no --workers, no --restart.")
+        share = Share.parse(shard)
+        made = Run(job, Reporter(quiet=quiet)).share(share)
+        click.echo(f"share {share.number} of {share.count}: {counted(made, 'shard')} embedded; then merge")
+        return
+    reporter = Reporter(quiet=quiet)
+    engine = options.engine_of(job, asked, reporter.say)
+    outcome = Run(job, reporter, restart=restart, engine=engine).curate()
     click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
     click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

@@ -23,13 +23,12 @@ OUT = "codes"
 @options.group("pooling", "top_k_activations", "sinks")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
-@options.workers_option
+@options.engine_options
 @options.quiet_option
 def command(
     config_path: Path | None,
     overrides: tuple[str, ...],
     restart: bool,
-    workers: int,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -47,12 +46,12 @@ def command(
     from finescope.corpus.plan import plan
     from finescope.progress import Reporter
     from finescope.workflow.context import open_job_corpus
-    from finescope.workflow.engines.table import Asked, engine_for
     from finescope.workflow.opening import find_sae, open_given, place_of_sae
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, EmbedWork, Rows, embed
     from finescope.workflow.stages.sinks import norm_limit
 
+    asked = {name: given.pop(name) for name in options.ENGINE}
     job = options.job_from(config_path, overrides, given | {"out": given["out"] or OUT})
     options.need(job, "model", "sae_path", "corpus")
     find_sae(str(job.sae_path), job.layer or None)  # before the model: the name may be wrong
@@ -74,7 +73,7 @@ def command(
                 None if job.sinks == "keep" else norm_limit(place, opened.tap, corpus, reporter),
             ),
             reporter=reporter,
-            engine=engine_for(Asked(workers, job.device)),
+            engine=options.engine_of(job, asked, reporter.say),
             work=lambda embedder: EmbedWork(job, "corpus", embedder.order, None, embedder),
             overwrite=restart,
         )

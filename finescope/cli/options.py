@@ -14,7 +14,10 @@ from annotated_types import Ge, Gt, Le
 
 from finescope.cli.common import merge_options, read_config
 from finescope.curation.selection import SelectionConfig
+from finescope.errors import InputError
 from finescope.fields import Field, Metavar, Section, docs_of, fields_of
+from finescope.workflow.engines.engine import Engine
+from finescope.workflow.engines.table import ENGINES, Asked, engine_for
 from finescope.workflow.job import Job
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -98,7 +101,7 @@ column_options = group("text_column", "text_template", "id_column", "limit")
 chat_options = group("chat_template", "refused_chats")
 recipe_options = group("preset", "weights", "scorer", "top_m")
 label_options = group("label_column", "target_labels")
-selection_options = group(
+_SELECTION = (
     option("selection.k", default="100 if nothing else limits"),
     "selection.fraction",
     "selection.min_score",
@@ -110,15 +113,71 @@ selection_options = group(
     "selection.near_duplicate",
     "selection.diversity",
 )
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that embed at a time, each with a model of its own, its share of the threads, and a GPU "
-    "where there are several.",
+selection_options = group(*_SELECTION)
+job_options = group(
+    "model", "layer", "device", "dtype", "activation_dtype", "batch_tokens", "max_length", "stride",
+    "targets", "corpus", "out", "format",
+    "text_column", "text_template", "id_column", "limit",
+    "chat_template", "refused_chats",
+    "sae_path", "train_tokens",
+    "preset", "weights", "scorer", "top_m",
+    "pooling", "top_k_activations", "sinks",
+    *_SELECTION,
+    "label_column", "target_labels",
+    "report_rows", "draws", "seed",
+)  # fmt: skip
+"""All of the main job."""
+ENGINE = ("engine", "workers", "address", "worker_cpus", "worker_gpus")
+"""What ``engine_options`` give a command."""
+engine_options = group(
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that embed at a time, each with a model of its own, its share of the threads, and a "
+        "GPU where there are several.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(list(ENGINES)),
+        help="Where they run: in this process, as processes of this machine, or as actors of a Ray cluster. "
+        "[default: processes if there are several]",
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="The Ray cluster. [default: RAY_ADDRESS, else one is started on this machine]",
+    ),
+    click.option(
+        "--worker-cpus",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        help="CPUs that a Ray actor asks for, and its threads.",
+    ),
+    click.option(
+        "--worker-gpus",
+        type=click.FloatRange(min=0),
+        help="GPUs that a Ray actor asks for. [default: 1 if the cluster has any and --device lets it]",
+    ),
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+
+
+def engine_of(job: Job, given: Mapping[str, Any], say: Callable[[str], None]) -> Engine:
+    """Return the engine that the values of ``ENGINE`` ask for.
+
+    Raises:
+        click.UsageError: options that say nothing to the engine.
+    """
+    engine, workers, address, cpus, gpus = (given[name] for name in ENGINE)
+    if engine != "ray" and (address is not None or gpus is not None or cpus != 1.0):
+        raise click.UsageError("--address, --worker-cpus and --worker-gpus go with --engine ray.")
+    try:
+        return engine_for(Asked(workers, job.device, address, cpus, gpus, say), engine)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def dotted_names(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class CsvSource(TableSource):
 
     def __init__(self, file: File) -> None:
         self._file = file
+        self.files: Sequence[File] = (file,)
         self.constants = file.constants
         self.name = file.label
         ending = next(ending for ending in reversed(CSV_ENDINGS) if file.name.lower().endswith(ending))

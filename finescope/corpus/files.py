@@ -76,6 +76,11 @@ class File:
         found = {"name": self.name, "bytes": stamp[0], "sha256": digest[1] if digest else ""}
         return {**found, "constants": self.constants} if self.constants else found
 
+    def known(self) -> list[Any]:
+        """Return, as plain values, the hash and what the file looked like when it had it."""
+        self.fingerprint()
+        return list(self._digest) if self._digest else []
+
     def keep_digest(self, stamp: Any, digest: str) -> None:
         """Take the hash of a file that was read whole, if it hasn't changed since ``stamp``."""
         if stamp == self._stamp():

@@ -43,6 +43,7 @@ class JsonSource:
 
     def __init__(self, file: File) -> None:
         self._file = file
+        self.files: Sequence[File] = (file,)
         self.constants = file.constants
         self._count: int | None = None
         self._marks: list[Mark] = []

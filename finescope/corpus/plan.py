@@ -183,7 +183,7 @@ def missing(shards: Sequence[Shard], finished: Mapping[int, ShardEntry]) -> list
     for shard in shards:
         if shard.number in finished:
             _check(shard, finished[shard.number])
-    if max(finished, default=-1) >= len(shards):
+    if finished.keys() - {shard.number for shard in shards}:
         raise _changed(f"all after the first {sum(shard.rows for shard in shards)}")
     return [shard for shard in shards if shard.number not in finished]
 

@@ -125,6 +125,24 @@ class Corpus:
             "limit": self._limit,
         }
 
+    def digests(self) -> list[Any]:
+        """Return, as plain values for ``know``, the hashes of all files and what the files looked like."""
+        return [file.known() for source in self._sources for file in source.files]
+
+    def know(self, stats: CorpusStats, digests: Sequence[Any]) -> None:
+        """Take what an earlier pass has told; a file that looks otherwise by now is hashed when asked for.
+
+        Args:
+            stats: what it counted.
+            digests: of ``digests``.
+        """
+        self.stats = stats
+        files = [file for source in self._sources for file in source.files]
+        for file, known in zip(files, digests, strict=False):
+            if known:
+                (size, marks), digest = known
+                file.keep_digest((size, tuple(marks)), digest)
+
     def output(self, suffix: str) -> Output:
         """Return how selected rows are written in a format, by its ending; see ``copy_rows``.
 

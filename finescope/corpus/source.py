@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from finescope.corpus.files import File
 from finescope.corpus.jsontext import with_members
 from finescope.errors import InputError
 from finescope.storage.identity import sha256_json
@@ -74,6 +75,8 @@ class Source(Protocol):
     """Columns that every row has because of the folders that the file lies in."""
     full_rows: bool
     """Whether every row has every column, so that nulls stand for what isn't there."""
+    files: Sequence[File]
+    """What is read; none of a source that is no file."""
 
     def schema(self) -> Any:
         """Return the pyarrow schema, or None where rows say themselves what they hold."""
@@ -249,6 +252,7 @@ class MemorySource:
     """Records that are already there."""
 
     full_rows = False
+    files: Sequence[File] = ()
 
     def __init__(self, records: Sequence[Record], name: str = "rows") -> None:
         self.constants: Record = {}

@@ -26,6 +26,7 @@ class TableSource:
     name: str
     stem: str
     constants: Record
+    files: Sequence[File] = ()
 
     def schema(self) -> Any:
         """Return the pyarrow schema, with the columns that folders give."""
@@ -215,7 +216,7 @@ class ParquetSource(TableSource):
     """A Parquet file, read row group by row group."""
 
     def __init__(self, file: File) -> None:
-        self._file = file
+        self._file, self.files = file, (file,)
         self.constants = file.constants
         self.name = file.label
         self.stem = file.name[: -len(".parquet")]
@@ -296,7 +297,7 @@ class ArrowSource(TableSource):
     """Arrow files, in the stream or the file format, one after the other: a saved dataset has several."""
 
     def __init__(self, files: Sequence[File], name: str | None = None) -> None:
-        self._files = list(files)
+        self._files = self.files = list(files)
         self.constants = files[0].constants
         self.name = files[0].label if name is None else name
         self.stem = os.path.splitext(files[0].name)[0] if name is None else name

@@ -11,9 +11,9 @@ from finescope.storage.files import PathLike
 
 
 class FolderLock:
-    """An exclusive hold on a folder that ends with the process, however it ends."""
+    """A hold on a folder that ends with the process, however it ends: exclusive, or shared with its like."""
 
-    def __init__(self, directory: PathLike) -> None:
+    def __init__(self, directory: PathLike, *, shared: bool = False) -> None:
         """Take hold of a folder that exists.
 
         Raises:
@@ -21,6 +21,7 @@ class FolderLock:
         """
         self._path = os.path.join(directory, ".lock")
         self._file: int | None = None
+        self._shared = shared
         try:
             import fcntl
         except ImportError:  # not a POSIX system: two runs in one folder are the user's care
@@ -31,7 +32,7 @@ class FolderLock:
             except OSError as error:
                 raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(file)
                 raise StoreError(
@@ -55,8 +56,9 @@ class FolderLock:
     def release(self) -> None:
         """Let others have the folder."""
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+            if not self._shared:  # others may hold it by the same name
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
             os.close(self._file)
             self._file = None
 

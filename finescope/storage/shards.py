@@ -8,7 +8,8 @@ the others, with what pieces tell of the one at work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -236,6 +237,62 @@ class ShardWriter:
         self.close()
 
 
+class SharedShards:
+    """A store that several processes make shards of, none of which holds it alone.
+
+    Attributes:
+        finished: by number, the shards that are whole, of those asked for.
+    """
+
+    def __init__(self, files: ShardFiles, numbers: Iterable[int], *, mode: str = "resume") -> None:
+        """Take part in the work, beginning it if need be.
+
+        Args:
+            files: what is made.
+            numbers: of the shards that this process is to make; the finished ones are verified.
+            mode: "resume", or "overwrite" what others have begun.
+
+        Raises:
+            StoreError: another run holds the folder alone, or it holds other work.
+        """
+        self._files = files
+        make_folder(files.directory)
+        self._lock = FolderLock(files.directory, shared=True)
+        try:
+            self.finished = self._take_part(numbers, mode)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _take_part(self, numbers: Iterable[int], mode: str) -> dict[int, ShardEntry]:
+        if not (self._files.directory / MANIFEST).exists() or mode == "overwrite":
+            write_manifest(self._files, [], complete=False)
+        self.check()
+        known, whole = finished_shards(self._files).shards, {}
+        for number in set(numbers) & known.keys():
+            with contextlib.suppress(StoreError):  # it is made again
+                verify_shard(self._files.directory, known[number])
+                whole[number] = known[number]
+        return whole
+
+    def check(self) -> None:
+        """Refuse to go on when another process has begun other work here.
+
+        Raises:
+            StoreError: it has.
+        """
+        found = read_manifest(self._files.directory, self._files.kind)
+        _refuse_other_work(self._files, found)
+
+    def __enter__(self) -> SharedShards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
 @dataclass
 class Finished:
     """What is finished of a store that may be in work.
@@ -265,17 +322,21 @@ def finished_shards(files: ShardFiles) -> Finished:
     if not (files.directory / MANIFEST).exists():
         return Finished(noted)
     found = read_manifest(files.directory, files.kind)
-    changed = differences(found.fingerprint, files.fingerprint)
-    if changed and not found.shards:
+    if not found.shards and differences(found.fingerprint, files.fingerprint):
         return Finished()  # it was begun, no more
+    _refuse_other_work(files, found)
+    shards = {**noted, **dict(enumerate(found.shards))}
+    return Finished(shards, True, len(found.shards), found.complete, found.facts)
+
+
+def _refuse_other_work(files: ShardFiles, found: Manifest) -> None:
+    changed = differences(found.fingerprint, files.fingerprint)
     if changed:
         shown = "; ".join(map(str, changed[:_SHOWN]))
         raise StoreError(
             f"{files.directory} holds work on something else: {shown}. "
             "Choose another folder, or overwrite this one"
         )
-    shards = {**noted, **dict(enumerate(found.shards))}
-    return Finished(shards, True, len(found.shards), found.complete, found.facts)
 
 
 def write_manifest(files: ShardFiles, shards: Sequence[ShardEntry], *, complete: bool) -> None:

@@ -18,7 +18,7 @@ from finescope.workflow.engines.engine import Engine
 from finescope.workflow.engines.local import Local
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CODES, CORPUS_CODES, SAE, SCORER, SCORES, SINKS_BESIDE
+from finescope.workflow.layout import CODES, CORPUS_CODES, PLAN, SAE, SCORER, SCORES, SINKS_BESIDE
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import (
     TAP_OPTIONS,
@@ -30,6 +30,7 @@ from finescope.workflow.opening import (
     place_of_sae,
     read_words,
 )
+from finescope.workflow.planned import read_plan
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
@@ -168,6 +169,8 @@ class Context:
         Raises:
             InputError: as ``first_pass``.
         """
+        if name == "corpus" and name not in self._plans:
+            self._take_plan()
         if name not in self._plans:
             planner = Planner()
             for count, row in enumerate(self.first_pass(name), start=1):
@@ -177,6 +180,20 @@ class Context:
             planner.close()
             self._plans[name] = located(self.rows(name), planner.shards)
         return self._plans[name]
+
+    def _take_plan(self) -> None:
+        """Take the shards of the corpus from their file, where ``finescope plan`` has written one.
+
+        Raises:
+            InputError: it is the plan of other rows.
+        """
+        path = self.folder / PLAN
+        if self.restart:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            found = read_plan(path, self.corpus)
+            self._plans["corpus"] = found.shards
+            self.refused["corpus"] = Refused(**found.refused)
 
     def stats(self, name: str) -> CorpusStats:
         """Return what the first pass over "corpus" or "targets" counted."""
@@ -278,12 +295,12 @@ class Context:
         return stored_labels(store, column) or read_labels(self.rows(name), column, store.known(name))
 
     def check_labels(self) -> None:
-        """Try the column of labels on what the first pass has seen.
+        """Try the column of labels on what the first pass has seen; a plan's was tried when it was made.
 
         Raises:
             InputError: as ``target_labels``.
         """
-        if self.job.label_column is not None:
+        if self.job.label_column is not None and self._labels.keys() >= {"corpus", "targets"}:
             counts = self._labels["corpus"], self._labels["targets"]
             target_labels(*counts, self.corpus, self.targets, self.job.target_labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,31 @@ from typing import Any
 from finescope.curation.selection import Selection
 from finescope.errors import InputError
 from finescope.progress import Reporter, duration
-from finescope.storage.files import make_folder, read_json
+from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
 from finescope.storage.lock import FolderLock
+from finescope.storage.remote import is_url
 from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
-from finescope.workflow.layout import ACTIVATIONS, MANIFEST, METRICS, SCORES, SELECTION
+from finescope.workflow.layout import (
+    ACTIVATIONS,
+    CONFIG,
+    CORPUS_CODES,
+    MANIFEST,
+    METRICS,
+    PLAN,
+    SCORES,
+    SELECTION,
+)
+from finescope.workflow.ledger import FOLDER as STAGES
+from finescope.workflow.planned import Plan, read_plan, write_plan
+from finescope.workflow.pulse import announce
 from finescope.workflow.sending import sending
+from finescope.workflow.share import Share
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.activations import CollectActivations
-from finescope.workflow.stages.check import Check
+from finescope.workflow.stages.check import Check, first_rows
 from finescope.workflow.stages.embed import Embed
 from finescope.workflow.stages.evaluate import Evaluate
 from finescope.workflow.stages.manifest import Manifest
@@ -98,11 +112,66 @@ class Run:
         outcome.seconds = time.monotonic() - start
         return outcome
 
+    def plan(self) -> Plan:
+        """Do all that one process must do before others share the rest, and write the plan of the corpus.
+
+        Rows are read once, and the autoencoder is trained unless one is given.
+
+        Raises:
+            InputError: the results belong at a URL, which no two machines could work in.
+        """
+        context = self.context
+        self._refuse_url()
+        with self._alone():
+            self._do(Check())
+            path = context.folder / PLAN
+            if not path.exists():
+                _, per_token = first_rows(context)
+                shards, refused = context.plan("corpus"), asdict(context.refused["corpus"])
+                write_plan(path, context.corpus, shards, per_token, refused)
+            write_text(context.folder / CONFIG, context.job.to_yaml())
+            self._do(*self._before_codes())
+            embedding = Embed("corpus")
+            found = read_plan(path, context.corpus)
+            if embedding.begin(context, embedding.decisive(context)):
+                announce(context.folder / CORPUS_CODES, found.shards)
+            return found
+
+    def share(self, share: Share) -> int:
+        """Embed a share of the planned corpus, beside other processes; return how many shards were made.
+
+        Raises:
+            InputError: there is no plan, or the autoencoder isn't trained.
+            StoreError: another run holds the folder alone.
+        """
+        context = self.context
+        self._refuse_url()
+        if not (context.folder / PLAN).exists():
+            raise InputError(
+                f"{context.folder} holds no {PLAN}; `finescope plan` with the same job writes it"
+            )
+        if context.job.sae_path is None and not context.ledger.facts("train"):
+            raise InputError(
+                f"the autoencoder in {context.folder} isn't trained yet; `finescope plan` does that before a "
+                "corpus is shared"
+            )
+        with FolderLock(context.folder, shared=True):
+            return Embed("corpus").share(context, share.of(context.plan("corpus")))
+
+    def _refuse_url(self) -> None:
+        if is_url(self.context.job.out):
+            raise InputError(
+                f"--out {self.context.job.out} is worked on in a folder of one machine; name a folder that "
+                "all machines see, and copy it when it is merged"
+            )
+
     def prepare_scores(self) -> None:
         """Do everything up to the scores."""
+        self._do(Check(), *self._before_codes(), Embed("corpus"), Embed("targets"), Score())
+
+    def _before_codes(self) -> tuple[Stage, ...]:
         ours = self.context.job.sae_path is None
-        stages: tuple[Stage, ...] = (CollectActivations(), FindSinks(), Train()) if ours else (FindSinks(),)
-        self._do(Check(), *stages, Embed("corpus"), Embed("targets"), Score())
+        return (CollectActivations(), FindSinks(), Train()) if ours else (FindSinks(),)
 
     def finish(self, averaged: Averaged | None = None) -> Outcome:
         """Select, evaluate and report from the saved scores and codes: seconds, and no model.
@@ -155,6 +224,8 @@ class Run:
             return
         make_folder(self.context.folder)
         with FolderLock(self.context.folder):
+            for folder in (self.context.folder, self.context.folder / STAGES):
+                remove_temporaries(folder)
             self._held = True
             try:
                 yield

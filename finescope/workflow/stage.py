@@ -69,6 +69,20 @@ class Stage(ABC):
         if decisive is None:
             self.work(context)
             return True
+        if not self.begin(context, decisive):
+            return False
+        start = time.monotonic()
+        facts = dict(self.work(context) or {})
+        seconds = round(time.monotonic() - start, 2)
+        context.ledger.finish(self.name, decisive, {**facts, "seconds": seconds})
+        return True
+
+    def begin(self, context: Context, decisive: Mapping[str, Any]) -> bool:
+        """Note that the stage is begun, and make room for it; return whether there is anything to do.
+
+        Raises:
+            InputError: as ``run``.
+        """
         ledger = context.ledger
         if ledger.finished(self.name, decisive, self.writes):
             return False
@@ -81,7 +95,4 @@ class Stage(ABC):
         if changes is not None or (context.restart and not ledger.begun(self.name)):
             self.discard(context)
         ledger.begin(self.name, decisive)
-        start = time.monotonic()
-        facts = dict(self.work(context) or {})
-        ledger.finish(self.name, decisive, {**facts, "seconds": round(time.monotonic() - start, 2)})
         return True

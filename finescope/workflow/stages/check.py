@@ -67,23 +67,27 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
+def first_rows(context: Context) -> tuple[list[Row], float]:
+    """Return some rows from the corpus' beginning, and how many characters they have a token."""
+    rows: list[Row] = []
+    characters = tokens = 0
+    for row in itertools.islice(context.corpus.rows(records=False), COUNTED_ROWS):
+        rows.append(row)
+        characters += len(row.content)
+        tokens += context.tap.windower.count([row])[0]
+        if characters >= COUNTED_CHARACTERS:
+            break
+    return rows, max(characters / tokens if tokens else CHARACTERS_PER_TOKEN, 1e-6)
+
+
 def preview(context: Context) -> str:
     """Return one paragraph about the coming work: sizes of the SAE's training and an estimate of the time.
 
     The model is timed on the first rows; the SAE is estimated from a matrix product.
     """
-    job, corpus, tap = context.job, context.corpus, context.tap
-    stats = context.stats("corpus")
-    rows: list[Row] = []
-    characters = tokens = 0
-    for row in itertools.islice(corpus.rows(records=False), COUNTED_ROWS):
-        rows.append(row)
-        characters += len(row.content)
-        tokens += tap.windower.count([row])[0]
-        if characters >= COUNTED_CHARACTERS:
-            break
-    per_token = characters / tokens if tokens else CHARACTERS_PER_TOKEN
-    total = stats.characters / max(per_token, 1e-6)
+    job, tap = context.job, context.tap
+    rows, per_token = first_rows(context)
+    total = context.stats("corpus").characters / per_token
     probe = [row for row in rows if not row.empty][:PROBE_ROWS]
     start = time.monotonic()
     timed = sum(document.activations.shape[0] for document in tap.run(probe * PROBE_COPIES))

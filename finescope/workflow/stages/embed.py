@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.errors import InputError
 from finescope.storage.identity import differences, sha256_json
+from finescope.storage.manifest import begun_with
 from finescope.workflow.engines.local import Local
 from finescope.workflow.layout import ACTIVATIONS, CODES
+from finescope.workflow.pulse import Pulse, announce, fall_silent
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
 
@@ -72,28 +74,16 @@ class Embed(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Embed; finished shards are kept."""
         job = context.job
-        known = self.rows == "corpus" and job.sae_path is None
-        activations = context.folder / ACTIVATIONS if known else None
+        rows = self._rows(context)
         store = embed(
             context.sae,
             context.tap,
-            Rows(
-                context.rows(self.rows),
-                f"embedding {self.rows}",
-                shards=context.plan(self.rows),
-                label_column=job.label_column,
-                activations=activations,
-            ),
+            rows,
             context.folder / CODES[self.rows],
-            Embedding(
-                job.top_k_activations,
-                job.recipe().pooling,
-                self._dtype(context),
-                context.ledger.facts("sinks").get("max_norm"),
-            ),
+            self._how(context),
             reporter=context.reporter,
             engine=context.engine if self.expensive else Local(),
-            work=lambda embedder: EmbedWork(job, self.rows, embedder.order, activations, embedder),
+            work=lambda embedder: EmbedWork(job, self.rows, embedder.order, rows.activations, embedder),
         )
         refused = context.refused.get(self.rows)
         return {
@@ -106,6 +96,38 @@ class Embed(Stage):
             "autoencoder": [] if context.given is None else list(context.given.about),
             "warnings": [] if context.given is None else list(context.given.warnings),
         }
+
+    def share(self, context: Context, shards: Sequence[Shard]) -> int:
+        """Embed some of the planned shards, as one of several processes; return how many weren't done before.
+
+        Raises:
+            InputError, StoreError: as ``embed_shards``.
+        """
+        return embed_shards(
+            context.sae,
+            context.tap,
+            self._rows(context),
+            context.folder / CODES[self.rows],
+            self._how(context),
+            shards,
+            reporter=context.reporter,
+        )
+
+    def _rows(self, context: Context) -> Rows:
+        """The rows, with what is known of them."""
+        known = self.rows == "corpus" and context.job.sae_path is None
+        return Rows(
+            context.rows(self.rows),
+            f"embedding {self.rows}",
+            shards=context.plan(self.rows),
+            label_column=context.job.label_column,
+            activations=context.folder / ACTIVATIONS if known else None,
+        )
+
+    def _how(self, context: Context) -> Embedding:
+        """How they become codes."""
+        job, limit = context.job, context.ledger.facts("sinks").get("max_norm")
+        return Embedding(job.top_k_activations, job.recipe().pooling, self._dtype(context), limit)
 
     def _dtype(self, context: Context) -> str:
         """What activations are rounded to, at first: as the SAE's were, and the targets' as the corpus'."""
@@ -164,8 +186,16 @@ class EmbedWork:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "here": None}
 
-    def open(self) -> Embedder:
-        """Load the run's model and autoencoder, unless they are here.
+    def open(self) -> Pulse:
+        """Return what embeds a shard and says how far it is.
+
+        Raises:
+            InputError: as ``load``.
+        """
+        return Pulse(self.load() if self.here is None else self.here)
+
+    def load(self) -> Embedder:
+        """Load the run's model and autoencoder.
 
         Raises:
             InputError: they aren't those that the work was begun with.
@@ -173,9 +203,12 @@ class EmbedWork:
         from finescope.embeddings.embedder import Embedder, sae_fingerprint
         from finescope.workflow.context import open_job_corpus, open_job_targets, open_model
 
-        if self.here is not None:
-            return self.here
-        wanted = self.order.files.fingerprint
+        wanted, folder = self.order.files.fingerprint, self.order.files.directory
+        if sha256_json(begun_with(folder)) != sha256_json(dict(wanted)):
+            raise InputError(
+                f"worker on {platform.node()}: {folder} isn't the folder of this run there; put --out "
+                "where all machines see it by the same name"
+            )
         tap, sae = open_model(self.job)
         tap = tap.rounding_to(wanted["tap"]["activation_dtype"])
         for name, found in (("tap", tap.fingerprint()), ("sae", sae_fingerprint(sae))):
@@ -185,13 +218,13 @@ class EmbedWork:
                     f"worker on {platform.node()}: {changed[0]}; every machine must read the same model and "
                     "autoencoder"
                 )
-        stored = _stored(self.activations, tap)
+        stored = stored_beside(self.activations, tap)
         corpus = open_job_corpus(self.job) if self.rows == "corpus" else open_job_targets(self.job)
         return Embedder(self.order, sae, tap, corpus, stored)
 
 
-def _stored(folder: Path | None, tap: ActivationTap) -> ActivationStore | None:
-    """The stored activations in a folder, if they are rounded as the tap rounds."""
+def stored_beside(folder: Path | None, tap: ActivationTap) -> ActivationStore | None:
+    """Return the stored activations in a folder, if there are any, and they are rounded as the tap rounds."""
     from finescope.activations import ActivationStore
     from finescope.activations.batches import DTYPES
 
@@ -241,6 +274,8 @@ def embed(
     from finescope.workflow.precision import rounded_work
 
     with reporter.task(rows.task, rows.corpus.len_hint, "rows") as task:
+        if rows.shards is not None:
+            announce(folder, rows.shards)
 
         def rounded(tap: ActivationTap, mode: str) -> CodeStore:
             return embed_rows(
@@ -252,7 +287,7 @@ def embed(
                 pooling=how.pooling,
                 label_column=rows.label_column,
                 shards=rows.shards,
-                stored=_stored(rows.activations, tap),
+                stored=stored_beside(rows.activations, tap),
                 max_norm=how.max_norm,
                 over=lambda embedder, shards: engine.over(work(embedder), shards),
                 mode=mode,
@@ -261,6 +296,67 @@ def embed(
             )
 
         store = rounded_work(rounded, tap, how.dtype, folder, reporter=reporter, overwrite=overwrite)
+    fall_silent(folder)
     if words := words_of(store):
         reporter.say(f"{rows.task}: {words}")
     return store
+
+
+def embed_shards(
+    sae: Autoencoder,
+    tap: ActivationTap,
+    rows: Rows,
+    folder: Path,
+    how: Embedding,
+    shards: Sequence[Shard],
+    *,
+    reporter: Reporter,
+) -> int:
+    """Embed some of the planned shards of a corpus into a store that other processes work on too.
+
+    Args:
+        sae, tap, rows, folder, how, reporter: as ``embed``.
+        shards: those of this process; finished ones are kept.
+
+    Returns:
+        How many of them were made now.
+
+    Raises:
+        InputError: rows that have changed or are broken, or NaN activations (the document is named).
+        StoreError: another run holds the folder alone, or it holds other work; or the disk is full.
+    """
+    from finescope.activations.batches import TooLargeError
+    from finescope.corpus.plan import missing
+    from finescope.embeddings.embedder import Embedder, order_for
+    from finescope.storage.shards import SharedShards
+    from finescope.workflow.precision import WIDE, rounded_work
+
+    def rounded(tap: ActivationTap, mode: str) -> int:
+        order = order_for(
+            sae,
+            tap,
+            rows.corpus,
+            folder,
+            top_k=how.top_k,
+            pooling=how.pooling,
+            label_column=rows.label_column,
+            max_norm=how.max_norm,
+        )
+        embedder = Embedder(order, sae, tap, rows.corpus, stored_beside(rows.activations, tap))
+        with SharedShards(order.files, [shard.number for shard in shards], mode=mode) as shared:
+            left = missing(shards, shared.finished)
+            before = sum(shard.rows for shard in shards) - sum(shard.rows for shard in left)
+            embedder.progress = lambda done, tokens: task.update(before + done)
+            pulse = Pulse(embedder)
+            for shard in left:
+                said = (begun_with(folder) or {}).get("tap", {}).get("activation_dtype")
+                if said == WIDE != tap.activation_dtype:
+                    raise TooLargeError("activations of other shards are")  # another process has found them
+                shared.check()
+                pulse(shard)
+                before += shard.rows
+        return len(left)
+
+    announce(folder, rows.shards or shards)
+    with reporter.task(rows.task, sum(shard.rows for shard in shards), "rows") as task:
+        return rounded_work(rounded, tap, how.dtype, folder, reporter=reporter)

@@ -1,0 +1,33 @@
+"""``finescope merge``: a run out of the shards that others have embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from finescope.cli import options
+
+
+@click.command("merge", short_help="Finish a run whose corpus was embedded in shares.")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.quiet_option
+def command(run: Path, quiet: bool) -> None:
+    """Put the shards of RUN together, score, select, measure and report: what `finescope curate` does last.
+
+    RUN is the --out of `finescope plan`. Shards that aren't done are named; nothing is lost then, and nothing
+    written. One that was damaged since counts as not done.
+    """
+    from finescope.progress import Reporter, duration
+    from finescope.storage.yaml12 import load_yaml
+    from finescope.workflow.engines.merged import Merged
+    from finescope.workflow.job import Job
+    from finescope.workflow.layout import CONFIG, PLAN
+    from finescope.workflow.run import Run
+
+    if not (run / PLAN).is_file():
+        raise click.UsageError(f"{run} holds no {PLAN}; give the --out of `finescope plan`.")
+    job = Job.from_dict({**load_yaml((run / CONFIG).read_text(encoding="utf-8")), "out": str(run)})
+    outcome = Run(job, Reporter(quiet=quiet), engine=Merged()).curate()
+    click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
+    click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

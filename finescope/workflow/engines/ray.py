@@ -1,0 +1,186 @@
+"""A Ray cluster: actors that embed, on whatever machines it has.
+
+Only descriptions of shards and what is noted of finished ones go through Ray; rows come from their files and
+codes go to the run's folder, which every machine must see by the same name. There are no reading tasks that
+actors could leave no room for: an actor reads its own shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finescope.corpus.plan import Shard
+from finescope.errors import InputError
+from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, answer, at_work, failure, opened
+from finescope.workflow.engines.engine import Result, Work
+
+_NAMES = ("CPU", "GPU")
+_PATIENCE = 60.0
+"""Seconds without a worker that is ready, after which that is said."""
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Shards go to whichever actor is free. An actor that finds no room waits for it, while others work.
+
+    Attributes:
+        workers: how many actors.
+        address: of the cluster; None asks RAY_ADDRESS, and starts one of this machine if that isn't set.
+        cpus, gpus: of each actor; of GPUs None means one, where the cluster has any and the job may use them.
+        device: where the job runs.
+        say: told when there is no room for all actors.
+    """
+
+    workers: int
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+    device: str = "auto"
+    say: Callable[[str], None] = print
+
+    def over(self, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
+        """See ``Engine``.
+
+        Raises:
+            InputError: Ray isn't installed, the cluster can't be reached, or none of its machines has what an
+                actor asks for.
+        """
+        if not shards:
+            return iter(())
+        return at_work(_Actors(work, self), shards, self.workers)
+
+
+class _Hand:
+    """Works on shards, in an actor."""
+
+    def __init__(self) -> None:
+        self._do: Any = None
+
+    def open(self, work: Any, threads: int) -> Answer:
+        try:
+            import torch
+
+            torch.set_num_threads(threads)
+        except (
+            Exception
+        ) as error:  # a machine without it, or with a broken one: raised above, it would be lost
+            return failure(error)
+        self._do = opened(work)
+        return self._do if isinstance(self._do, Failed) else Ready()
+
+    def do(self, shard: Shard) -> Answer:
+        return answer(self._do, shard)
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    pending: Any
+
+
+class _Actors:
+    """The crew: each worker is an actor, and what it is at is a reference to its answer."""
+
+    def __init__(self, work: Any, asked: Ray) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError(
+                "--engine ray needs a package that isn't installed: pip install 'finescope[ray]'"
+            ) from error
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(address=asked.address, log_to_driver=False, logging_level="warning")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"the Ray cluster {asked.address or ''} can't be reached: {error}"
+                ) from error
+        self._all: list[_Actor] = []
+        self._any, self._say = False, asked.say
+        try:
+            gpus = self._gpus(asked)
+            self._check(asked, gpus)
+            self._hand = ray.remote(_Hand).options(num_cpus=asked.cpus, num_gpus=gpus, max_restarts=0)
+            self._work = ray.put(work)
+        except BaseException:
+            self.dismiss()
+            raise
+        self._threads = max(1, int(asked.cpus))
+
+    def _gpus(self, asked: Ray) -> float:
+        if asked.gpus is not None:
+            return asked.gpus
+        there = self._ray.cluster_resources().get("GPU", 0) > 0
+        return 1.0 if there and asked.device in ("auto", "cuda") else 0.0
+
+    def _check(self, asked: Ray, gpus: float) -> None:
+        """Hold what is asked for against what there is.
+
+        Raises:
+            InputError: no machine has it.
+        """
+        wanted = dict(zip(_NAMES, (asked.cpus, gpus), strict=True))
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        most = [
+            min((int(has.get(name, 0) / amount) for name, amount in wanted.items() if amount), default=1)
+            for has in machines
+        ]
+        words = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount) or "nothing"
+        if not any(most):
+            has = "; ".join(", ".join(f"{m.get(name, 0):g} {name}" for name in wanted) for m in machines)
+            raise InputError(
+                f"a worker asks for {words}, and no machine of the cluster has that (they have: {has}); "
+                "ask for less with --worker-cpus and --worker-gpus"
+            )
+        if sum(most) < asked.workers:
+            asked.say(
+                f"ray: there is room for {sum(most)} of {asked.workers} workers of {words} each; the others "
+                "begin when machines join"
+            )
+
+    def start(self) -> _Actor:
+        handle = self._hand.remote()
+        worker = _Actor(handle, handle.open.remote(self._work, self._threads))
+        self._all.append(worker)
+        return worker
+
+    def give(self, worker: _Actor, shard: Shard) -> None:
+        worker.pending = worker.handle.do.remote(shard)
+
+    def answers(self, workers: Sequence[_Actor]) -> list[tuple[_Actor, Answer]]:
+        waiting = {worker.pending: worker for worker in workers if worker.pending is not None}
+        ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=None if self._any else _PATIENCE)
+        if not ready:
+            free = ", ".join(f"{self._ray.available_resources().get(name, 0):g} {name}" for name in _NAMES)
+            self._say(
+                f"ray: no worker is ready yet; they load, or wait for room: of the cluster are free {free}"
+            )
+        self._any = self._any or bool(ready)
+        return [(waiting[reference], self._answer(waiting[reference])) for reference in ready]
+
+    def _answer(self, worker: _Actor) -> Answer:
+        reference, worker.pending = worker.pending, None
+        try:
+            found: Answer = self._ray.get(reference)
+            return found
+        except self._ray.exceptions.RayActorError as error:
+            self._end(worker)
+            return Gone(f"was lost with its process or its machine ({str(error).splitlines()[0]})")
+        except Exception as error:  # what Ray itself raises: an answer that can't be fetched, no memory
+            return failure(error)
+
+    def _end(self, worker: _Actor) -> None:
+        self._all.remove(worker)
+        with contextlib.suppress(Exception):
+            self._ray.kill(worker.handle)
+
+    def dismiss(self) -> None:
+        for worker in list(self._all):
+            self._end(worker)
+        if self._ours:
+            self._ray.shutdown()

@@ -1,0 +1,110 @@
+"""Actors of a Ray cluster share the shards of a run, while machines of it are lost and others join.
+
+Real clusters of this machine, of as many raylets as nodes. Fails if: the files of a run differ from those of
+one process; a lost node ends the run; a worker that no node has room for is waited for in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finescope.corpus.plan import Planner, Shard
+from finescope.errors import InputError
+from finescope.workflow import context
+from finescope.workflow.engines import ray as engine
+from finescope.workflow.engines.engine import Result, Work
+from finescope.workflow.engines.ray import Ray
+from support.cli_job import save_job
+from support.crew_work import Numbering
+from support.run_files import contents, curated
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's own remarks: on its GPUs to come, and on sockets that it leaves to the collector.
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SHARDS = [Shard(10 * number, 10, "", number) for number in range(5)]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes with a CPU each, and this process joined to them."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    )
+    ray = pytest.importorskip("ray", reason="ray isn't installed (pip install 'finescope[ray]')")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    found.add_node(num_cpus=1, object_store_memory=100 << 20)
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@dataclass(frozen=True)
+class Disturbed(Ray):
+    """A cluster of which a node is lost after the first shard, in which another one joins after that."""
+
+    cluster: Any = None
+
+    def over(self, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
+        results = super().over(work, shards)
+        yield next(results)
+        (other,) = self.cluster.worker_nodes
+        self.cluster.remove_node(other, allow_graceful=False)
+        yield next(results)
+        self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        yield from results
+
+
+def test_a_run_whose_nodes_are_killed_and_added_leaves_the_files_of_one_process(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "Planner", lambda: Planner(6))
+    gone: list[str] = []
+    real = engine.Gone
+
+    def noted(how: str) -> Any:
+        gone.append(how)
+        return real(how)
+
+    job = save_job(tmp_path / "job", animals=20, sky=40)
+    curated(job, tmp_path / "one")
+    monkeypatch.setattr(engine, "Gone", noted)
+    curated(job, tmp_path / "ray", engine=Disturbed(2, say=lambda words: None, cluster=cluster))
+    assert gone, "an actor was lost with its node"
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_what_is_asked_for_is_held_against_what_there_is(cluster: Any, tmp_path: Path) -> None:
+    refused = r"asks for 1 CPU and 1 GPU, and no machine.*1 CPU, 0 GPU; 1 CPU, 0 GPU"
+    with pytest.raises(InputError, match=refused):
+        list(Ray(1, gpus=1.0).over(Numbering(tmp_path), SHARDS))
+    with pytest.raises(InputError, match=r"asks for 2 CPU, and no machine.*--worker-cpus"):
+        list(Ray(1, cpus=2.0).over(Numbering(tmp_path), SHARDS))
+    said: list[str] = []
+    done = list(Ray(3, say=said.append).over(Numbering(tmp_path), SHARDS))
+    assert said == [
+        "ray: there is room for 2 of 3 workers of 1 CPU each; the others begin when machines join"
+    ]
+    assert sorted(number for number, _, _ in done) == list(range(5))
+
+
+def test_killed_actors_are_replaced_and_errors_arrive(cluster: Any, tmp_path: Path) -> None:
+    done = list(Ray(2).over(Numbering(tmp_path, kills=((1, 1), (4, 2))), SHARDS))
+    assert sorted(number for number, _, _ in done) == list(range(5))
+    with pytest.raises(InputError, match="row 30 is bad") as caught:
+        list(Ray(2).over(Numbering(tmp_path, refuses=3), SHARDS))
+    assert "in _do" in str(caught.value.__cause__)

@@ -1,0 +1,115 @@
+"""How far a run is, told from its files alone.
+
+Fails if: finished, running, failed and silent work are taken for one another; rates, time left or the slowest
+worker are wrong; asking needs the run's process, or leaves anything behind; a finished run leaves traces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from finescope.cli import main
+from finescope.corpus.plan import Planner, Shard
+from finescope.embeddings.embedder import Embedder
+from finescope.errors import StoreError
+from finescope.workflow import context, pulse
+from finescope.workflow.pulse import Beat, announce
+from finescope.workflow.status import SILENT, status
+from support.cli_job import save_job
+from support.run_files import curated
+
+SHARDS = [Shard(10 * number, 10, "", number) for number in range(6)]
+
+
+def said(folder: Path, beat: Beat, ago: float = 0.0) -> None:
+    path = folder / "workers" / f"{beat.host}-{beat.pid}.json"
+    path.write_text(json.dumps(asdict(beat)))
+    os.utime(path, (time.time() - ago,) * 2)
+
+
+def in_work(run: Path) -> Path:
+    """A store of six shards: two finished, two at work, one failed, one left behind."""
+    folder = run / "codes/corpus"
+    announce(folder, SHARDS)
+    (folder / "manifest.json").write_text(json.dumps({"shards": [{"rows": 10}]}))
+    (folder / "shard-00004.json").write_text(json.dumps({"rows": 10}))
+    said(folder, Beat("fast", 1, shard=1, first=10, rows=10, done=5, finished=10, seconds=3.0))
+    said(folder, Beat("slow", 2, shard=2, first=20, rows=10, done=4, seconds=4.0))
+    said(folder, Beat("bad", 3, shard=3, first=30, rows=10, seconds=1.0, error="InputError: row 33 is bad"))
+    said(folder, Beat("mended", 4, shard=4, seconds=1.0, error="StoreError: the disk is full"))
+    said(folder, Beat("gone", 5, shard=5, done=9, seconds=9.0), ago=SILENT + 5)
+    said(folder, Beat("waiting", 6, finished=10, seconds=5.0))
+    return folder
+
+
+def test_work_is_told_apart(tmp_path: Path) -> None:
+    in_work(tmp_path)
+    found = status(tmp_path)
+    assert (found.shards, found.rows, found.done, found.done_rows) == (6, 60, 2, 20 + 5 + 4)
+    assert [beat.host for beat in found.running] == ["fast", "slow"]
+    assert [beat.host for beat in found.failed] == ["bad"]
+    assert [beat.host for beat in found.silent] == ["gone"]
+    assert found.rate == 15 / 3 + 4 / 4
+    assert found.slowest is not None
+    assert found.slowest.host == "slow"
+    assert found.seconds_left == (60 - 29) / 6
+
+
+def test_it_is_said_to_people_and_to_machines(tmp_path: Path) -> None:
+    folder = in_work(tmp_path)
+    before = sorted(folder.rglob("*"))
+    shown = CliRunner().invoke(main, ["status", str(tmp_path)], catch_exceptions=False).stdout
+    assert "embedding: 2 of 6 shards done, 2 running, 1 failed; 29 of 60 rows" in shown
+    assert "6 rows/s, 5.2 s left" in shown
+    assert "slowest: slow:2, 1 rows/s" in shown
+    assert "failed: bad:3 at shard 3: InputError: row 33 is bad" in shown
+    assert "silent for two minutes: gone:5 at shard 5" in shown
+    line = CliRunner().invoke(main, ["status", str(folder), "--json"], catch_exceptions=False).stdout
+    plain = json.loads(line)
+    assert {name: plain[name] for name in ("shards", "shards_done", "rows_per_second", "slowest")} == {
+        "shards": 6, "shards_done": 2, "rows_per_second": 6.0, "slowest": "slow:2",
+    }  # fmt: skip
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(StoreError, match="holds no run"):
+        status(tmp_path / "codes")
+
+
+def test_a_run_says_how_far_it_is_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    monkeypatch.setattr(pulse, "SECONDS", 0.0)
+    job, out = save_job(tmp_path / "job", animals=20, sky=40), tmp_path / "out"
+    seen: list[Any] = []
+    real = Embedder.embed
+
+    def embed(self: Embedder, shard: Shard, rows: Any) -> Any:
+        if shard.number == 2 and not seen:
+            seen.append(status(out))
+        found = real(self, shard, rows)
+        if shard.number == 3:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", embed)
+        with pytest.raises(KeyboardInterrupt):
+            curated(job, out)
+    (while_at_it,) = seen
+    assert (while_at_it.shards, while_at_it.rows, while_at_it.done, while_at_it.done_rows) == (4, 60, 2, 32)
+    assert [beat.shard for beat in while_at_it.running] == [2]
+    assert while_at_it.rate > 0
+    assert while_at_it.stages == ["activations", "sinks", "train"]
+    stopped = status(out)
+    assert stopped.done == 4  # the last was finished, though nobody was told
+    curated(job, out)
+    assert status(out).stages[-1] == "score"
+    assert not list(out.rglob("workers"))
