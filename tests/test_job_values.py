@@ -70,6 +70,10 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "model": any_text,
     "layer": any_text,
     "targets": any_text,
+    "target_sets": texts,
+    "target_set_column": either(text, NONE),
+    "exclusive": TRUTH,
+    "shares": texts,
     "corpus": texts,
     "out": text,
     "text_column": text,
@@ -159,6 +163,7 @@ SELECTION = {
     "clusters_per_target": whole(1),
     "near_duplicate": either(COSINE, NONE),
     "diversity": either(COSINE, NONE),
+    "quotas": texts,
     "seed": SEED,
 }
 CURATION = {

@@ -21,7 +21,7 @@ import yaml
 import finescope
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = {"page.js", "parts.html.j2", "proof.html.j2", "report.html.j2", "style.css"}
+PAGE = {"page.js", "parts.html.j2", "proof.html.j2", "report.html.j2", "sets.html.j2", "style.css"}
 DATA = {"finescope/py.typed", *(f"finescope/report/templates/{name}" for name in PAGE)}
 
 

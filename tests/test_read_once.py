@@ -25,8 +25,9 @@ from finescope.errors import StoreError
 from finescope.progress import Reporter
 from finescope.storage.lock import FolderLock
 from finescope.workflow.context import Context
+from finescope.workflow.finished import open_run
 from finescope.workflow.job import Job
-from finescope.workflow.run import Run, open_run
+from finescope.workflow.run import Run
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.evaluate import Evaluate
 from finescope.workflow.stages.score import Score

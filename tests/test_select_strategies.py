@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from finescope import InputError, SparseCodes
-from finescope.curation import CorpusScorer, SelectionConfig, clusters, kmeans_labels, select
+from finescope.curation import (
+    REASONS,
+    CorpusScorer,
+    ScoreTable,
+    SelectionConfig,
+    clusters,
+    kmeans_labels,
+    select,
+)
 from support import curation_oracle as oracle
 
 
@@ -302,3 +310,74 @@ def test_coverage_looks_at_no_more_rows_than_it_may_hold_and_goes_on_by_score(pr
     ranking = table.ranking()
     assert sorted(found[:7]) == sorted(ranking[:7])
     assert found[7:].tolist() == ranking[7:30].tolist()
+
+
+# ---------------------------------------------------------------------- quotas by label
+
+
+def labelled(rows=60, seed=0):
+    rng = np.random.default_rng(seed)
+    names = rng.choice(["a", "b", "c", ""], rows, p=[0.5, 0.3, 0.1, 0.1]).tolist()
+    return table_of(rng.normal(size=rows)), names
+
+
+def table_of(score, valid=None):
+    score = np.asarray(score, np.float64)
+    valid = np.ones(score.size, bool) if valid is None else valid
+    return ScoreTable(score, np.zeros(score.size, np.int64), score.copy(), valid, "contrast")
+
+
+def test_each_label_gets_its_share_of_the_best():
+    scores, names = labelled()
+    found = select(scores, SelectionConfig(k=12, quotas=["a=2", "b=1"]), labels=names)
+    order = scores.ranking().tolist()
+    wanted = {name: [row for row in order if names[row] == name][:k] for name, k in (("a", 8), ("b", 4))}
+    assert found.indices.tolist() == [row for row in order if row in {*wanted["a"], *wanted["b"]}]
+    assert found.unfilled == []
+    for row, name in enumerate(names):
+        expected = "no_quota" if name not in wanted else "beyond_limit"
+        assert REASONS[found.reason[row]] == ("selected" if row in wanted.get(name, ()) else expected)
+    assert sum(found.counts.values()) == 60
+
+
+def test_a_label_that_is_too_short_says_so_and_its_rest_goes_to_nobody():
+    scores, names = labelled()
+    has = names.count("c")
+    found = select(scores, SelectionConfig(k=40, quotas=["c=1", "a=1"]), labels=names)
+    assert found.unfilled == [f"label 'c' has no more rows: {has} of its 20"]
+    assert len(found) == has + 20
+    none = select(scores, SelectionConfig(k=4, quotas=["z=1", "a=1"]), labels=names)
+    assert none.unfilled == ["label 'z' has no more rows: 0 of its 2"]
+    tokens = np.full(60, 10)
+    budget = SelectionConfig(token_budget=600, quotas=["c=1", "a=1"])
+    spent = select(scores, budget, labels=names, tokens=tokens)
+    assert f"label 'c' has no more rows: {10 * has} of its 300 tokens" in spent.unfilled
+    assert spent.tokens == 10 * len(spent)
+    share = select(scores, SelectionConfig(fraction=0.1, quotas=["a=1", "b=1"]), labels=names)
+    assert len(share) == 6
+
+
+def test_targets_and_unusable_rows_count_for_no_label():
+    scores, names = labelled()
+    exclude, scores.valid[:6] = np.arange(60) % 7 == 6, False
+    found = select(scores, SelectionConfig(k=60, quotas=["a=1"]), labels=names, exclude=exclude)
+    usable = [row for row in range(60) if names[row] == "a" and scores.valid[row] and not exclude[row]]
+    assert sorted(found.indices.tolist()) == usable
+    assert all(REASONS[found.reason[row]] == "target" for row in np.flatnonzero(exclude))
+    assert all(REASONS[found.reason[row]] == "invalid" for row in range(6))
+
+
+def test_quotas_that_mean_nothing_are_refused():
+    scores, names = labelled()
+    for limits, labels, error, words in (
+        ({"k": 3, "quotas": ["a"]}, names, InputError, "not of the form NAME=X"),
+        ({"k": 3, "quotas": ["a=0"]}, names, InputError, "above 0"),
+        ({"k": 3, "quotas": ["a=nan"]}, names, InputError, "above 0"),
+        ({"k": 3, "quotas": ["a=1", "a=2"]}, names, InputError, "two shares"),
+        ({"min_score": 0.0, "quotas": ["a=1"]}, names, InputError, "of a whole"),
+        ({"k": 3, "quotas": ["a=1"]}, None, ValueError, "need the labels"),
+        ({"k": 3, "quotas": ["a=1"]}, names[1:], ValueError, "labels of the 60 rows"),
+    ):
+        with pytest.raises(error, match=words):
+            select(scores, SelectionConfig(**limits), labels=labels)
+    assert "quotas" not in select(scores, SelectionConfig(k=3)).config

@@ -20,7 +20,8 @@ from finescope.curation import REASONS, CorpusScorer, Evidence, ScoreTable, Scor
 from finescope.curation.exclusion import find_all_targets, find_targets
 from finescope.curation.scoring import space
 from finescope.curation.scoring.fitted import score_together
-from finescope.curation.sets import assign, select_sets, split
+from finescope.curation.sets import assign, select_sets
+from finescope.curation.shares import split
 from support import curation_oracle as oracle
 from support.cli_job import save_job, write_jsonl
 
@@ -271,7 +272,8 @@ def test_misuse_is_named(stores: Path, tmp_path: Path) -> None:
     refused |= {
         "need --corpus and --out": ["select", scores],
         "not of the form NAME=X": ["select", scores, *rows, "--share", "a"],
-        "once for each set": ["select", scores, *rows, "--share", "a=1", "--share", "a=2"],
+        "two shares are given to 'a'": ["select", scores, *rows, "--share", "a=1", "--share", "a=2"],
+        "--quota goes with": ["select", scores, *rows, "--quota", "a=1"],
         "--scorer goes with": ["select", scores, *rows, "--scorer", "max"],
         "a single target set": ["select", scores, *rows, "--strategy", "per_target"],
         "need --codes": ["select", scores, *rows, "--diversity", "0.9"],

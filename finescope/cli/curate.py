@@ -54,31 +54,37 @@ def command(
       finescope curate ... -k 5000 --near-duplicate 0.98       without copies
       finescope curate ... --token-budget 20000000             as many rows as fit
       finescope curate ... --label-column topic                evaluated against labels
+      finescope curate ... --label-column topic --quota a=2 --quota b=1 -k 900
+      finescope curate ... --targets physics=seeds1.jsonl --targets law=seeds2.jsonl --exclusive
       finescope curate --config job.yaml --set training.num_epochs=2
       finescope curate ... --workers 8                         eight processes
       finescope curate --config out/config.yaml --shard auto   a task of an array: see `finescope plan`
+
+    With several target sets the model, the SAE and the codes of the corpus are made once. Each set has a
+    folder below sets/, which every other command takes as it takes --out; report.html has a line for each.
 
     A row needs a `text` column, `messages`, or a pair such as `prompt` and `completion`; --text-column and
     --text-template read others. `id` is made up where it is missing. Rows with the text of a target are never
     selected.
     """
     from finescope.progress import Reporter, counted, duration
-    from finescope.workflow.run import Run
+    from finescope.workflow.setrun import of_job
     from finescope.workflow.share import Share
 
     refuse_several("curate" if shard is None else "curate --shard")
     asked = {name: given.pop(name) for name in options.ENGINE}
     job = options.job_from(config_path, overrides, given)
-    options.need(job, "model", "targets", "corpus", *(["label_column"] if job.target_labels else []))
+    options.need_all(job)
     if shard is not None:
         if asked["workers"] > 1 or asked["engine"] or restart:
             raise click.UsageError("--shard is one process' work on a plan: no --workers, no --restart.")
         share = Share.parse(shard)
-        made = Run(job, Reporter(quiet=quiet)).share(share)
+        made = of_job(job)(job, Reporter(quiet=quiet)).share(share)
         click.echo(f"share {share.number} of {share.count}: {counted(made, 'shard')} embedded; then merge")
         return
     reporter = Reporter(quiet=quiet)
     engine = options.engine_of(job, asked, reporter.say)
-    outcome = Run(job, reporter, restart=restart, engine=engine).curate()
-    click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
+    outcome = of_job(job)(job, reporter, restart=restart, engine=engine).curate()
+    for line in outcome.lines():
+        click.echo(line)
     click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

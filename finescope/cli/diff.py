@@ -95,11 +95,13 @@ def _side(folder: Path, reporter: Reporter) -> Side:
     import numpy as np
 
     from finescope.embeddings.store import CodeStore
+    from finescope.workflow.finished import open_run
     from finescope.workflow.inspect import Side
-    from finescope.workflow.layout import CORPUS_CODES, SELECTION
-    from finescope.workflow.run import open_run
+    from finescope.workflow.layout import CORPUS_CODES, SELECTION, SETS
     from finescope.workflow.tables import read_selection
 
+    if (folder / SETS).is_file():
+        raise click.UsageError(f"{folder} holds several target sets: name the folder of one, below sets/.")
     if (folder / SELECTION).is_file():
         context = open_run(folder, reporter).context
         chosen = np.sort(read_selection(folder / SELECTION).indices)

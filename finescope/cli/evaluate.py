@@ -28,14 +28,17 @@ def command(run: Path | str, quiet: bool, **given: Any) -> None:
       finescope evaluate curated/ --label-column topic --target-label physics
     """
     from finescope.progress import Reporter
-    from finescope.workflow.run import open_run
+    from finescope.workflow.finished import open_run
 
     outcome = open_run(run, Reporter(quiet=quiet), merge_options({}, given)).reselect()
-    labelled = outcome.metrics.get("labels")
-    if labelled is None:
-        click.echo("no labels: " + ", ".join(outcome.metrics["needs_labels"]) + " need --label-column")
-    else:
-        click.echo(table_of(labelled["methods"]))
+    of_sets = outcome.metrics.get("sets")
+    for name, metrics in {"": outcome.metrics}.items() if of_sets is None else of_sets.items():
+        if name:
+            click.echo(f"{name}:")
+        if "labels" in metrics:
+            click.echo(table_of(metrics["labels"]["methods"]))
+        else:
+            click.echo("no labels: " + ", ".join(metrics["needs_labels"]) + " need --label-column")
     click.echo(f"metrics: {outcome.folder / 'metrics.json'}, report: {outcome.folder / 'report.html'}")
 
 

@@ -32,8 +32,8 @@ def command(run: Path, rows: tuple[str, ...], as_json: bool, quiet: bool) -> Non
     """
     from finescope.progress import Reporter, counted
     from finescope.report.explain import adding_up, remainder
+    from finescope.workflow.finished import open_run
     from finescope.workflow.inspect import why
-    from finescope.workflow.run import open_run
 
     found = why(open_run(run, Reporter(quiet=quiet)).context, rows)
     if as_json:

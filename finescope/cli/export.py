@@ -41,7 +41,7 @@ def command(run: Path, kind: str, out: Path, quiet: bool) -> None:
     """
     from finescope.progress import Reporter
     from finescope.workflow.export import export_atlas, export_cosines, export_scores
-    from finescope.workflow.run import open_run
+    from finescope.workflow.finished import open_run
 
     context = open_run(run, Reporter(quiet=quiet)).context
     if kind == "scores":

@@ -34,8 +34,8 @@ def command(run: Path, latents: tuple[int, ...], top: int, examples: int, as_jso
       finescope latents curated/ 417 2210 --examples 5
     """
     from finescope.progress import Reporter
+    from finescope.workflow.finished import open_run
     from finescope.workflow.inspect import look_at, strongest_latents
-    from finescope.workflow.run import open_run
 
     context = open_run(run, Reporter(quiet=quiet)).context
     found = look_at(context, list(dict.fromkeys(latents)) or strongest_latents(context, top), examples)

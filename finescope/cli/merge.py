@@ -23,11 +23,12 @@ def command(run: Path, quiet: bool) -> None:
     from finescope.workflow.engines.merged import Merged
     from finescope.workflow.job import Job
     from finescope.workflow.layout import CONFIG, PLAN
-    from finescope.workflow.run import Run
+    from finescope.workflow.setrun import of_job
 
     if not (run / PLAN).is_file():
         raise click.UsageError(f"{run} holds no {PLAN}; give the --out of `finescope plan`.")
     job = Job.from_dict({**load_yaml((run / CONFIG).read_text(encoding="utf-8")), "out": str(run)})
-    outcome = Run(job, Reporter(quiet=quiet), engine=Merged()).curate()
-    click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
+    outcome = of_job(job)(job, Reporter(quiet=quiet), engine=Merged()).curate()
+    for line in outcome.lines():
+        click.echo(line)
     click.echo(f"report: {outcome.folder / 'report.html'} ({duration(outcome.seconds)})")

@@ -29,6 +29,8 @@ _FLAGS = {
     "sae.k": "-k",
     "training.num_epochs": "--epochs",
     "selection.k": "-k",
+    "selection.quotas": "--quota",
+    "shares": "--share",
 }
 """Options that are not called like their fields."""
 
@@ -112,11 +114,29 @@ _SELECTION = (
     "selection.num_clusters",
     "selection.near_duplicate",
     "selection.diversity",
+    "selection.quotas",
 )
 selection_options = group(*_SELECTION)
+targets_option = click.option(
+    "--targets",
+    multiple=True,
+    metavar="FILE|NAME=FILE",
+    help="Target rows: 10 to 50 texts of the domain you want. For several target sets once for each, with a "
+    "name.",
+)
+exclusive_option = click.option(
+    "--exclusive/--no-exclusive",
+    default=None,
+    help="With several target sets: a row goes to its best set only, or to all that choose it.",
+)
+sets_options = group(
+    option("target_set_column"),
+    exclusive_option,
+    option("shares", help="With several target sets: this set's share of -k or --token-budget"),
+)
 job_options = group(
     "model", "layer", "device", "dtype", "activation_dtype", "batch_tokens", "max_length", "stride",
-    "targets", "corpus", "out", "format",
+    targets_option, sets_options, "corpus", "out", "format",
     "text_column", "text_template", "id_column", "limit",
     "chat_template", "refused_chats",
     "sae_path", "train_tokens",
@@ -195,11 +215,29 @@ def job_from(config_path: Path | None, overrides: Sequence[str], given: Mapping[
     Raises:
         click.UsageError: unknown settings, values of a wrong type or out of range.
     """
-    config = merge_options(read_config(config_path, overrides), dotted_names(given))
+    config = merge_options(read_config(config_path, overrides), dotted_names(with_targets(given)))
     try:
         return Job.from_dict(config)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+
+
+def with_targets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by name, with ``--targets`` as the target file or the named target sets that it means.
+
+    Raises:
+        click.UsageError: several files without names.
+    """
+    found = dict(given)
+    places = found.pop("targets", None)
+    if not isinstance(places, tuple):
+        return dict(given)
+    if len(places) == 1 and ("=" not in places[0] or Path(places[0]).exists()):
+        return {**found, "targets": places[0]}
+    for place in places:
+        if "=" not in place:
+            raise click.UsageError(f"Several target sets need names: write --targets NAME={place}.")
+    return {**found, "target_sets": tuple(places)}
 
 
 def need(job: Job, *names: str) -> None:
@@ -211,3 +249,14 @@ def need(job: Job, *names: str) -> None:
     for name in names:
         if not getattr(job, name):
             raise click.UsageError(f"Missing option '{flag_of(name)}' (or {name}: in the --config file).")
+
+
+def need_all(job: Job) -> None:
+    """Refuse a job that lacks what the main job can't do without.
+
+    Raises:
+        click.UsageError: as ``need``.
+    """
+    targets = [] if job.target_sets else ["targets"]
+    labels = ["label_column"] if job.target_labels or job.selection.get("quotas") else []
+    need(job, "model", *targets, "corpus", *labels)

@@ -35,11 +35,11 @@ def command(
     The files are those of one process. Whatever is killed is started again as it was: finished shards stay.
     """
     from finescope.progress import Reporter, counted
-    from finescope.workflow.run import Run
+    from finescope.workflow.setrun import of_job
 
     job = options.job_from(config_path, overrides, given)
-    options.need(job, "model", "targets", "corpus", *(["label_column"] if job.target_labels else []))
-    run = Run(job, Reporter(quiet=quiet), restart=restart)
+    options.need_all(job)
+    run = of_job(job)(job, Reporter(quiet=quiet), restart=restart)
     plan = run.plan()
     shards, rows = len(plan.shards), sum(shard.rows for shard in plan.shards)
     click.echo(

@@ -10,7 +10,7 @@ import click
 
 from finescope.cli import options
 from finescope.cli.common import Fetched, Place, merge_options
-from finescope.workflow.layout import SETS
+from finescope.workflow.layout import MANIFEST, SETS
 
 OF_TABLES = ("corpus", "out", "codes", "target_codes", "text_column", "text_template", "id_column", "limit")
 OF_RUNS = (
@@ -43,18 +43,15 @@ OF_RUNS = (
     metavar="DIR",
     help="With a table: target codes.",
 )
-@click.option("--exclusive", is_flag=True, help="With several target sets: a row goes to its best set only.")
-@click.option(
-    "--share",
+@options.exclusive_option
+@options.option(
     "shares",
-    multiple=True,
-    metavar="NAME=X",
-    help="With several target sets: this set's share of -k or --token-budget; one for each set. Writes a "
-    "mixture, too.",
+    help="With several target sets: this set's share of -k or --token-budget, one for each set; writes a "
+    "mixture, too",
 )
 @options.column_options
 @options.quiet_option
-def command(source: Path | str, quiet: bool, exclusive: bool, shares: tuple[str, ...], **given: Any) -> None:
+def command(source: Path | str, quiet: bool, **given: Any) -> None:
     """Select rows again from SOURCE: the --out folder of `finescope curate`, or what `finescope score` wrote.
 
     Uses saved codes and scores; the model is not touched. In a folder, limits given here replace those of the
@@ -65,7 +62,8 @@ def command(source: Path | str, quiet: bool, exclusive: bool, shares: tuple[str,
     strategies other than rank, --near-duplicate and --diversity need the codes too.
 
     With the folder of several target sets, --out is a folder with a file of rows for each. The limits are
-    those of every set, or with --share those of all of them together.
+    those of every set, or with --share those of all of them together. A run with several target sets is
+    selected from anew for all of them; the folder of one of its sets, for that one.
 
     \b
     Examples:
@@ -80,23 +78,28 @@ def command(source: Path | str, quiet: bool, exclusive: bool, shares: tuple[str,
 
     reporter = Reporter(quiet=quiet)
     several = isinstance(source, Path) and (source / SETS).is_file()
-    if (exclusive or shares) and not several:
-        raise click.UsageError("--exclusive and --share go with the folder of several target sets.")
+    if is_run(source) and not (several and isinstance(source, Path) and not (source / MANIFEST).is_file()):
+        _refuse(given, OF_TABLES, "a table of scores, not with a folder")
+        from finescope.workflow.finished import open_run
+
+        outcome = open_run(source, reporter, merge_options({}, options.dotted_names(given))).reselect()
+        for line in outcome.lines():
+            click.echo(line)
+        click.echo(f"report: {outcome.folder / 'report.html'}")
+        return
+    if given.get("quotas"):
+        raise click.UsageError("--quota goes with the folder of a run, whose rows have labels.")
     if isinstance(source, Path) and several:
         kind = given.pop("format")
         _refuse(given, (*OF_RUNS[1:], "target_codes"), "a run, not with the folder of several target sets")
         if not given["corpus"] or not given["out"]:
             raise click.UsageError("Several target sets need --corpus and --out.")
+        exclusive, shares = bool(given.pop("exclusive")), given.pop("shares")
         _from_sets(source, reporter, exclusive, _shares(shares), kind, given)
         return
-    if is_run(source):
-        _refuse(given, OF_TABLES, "a table of scores, not with a folder")
-        from finescope.workflow.run import open_run
-
-        outcome = open_run(source, reporter, merge_options({}, options.dotted_names(given))).reselect()
-        click.echo(f"{len(outcome.selection):,} rows in {outcome.curated}")
-        click.echo(f"report: {outcome.folder / 'report.html'}")
-        return
+    if given.pop("exclusive") or given.pop("shares"):
+        raise click.UsageError("--exclusive and --share go with the folder of several target sets.")
+    given.pop("shares", None)
     _refuse(given, OF_RUNS, "a folder of a run, not with a table of scores")
     if not given["corpus"] or not given["out"]:
         raise click.UsageError("A table of scores needs --corpus and --out.")
@@ -182,17 +185,12 @@ def _from_sets(
 
 
 def _shares(given: Sequence[str]) -> dict[str, float] | None:
-    found: dict[str, float] = {}
-    for text in given:
-        name, equals, number = text.rpartition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            equals = ""
-        if not equals or not name or name in found:
-            raise click.UsageError(f"--share {text!r} is not of the form NAME=X, once for each set.")
-        found[name] = share
-    return found or None
+    from finescope.curation.shares import parse_shares
+
+    try:
+        return parse_shares(given) or None
+    except ValueError as error:
+        raise click.UsageError(f"--share: {error}.") from None
 
 
 def _refuse(given: dict[str, Any], names: Sequence[str], of: str) -> None:

@@ -2,7 +2,8 @@
 
 scoring     how near every row is to the targets, and why; a folder of its own
 selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
-sets        several target sets: whose row it is, quotas
+sets        several target sets: whose row it is
+shares      shares of a whole, as they are written and as they come to
 enrichment  latents more frequent in some rows than in others
 coverage    rows that add most to what is held of the targets
 redundancy  rows too close to one that is taken already

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any
@@ -18,8 +19,9 @@ from finescope.curation.coverage import covering
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable, rank_rows
+from finescope.curation.shares import parse_shares, split
 from finescope.errors import InputError
-from finescope.fields import Configuration, Cosine, Count, Seed, Share, Size, one_of
+from finescope.fields import Configuration, Cosine, Count, Metavar, Seed, Share, Size, Text, one_of
 
 STRATEGIES = ("rank", "per_target", "round_robin", "coverage", "clusters")
 """How rows queue up before the limits are applied."""
@@ -35,6 +37,7 @@ REASONS = (
     "not_diverse",
     "over_budget",  # alone longer than the whole token budget
     "other_set",  # belongs to another target set
+    "no_quota",  # has a label without a share
 )
 """What became of each row; ``Selection.reason`` holds positions in this tuple."""
 _CODE = {name: code for code, name in enumerate(REASONS)}
@@ -87,6 +90,12 @@ class SelectionConfig(Configuration):
     """Leave out rows with at least this cosine to a better row, as copies (try 0.98)."""
     diversity: Cosine | None = None
     """Leave out rows with at least this cosine to a better row, for variety (try 0.8)."""
+    quotas: list[Annotated[Text, Metavar("LABEL=X")]] = field(default_factory=list)
+    """Share of k or the token budget for rows with a label of the label column.
+
+    Rows with a label that has no share are left out. Each label is selected by itself, so near_duplicate and
+    diversity compare rows of one label, and what a label can't fill no other gets.
+    """
     seed: Seed = 42
     """Seed of the clustering."""
 
@@ -106,6 +115,7 @@ class Selection:
         resembles: for rows left out as near-duplicate or not diverse, the selected row they resemble.
         tokens: tokens of the selected rows, when token counts were given.
         config: the limits as a dictionary.
+        unfilled: which labels had too few rows for their quotas, in words.
     """
 
     indices: IntArray
@@ -113,6 +123,7 @@ class Selection:
     resembles: dict[int, int] = field(default_factory=dict)
     tokens: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    unfilled: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.indices.size)
@@ -134,6 +145,7 @@ def select(
     tokens: Any = None,
     exclude: Any = None,
     scorer: CorpusScorer | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Selection:
     """Select rows by their scores, within the limits of ``cfg``.
 
@@ -151,12 +163,16 @@ def select(
         exclude: bool [N], rows never selected because they are targets (see ``is_target``).
         scorer: the prepared corpus, when there is one already; ``corpus`` and ``weights`` are then taken from
             it.
+        labels: N labels, "" for none; needed by ``quotas``.
 
     Raises:
         ValueError: an array of the wrong length, or a missing argument that ``cfg`` needs.
         InputError: fewer codes than scores, or the other way round.
     """
     n = len(scores)
+    if cfg.quotas:
+        more = {"corpus": corpus, "targets": targets, "weights": weights, "tokens": tokens, "scorer": scorer}
+        return _by_label(scores, cfg, labels, exclude=exclude, **more)
     if scorer is not None:
         corpus = scorer.corpus if corpus is None else corpus
     lengths = _per_row(tokens, n, "tokens", np.int64)
@@ -193,8 +209,72 @@ def select(
         reason,
         resembles,
         None if lengths is None else spent,
-        asdict(cfg),
+        _plain(cfg),
     )
+
+
+def _plain(cfg: SelectionConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(cfg).items() if name != "quotas" or value}
+
+
+def _by_label(
+    scores: ScoreTable, cfg: SelectionConfig, labels: Sequence[str] | None, *, exclude: Any, **more: Any
+) -> Selection:
+    """Select rows of every label that has a share, the best by score first."""
+    n = len(scores)
+    if labels is None or len(labels) != n:
+        raise ValueError(f"quotas need the labels of the {n} rows (labels)")
+    names = np.asarray(labels, dtype=object)
+    shares = parse_shares(cfg.quotas)
+    left_out = np.zeros(n, np.bool_) if exclude is None else _per_row(exclude, n, "exclude", np.bool_)
+    found = Selection(np.zeros(0, np.int64), np.full(n, _CODE["no_quota"], np.uint8), config=_plain(cfg))
+    found.reason[~scores.valid] = _CODE["invalid"]
+    found.reason[left_out] = _CODE["target"]
+    spent = []
+    for name, part in shared(dataclasses.replace(cfg, quotas=[]), shares, n).items():
+        own = names == name
+        of_label = select(scores, part, exclude=left_out | ~own, **more)
+        seen = own & ~left_out
+        found.reason[seen] = of_label.reason[seen]
+        found.indices = np.concatenate([found.indices, of_label.indices])
+        found.resembles |= of_label.resembles
+        if not (of_label.reason[seen] == _CODE["beyond_limit"]).any():
+            found.unfilled += _unfilled(name, of_label, part)
+        spent.append(of_label.tokens)
+    found.indices = found.indices[np.lexsort((found.indices, -scores.score[found.indices]))]
+    found.tokens = None if None in spent else sum(filter(None, spent))
+    return found
+
+
+def _unfilled(label: str, found: Selection, wanted: SelectionConfig) -> list[str]:
+    """Say how much of its quota a label without any more rows fills, unless it fills it."""
+    if wanted.k is not None and len(found) < wanted.k:
+        return [f"label {label!r} has no more rows: {len(found):,} of its {wanted.k:,}"]
+    if wanted.k is None and wanted.token_budget and (found.tokens or 0) < wanted.token_budget:
+        return [f"label {label!r} has no more rows: {found.tokens:,} of its {wanted.token_budget:,} tokens"]
+    return []
+
+
+def shared(limits: SelectionConfig, shares: Mapping[str, float], rows: int) -> dict[str, SelectionConfig]:
+    """Return the limits of every name that has a share of the rows or tokens; a fraction is of ``rows``.
+
+    Raises:
+        InputError: there is no whole to be shared.
+    """
+    if limits.k is None and limits.token_budget is None and limits.fraction is None:
+        raise InputError("shares are of a whole: say how many rows (k, fraction) or tokens (token_budget)")
+    count = None if limits.k is None and limits.fraction is None else _limit(limits, rows)
+    parts = {
+        name: split(whole, shares)
+        for name, whole in (("k", count), ("token_budget", limits.token_budget))
+        if whole is not None
+    }
+    found = {}
+    for name in shares:
+        found[name] = dataclasses.replace(limits, fraction=None)
+        for limit, part in parts.items():
+            setattr(found[name], limit, part[name])
+    return found
 
 
 def _limit(cfg: SelectionConfig, n: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from finescope.curation.blocks import BoolArray, IntArray
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.selection import REASONS, Selection, SelectionConfig, select
+from finescope.curation.selection import REASONS, Selection, SelectionConfig, select, shared
 from finescope.errors import InputError
 
 
@@ -52,27 +51,6 @@ def _standard(score: Any, valid: BoolArray) -> Any:
     return (score - float(held.mean())) / (spread if spread > 0 else 1.0)
 
 
-def split(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Return how many of ``total`` each set gets: in proportion, and the rest to the largest remainders.
-
-    Among equal remainders the first set comes first (Hamilton's method).
-
-    Raises:
-        InputError: a share that isn't a positive number.
-    """
-    wrong = [name for name, share in shares.items() if not (math.isfinite(share) and share > 0)]
-    if wrong:
-        raise InputError(f"the share of {wrong[0]} must be a positive number, got {shares[wrong[0]]}")
-    whole = math.fsum(shares.values())
-    exact = {name: total * share / whole for name, share in shares.items()}
-    counts = {name: math.floor(number) for name, number in exact.items()}
-    names = list(shares)
-    order = sorted(names, key=lambda name: (counts[name] - exact[name], names.index(name)))
-    for name in order[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
-
-
 def select_sets(
     tables: Mapping[str, ScoreTable],
     limits: SelectionConfig,
@@ -100,7 +78,12 @@ def select_sets(
     own = None
     if exclusive or shares is not None:
         own = assign(tables)
-    of_set = dict.fromkeys(tables, limits) if shares is None else _shared(limits, shares, tables)
+    of_set = dict.fromkeys(tables, limits)
+    if shares is not None:
+        if set(shares) != set(tables):
+            raise InputError(f"give a share to each of the sets {', '.join(tables)}; got {', '.join(shares)}")
+        rows = len(next(iter(tables.values())))
+        of_set = shared(limits, {name: shares[name] for name in tables}, rows)
     found = {}
     for place, (name, table) in enumerate(tables.items()):
         given = {key: value[name] if isinstance(value, dict) else value for key, value in arguments.items()}
@@ -109,25 +92,4 @@ def select_sets(
         if own is not None:
             invalid = found[name].reason == REASONS.index("invalid")
             found[name].reason[invalid & table.valid & (own >= 0)] = REASONS.index("other_set")
-    return found
-
-
-def _shared(
-    limits: SelectionConfig, shares: Mapping[str, float], tables: Mapping[str, ScoreTable]
-) -> dict[str, SelectionConfig]:
-    if set(shares) != set(tables):
-        raise InputError(f"give a share to each of the sets {', '.join(tables)}; got {', '.join(shares)}")
-    if limits.k is None and limits.token_budget is None:
-        raise InputError("shares are of a whole: say how many rows (k) or tokens (token_budget)")
-    ordered = {name: shares[name] for name in tables}
-    parts = {
-        field: split(whole, ordered)
-        for field, whole in (("k", limits.k), ("token_budget", limits.token_budget))
-        if whole is not None
-    }
-    found = {}
-    for name in tables:
-        found[name] = dataclasses.replace(limits)
-        for field, part in parts.items():
-            setattr(found[name], field, part[name])
     return found

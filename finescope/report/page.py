@@ -40,11 +40,11 @@ def render(data: RunData, figures: Sequence[Figure]) -> str:
     """
     from markupsafe import Markup
 
-    script = _asset("page.js")
+    script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = _POLICY.format(f"'sha256-{digest}'")
     return str(
-        _environment().get_template("report.html.j2").render(
+        environment().get_template("report.html.j2").render(
             run=data,
             figures=[(figure, Markup(figure.svg)) for figure in figures],
             facts=_facts(data),
@@ -54,7 +54,7 @@ def render(data: RunData, figures: Sequence[Figure]) -> str:
             ],
             version=finescope.__version__,
             policy=Markup(policy),
-            style=Markup(_asset("style.css")),
+            style=Markup(asset("style.css")),
             script=Markup(script),
         )
     )  # fmt: skip
@@ -70,18 +70,19 @@ def render_proof(proof: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     from markupsafe import Markup
 
     return str(
-        _environment().get_template("proof.html.j2").render(
+        environment().get_template("proof.html.j2").render(
             proof=proof,
             figures=[(figure, Markup(figure.svg)) for figure in figures],
             version=finescope.__version__,
             policy=Markup(_POLICY.format("'none'")),
-            style=Markup(_asset("style.css")),
+            style=Markup(asset("style.css")),
         )
     )  # fmt: skip
 
 
 @functools.cache
-def _environment() -> Any:
+def environment() -> Any:
+    """Return the engine of the templates, which escapes whatever comes from data."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -104,7 +105,8 @@ def _environment() -> Any:
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file that stands beside the templates."""
     return resources.files("finescope.report").joinpath("templates").joinpath(name).read_text("utf-8")
 
 

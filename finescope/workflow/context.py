@@ -95,13 +95,17 @@ class Context:
         refused: by "corpus" and "targets", the conversations that the first pass found refused.
     """
 
+    set_name = ""
+    """The target set that it is about, where there are several."""
+    _needs: tuple[str, ...] = ("targets", "corpus")
+
     def __init__(self, job: Job, reporter: Reporter, *, restart: bool = False, engine: Engine | None = None):
         """Open the rows; nothing is read or written yet.
 
         Raises:
             InputError: the job names no targets or no corpus, or they aren't there.
         """
-        for name in ("targets", "corpus"):
+        for name in self._needs:
             if not getattr(job, name):
                 raise InputError(f"no {name} given; name a file with --{name}")
         self.job, self.reporter, self.restart = job, reporter, restart
@@ -112,8 +116,19 @@ class Context:
         self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
         self._scored: tuple[Any, ScoredRows] | None = None
-        self.corpus = open_job_corpus(job)
-        self.targets = open_job_targets(job)
+        self.corpus = self._open_corpus()
+        self.targets = self._open_targets()
+
+    def _open_corpus(self) -> Corpus:
+        return open_job_corpus(self.job)
+
+    def _open_targets(self) -> Corpus:
+        return open_job_targets(self.job)
+
+    @property
+    def home(self) -> Path:
+        """The folder of what doesn't depend on the targets: activations, SAE, codes of the corpus."""
+        return self.folder
 
     def rows(self, name: str) -> Corpus:
         """Return the rows of "corpus" or of "targets"."""
@@ -387,7 +402,7 @@ def open_model(job: Job) -> tuple[ActivationTap, Autoencoder]:
 def open_job_corpus(job: Job) -> Corpus:
     """Open the corpus of a job."""
     source: Any = job.corpus[0] if len(job.corpus) == 1 else list(job.corpus)
-    return _opened(job, source, limit=job.limit)
+    return open_rows(job, source, limit=job.limit)
 
 
 def open_job_targets(job: Job) -> Corpus:
@@ -395,13 +410,13 @@ def open_job_targets(job: Job) -> Corpus:
 
     The targets may lack the corpus' columns of text and id: the usual ones are read then.
     """
-    return _opened(job, job.targets, empty="error", lenient=True)
+    return open_rows(job, job.targets, empty="error", lenient=True)
 
 
-def _opened(job: Job, source: Any, **options: Any) -> Corpus:
+def open_rows(job: Job, source: Any, **options: Any) -> Corpus:
+    """Open rows as a job reads them; the options are those of ``open_corpus``."""
     template = job.text_template
     if template is not None and "{{" not in template and "{%" not in template:
         template = read_words(template, "text template")
-    return open_corpus(
-        source, text_column=job.text_column, text_template=template, id_column=job.id_column, **options
-    )
+    given = {"text_column": job.text_column, "text_template": template, "id_column": job.id_column}
+    return open_corpus(source, **{**given, **options})

@@ -312,7 +312,7 @@ def _decoder(context: Context) -> Any:
 
     job = context.job
     try:
-        place = context.folder / SAE if job.sae_path is None else find_sae(job.sae_path, job.layer or None)
+        place = context.home / SAE if job.sae_path is None else find_sae(job.sae_path, job.layer or None)
         sae = None if place is None else load_sae(place, "cpu", facts=job.sae_facts)
     except (FineScopeError, OSError):
         return None

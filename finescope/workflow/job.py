@@ -60,6 +60,15 @@ class Job(Configuration):
     """Module to read, e.g. layers.10; its n-th run with @n behind it. Empty: the SAE's, or the last block."""
     targets: Annotated[AnyText, Metavar("FILE")] = ""
     """Target rows: 10 to 50 texts of the domain you want."""
+    target_sets: list[Annotated[Text, Metavar("NAME=FILE")]] = field(default_factory=list)
+    """Several target sets, each with a name. Empty: the one that targets names."""
+    target_set_column: Column | None = None
+    """Column of the targets that says of which set each is. None: all are of one."""
+    exclusive: bool = False
+    """Whether a row goes to the best of its target sets only."""
+    shares: list[Annotated[Text, Metavar("NAME=X")]] = field(default_factory=list)
+    """What each target set gets of the rows or tokens that are selected. Empty: limits are those of every
+    set."""
     corpus: list[Annotated[Text, Metavar("FILE|DIR")]] = field(default_factory=list)
     """Rows to choose from: a file, a folder or an ``hf:`` name."""
     out: Folder = "curated"

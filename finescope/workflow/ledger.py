@@ -17,9 +17,14 @@ _SHOWN = 3
 class Ledger:
     """Notes about the stages of one output folder, one small JSON file per stage."""
 
-    def __init__(self, out: Path):
-        """Open the ledger of an output folder; nothing is read or written yet."""
-        self.out = out
+    def __init__(self, out: Path, above: Ledger | None = None):
+        """Open the ledger of an output folder; nothing is read or written yet.
+
+        Args:
+            out: the folder.
+            above: where the stages are noted that this folder has from another.
+        """
+        self.out, self._above = out, above
 
     def finished(self, stage: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> bool:
         """Return whether a stage was finished with these inputs and all its outputs are still there."""
@@ -79,7 +84,7 @@ class Ledger:
     def _read(self, stage: str) -> dict[str, Any] | None:
         path = self._path(stage)
         if not path.exists():
-            return None
+            return None if self._above is None else self._above._read(stage)
         note = read_json(path)
         if not isinstance(note, dict) or not isinstance(note.get("facts"), dict) or "key" not in note:
             raise StoreError(f"{path} is not a note about a stage; remove it and run again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ from finescope.progress import Reporter, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
-from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
@@ -24,11 +23,12 @@ from finescope.workflow.layout import (
     ACTIVATIONS,
     CONFIG,
     CORPUS_CODES,
-    MANIFEST,
     METRICS,
     PLAN,
+    ROWS,
     SCORES,
     SELECTION,
+    SET_FOLDERS,
 )
 from finescope.workflow.ledger import FOLDER as STAGES
 from finescope.workflow.planned import Plan, read_plan, write_plan
@@ -46,7 +46,7 @@ from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select, curated_path
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
-from finescope.workflow.tables import ScoredRows, read_scores, read_selection
+from finescope.workflow.tables import ScoredRows, read_rows, read_scores, read_selection
 
 _WORDS = {
     "train": "training",
@@ -55,10 +55,6 @@ _WORDS = {
     "score": "scoring",
 }
 """What the stages worth a line are called when they were done before."""
-
-
-_OF_PRESETS = ("weights", "scorer", "top_m")
-"""What a preset says, and may be said otherwise of a finished run."""
 
 
 @dataclass
@@ -74,7 +70,13 @@ class Outcome:
     @cached_property
     def scored(self) -> ScoredRows:
         """The scores of all rows."""
-        return read_scores(self.folder / SCORES)
+        shared = self.folder.parent.parent / ROWS if self.folder.parent.name == SET_FOLDERS else None
+        of_rows = read_rows(shared) if shared is not None and shared.exists() else None
+        return read_scores(self.folder / SCORES, of_rows)
+
+    def lines(self) -> list[str]:
+        """Return in words what was written."""
+        return [f"{len(self.selection):,} rows in {self.curated}"]
 
 
 class Run:
@@ -99,9 +101,11 @@ class Run:
         Raises:
             InputError: the job names no targets or no corpus, or they aren't there.
         """
-        reporter = Reporter() if reporter is None else reporter
-        self.context = Context(job, reporter, restart=restart, engine=engine)
+        self.context = self._opened(job, Reporter() if reporter is None else reporter, restart, engine)
         self._held = False
+
+    def _opened(self, job: Job, reporter: Reporter, restart: bool, engine: Engine | None) -> Context:
+        return Context(job, reporter, restart=restart, engine=engine)
 
     def curate(self) -> Outcome:
         """Do every stage that is not done yet, and write the report."""
@@ -167,11 +171,15 @@ class Run:
 
     def prepare_scores(self) -> None:
         """Do everything up to the scores."""
-        self._do(Check(), *self._before_codes(), Embed("corpus"), Embed("targets"), Score())
+        self._do(Check(), *self._before_codes(), Embed("corpus"))
+        self._prepare_targets()
 
     def _before_codes(self) -> tuple[Stage, ...]:
         ours = self.context.job.sae_path is None
         return (CollectActivations(), FindSinks(), Train()) if ours else (FindSinks(),)
+
+    def _prepare_targets(self) -> None:
+        self._do(Embed("targets"), Score())
 
     def finish(self, averaged: Averaged | None = None) -> Outcome:
         """Select, evaluate and report from the saved scores and codes: seconds, and no model.
@@ -181,31 +189,41 @@ class Run:
         """
         start = time.monotonic()
         self._do(Select(), Evaluate(), Report(averaged), Manifest())
-        folder = self.context.folder
+        return self._outcome(self.context, time.monotonic() - start)
+
+    def _outcome(self, context: Context, seconds: float) -> Outcome:
+        folder = context.folder
         return Outcome(
             folder,
-            curated_path(self.context),
+            curated_path(context),
             read_selection(folder / SELECTION),
             read_json(folder / METRICS),
-            time.monotonic() - start,
+            seconds,
         )
 
     def reselect(self) -> Outcome:
         """Score again if the recipe has changed, then select, evaluate, report. No model is touched."""
         with self._alone(), self._sending():
             if self.context.job.label_column is not None:
-                _ = self.context.labels  # what is wrong with them is said before anything is written
-            self._do(Score())
+                self._check_labels()
+            self._score_again()
             return self.finish()
+
+    def _check_labels(self) -> None:
+        """Say what is wrong with the labels before anything is written."""
+        _ = self.context.labels
+
+    def _score_again(self) -> None:
+        self._do(Score())
 
     def _sending(self) -> contextlib.AbstractContextManager[None]:
         """What the SAE learnt from stays on this machine."""
         return sending(self.context.job.out, self.context.reporter, leave=(ACTIVATIONS,))
 
-    def _do(self, *stages: Stage) -> None:
+    def _do(self, *stages: Stage, of: Context | None = None) -> None:
         with self._alone():
             for stage in stages:
-                done = stage.run(self.context)
+                done = stage.run(self.context if of is None else of)
                 if not done and stage.name in _WORDS:
                     self.context.reporter.say(f"{_WORDS[stage.name]}: done before")
                 elif done and stage.name == "score":
@@ -231,35 +249,3 @@ class Run:
                 yield
             finally:
                 self._held = False
-
-
-def open_run(
-    out: str | Path, reporter: Reporter | None = None, changes: Mapping[str, Any] | None = None
-) -> Run:
-    """Open the finished run in a folder or at a URL, with some of the job's values changed.
-
-    A preset among them is meant as it is: a weighting, a scorer or an m that were put over the run's preset
-    are let go of, unless they are given anew. The pooling stays, which the codes were made with.
-
-    Raises:
-        InputError: there is no finished run.
-        StoreError: there is none at the URL, or it can't be read.
-    """
-    remote = Remote(str(out))
-    remote.receive()
-    folder = remote.folder
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{folder} holds no finished run ({MANIFEST} is missing); give the --out of `finescope curate`"
-        )
-    configuration = read_json(path).get("configuration")
-    if not isinstance(configuration, dict):
-        raise InputError(
-            f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
-        )
-    configuration["out"] = str(out)
-    changes = dict(changes or {})
-    if "preset" in changes:
-        configuration = {name: value for name, value in configuration.items() if name not in _OF_PRESETS}
-    return Run(Job.from_dict({**configuration, **changes}), reporter)

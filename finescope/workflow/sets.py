@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finescope.curation.scoring.evidence import Spaces
+from finescope.curation.scoring.evidence import Evidence, Spaces
 from finescope.curation.scoring.fitted import Scoring, score_together
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import make_folder, read_json, write_json
@@ -59,21 +59,38 @@ def score_sets(
         InputError: as ``check_comparable``, targets without a latent, or a pooling or scorer that the stored
             codes can't serve.
     """
+    seeds = {name: evidence_of(targets) for name, targets in sets.items()}
+    found = score_each(corpus, sets, Spaces(evidence_of(corpus)), seeds, recipe, seed)
+    return {name: scored for name, (scored, _) in found.items()}
+
+
+def score_each(
+    corpus: CodeStore,
+    sets: Mapping[str, CodeStore],
+    spaces: Spaces,
+    seeds: Mapping[str, Evidence],
+    recipe: Preset,
+    seed: int,
+) -> dict[str, tuple[ScoredRows, Scoring]]:
+    """Score as ``score_sets``, given the corpus' spaces and by set what is known of its targets.
+
+    Raises:
+        InputError: as ``score_sets``.
+    """
     for name, targets in sets.items():
         check_set_name(name)
         check_comparable(corpus, targets)
-    spaces = Spaces(evidence_of(corpus))
     try:
-        scorings = [Scoring(spaces, evidence_of(targets), recipe, seed=seed) for targets in sets.values()]
+        scorings = [Scoring(spaces, seeds[name], recipe, seed=seed) for name in sets]
         tables = score_together(scorings)
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    found = dict(zip(sets, marked(corpus, list(sets.values()), scorings, tables), strict=True))
-    anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found.values()))
-    for name, scored in found.items():
+    found = marked(corpus, list(sets.values()), scorings, tables)
+    anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found))
+    for name, scored in zip(sets, found, strict=True):
         scored.is_target = anywhere
         scored.settings["set"] = name
-    return found
+    return dict(zip(sets, zip(found, scorings, strict=True), strict=True))
 
 
 def check_set_name(name: str) -> None:
@@ -135,35 +152,47 @@ def write_set_rows(
         corpus: the rows.
         scored: by set.
         selections: by set.
-        mixed: whether to write ``mixture`` too: the rows of all sets in one file, with ``SET_COLUMN``. They
-            are in such an order that every beginning of it has, as far as it can, the shares of the whole.
+        mixed: whether to write ``mixture`` too; see ``write_mixture``.
 
     Raises:
         StoreError: as ``write_curated``.
     """
-    import pyarrow as pa
-
-    from finescope.corpus import copy_rows
-
     make_folder(folder)
     written = []
     for name, selection in selections.items():
         written.append(folder / f"{name}{ending}")
         write_curated(written[-1], corpus, scored[name], selection.indices)
     if mixed:
-        places = sorted(
-            ((rank + 0.5) / len(selection), at, rank)
-            for at, selection in enumerate(selections.values())
-            for rank in range(len(selection))
-        )
-        names, chosen = list(selections), list(selections.values())
-        parts = [curated_columns(scored[name], selection.indices) for name, selection in selections.items()]
-        columns = {}
-        for column in SCORE_COLUMNS:
-            values = [parts[at][column][rank].as_py() for _, at, rank in places]
-            columns[column] = pa.array(values, parts[0][column].type)
-        columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
-        rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
         written.append(folder / f"{MIXTURE}{ending}")
-        copy_rows(written[-1], corpus, rows, columns=columns, known=scored[names[0]].known)
+        write_mixture(written[-1], corpus, scored, selections)
     return written
+
+
+def write_mixture(
+    path: Path, corpus: Corpus, scored: Mapping[str, ScoredRows], selections: Mapping[str, Selection]
+) -> None:
+    """Write the selected rows of all sets into one file, with ``SET_COLUMN``.
+
+    They are in such an order that every beginning of it has, as far as it can, the shares of the whole.
+
+    Raises:
+        StoreError: the corpus isn't the one that was scored.
+    """
+    import pyarrow as pa
+
+    from finescope.corpus import copy_rows
+
+    places = sorted(
+        ((rank + 0.5) / len(selection), at, rank)
+        for at, selection in enumerate(selections.values())
+        for rank in range(len(selection))
+    )
+    names, chosen = list(selections), list(selections.values())
+    parts = [curated_columns(scored[name], selection.indices) for name, selection in selections.items()]
+    columns = {}
+    for column in SCORE_COLUMNS:
+        values = [parts[at][column][rank].as_py() for _, at, rank in places]
+        columns[column] = pa.array(values, parts[0][column].type)
+    columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
+    rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
+    copy_rows(path, corpus, rows, columns=columns, known=scored[names[0]].known)

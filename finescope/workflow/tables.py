@@ -286,9 +286,11 @@ def write_selection(path: Path, scored: ScoredRows, selection: Selection) -> Non
             "resembles": _picked(scored.ids, resembles),
         }
     )
-    notes = {"finescope": json.dumps({"config": selection.config, "tokens": selection.tokens})}
+    notes: dict[str, Any] = {"config": selection.config, "tokens": selection.tokens}
+    if selection.unfilled:
+        notes["unfilled"] = selection.unfilled
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(notes), temporary)
+        pq.write_table(table.replace_schema_metadata({"finescope": json.dumps(notes)}), temporary)
 
 
 def read_selection(path: Path) -> Selection:
@@ -307,6 +309,7 @@ def read_selection(path: Path) -> Selection:
         position[reasons.indices.to_numpy()],
         tokens=notes["tokens"],
         config=notes["config"],
+        unfilled=notes.get("unfilled", []),
     )
 
 

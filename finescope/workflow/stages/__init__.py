@@ -10,6 +10,7 @@ select        the curated rows
 evaluate      numbers about them
 report        the page
 manifest      what was run, on what
+sets          of several target sets: scores, selection, page and manifest above those of each
 """
 
 from finescope.activations.hookpoints import last_block

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import finescope
 from finescope.storage.files import write_json, write_text
@@ -31,14 +31,7 @@ class Manifest(Stage):
 
     def work(self, context: Context) -> None:
         """Write configuration, versions, inputs, counts and the facts of the stages."""
-        import torch
-
-        versions = {
-            "finescope": finescope.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        versions |= {name: _version(name) for name in _LIBRARIES}
+        made = made_with(context)
         selection = read_selection(context.folder / SELECTION)
         job = context.job
         write_text(context.folder / CONFIG, job.to_yaml())
@@ -47,14 +40,15 @@ class Manifest(Stage):
             {
                 "format": 1,
                 "configuration": job.to_dict(),
-                "recipe": vars(job.recipe()),
+                **({"set": context.set_name} if context.set_name else {}),
+                "recipe": made["recipe"],
                 "selection": selection.config,
                 "seed": job.seed,
-                "versions": versions,
-                "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+                "versions": made["versions"],
+                "machine": made["machine"],
                 "inputs": {name: context.ledger.inputs(f"embed-{name}")["rows"] for name in CODES},
                 "counts": {"rows": len(selection.reason), **selection.counts},
-                "stages": {name: context.ledger.facts(name) for name in _NOTED},
+                "stages": made["stages"],
                 "files": {
                     "curated": curated_path(context).name,
                     "scores": SCORES,
@@ -63,6 +57,24 @@ class Manifest(Stage):
                 },
             },
         )
+
+
+def made_with(context: Context) -> dict[str, Any]:
+    """Return how a run was made: recipe, seed, versions, machine and the facts of the stages."""
+    import torch
+
+    versions = {
+        "finescope": finescope.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return {
+        "recipe": vars(context.job.recipe()),
+        "seed": context.job.seed,
+        "versions": versions | {name: _version(name) for name in _LIBRARIES},
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "stages": {name: context.ledger.facts(name) for name in _NOTED},
+    }
 
 
 def _version(name: str) -> str:

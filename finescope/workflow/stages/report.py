@@ -84,7 +84,7 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
         about=_about(context, scored, selection, metrics),
         measured=Measured(
             metrics,
-            training_log(context.folder / SAE) if job.sae_path is None else (),
+            training_log(context.home / SAE) if job.sae_path is None else (),
             None if averaged is None else (averaged.topics, [line.to_dict() for line in averaged.methods]),
         ),
         table=scored.table,
@@ -231,7 +231,7 @@ def _warnings(context: Context, selection: Selection, metrics: dict[str, Any]) -
         found.append(
             f"Not scored, for want of text or latents: {counted(metrics['rows_without_code'], 'row')}."
         )
-    said = [*about_targets(metrics["targets_found"])]
+    said = [*selection.unfilled, *about_targets(metrics["targets_found"])]
     facts = context.ledger.facts("embed-corpus")
     said += filter(None, [facts.get("refused_chats"), *(facts.get("warnings") or [])])
     found += (f"{words[:1].upper()}{words[1:]}." for words in said)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finescope.corpus import OUTPUTS
 from finescope.curation.selection import Selection, SelectionConfig, select
+from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.stage import Stage
@@ -31,19 +33,32 @@ class Select(Stage):
         """Select; write the curated rows and what became of the others."""
         limits = context.job.selection_config()
         scored = context.scored()
-        codes = (context.scoring.space, context.scoring.targets) if limits.look_at_codes else (None, None)
-        selection = select_rows(scored, limits, *codes)
-        curated = curated_path(context)
-        write_curated(curated, context.corpus, scored, selection.indices)
-        for ending in OUTPUTS:
-            if ending != context.output_ending:  # of an earlier corpus in another format
-                (context.folder / f"curated{ending}").unlink(missing_ok=True)
-        write_selection(context.folder / SELECTION, scored, selection)
+        codes = context.scoring.space if limits.look_at_codes else None
+        targets = context.scoring.targets if limits.look_at_codes else None
+        labels = context.labels if limits.quotas else None
+        if limits.quotas and labels is None:
+            raise InputError("quotas are of labels: name their column with --label-column")
+        names = None if labels is None else labels.names
+        selection = select_rows(scored, limits, codes, targets, names)
+        write_chosen(context, scored, selection)
         _say(context.reporter, scored, selection, limits.k)
 
 
+def write_chosen(context: Context, scored: ScoredRows, selection: Selection) -> None:
+    """Write the selected rows, and what became of the others."""
+    write_curated(curated_path(context), context.corpus, scored, selection.indices)
+    for ending in OUTPUTS:
+        if ending != context.output_ending:  # of an earlier corpus in another format
+            (context.folder / f"curated{ending}").unlink(missing_ok=True)
+    write_selection(context.folder / SELECTION, scored, selection)
+
+
 def select_rows(
-    scored: ScoredRows, limits: SelectionConfig, corpus: CorpusScorer | None, targets: SparseCodes | None
+    scored: ScoredRows,
+    limits: SelectionConfig,
+    corpus: CorpusScorer | None,
+    targets: SparseCodes | None,
+    labels: Sequence[str] | None = None,
 ) -> Selection:
     """Select rows of a table of scores.
 
@@ -52,9 +67,16 @@ def select_rows(
         limits: of the selection.
         corpus: the codes as they were scored, where the limits look at codes.
         targets: those of the targets, likewise, where the strategy looks at them.
+        labels: of the rows, where there are quotas.
     """
     return select(
-        scored.table, limits, tokens=scored.tokens, exclude=scored.is_target, scorer=corpus, targets=targets
+        scored.table,
+        limits,
+        tokens=scored.tokens,
+        exclude=scored.is_target,
+        scorer=corpus,
+        targets=targets,
+        labels=labels,
     )
 
 
@@ -74,5 +96,5 @@ def _say(reporter: Reporter, scored: ScoredRows, selection: Selection, wanted: i
         reporter.say(
             f"fewer than the {wanted:,} asked for; the others: {reasons or 'there are no more rows'}"
         )
-    for words in about_targets(scored.targets_in_corpus):
+    for words in (*selection.unfilled, *about_targets(scored.targets_in_corpus)):
         reporter.say(words)

@@ -1,0 +1,61 @@
+"""A finished run by its folder: to select from it again, to measure it, to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finescope.errors import InputError
+from finescope.progress import Reporter
+from finescope.storage.files import read_json
+from finescope.storage.remote import is_url
+from finescope.storage.remote_folder import Remote
+from finescope.workflow.job import Job
+from finescope.workflow.layout import MANIFEST, SET_FOLDERS, SETS
+from finescope.workflow.run import Run
+from finescope.workflow.setrun import SetRun, SetsRun, of_job
+
+_OF_PRESETS = ("weights", "scorer", "top_m")
+"""What a preset says, and may be said otherwise of a finished run."""
+
+
+def open_run(
+    out: str | Path, reporter: Reporter | None = None, changes: Mapping[str, Any] | None = None
+) -> Run:
+    """Open the finished run in a folder or at a URL, with some of the job's values changed.
+
+    A preset among them is meant as it is: a weighting, a scorer or an m that were put over the run's preset
+    are let go of, unless they are given anew. The pooling stays, which the codes were made with. Likewise
+    ``exclusive`` lets go of shares.
+
+    Raises:
+        InputError: there is no finished run.
+        StoreError: there is none at the URL, or it can't be read.
+    """
+    above, _, set_name = str(out).rstrip("/").rpartition(f"/{SET_FOLDERS}/")
+    if set_name and (is_url(out) or (Path(above) / SETS).is_file()):
+        run = open_run(above, reporter)
+        assert isinstance(run, SetsRun)
+        return SetRun(run.context, set_name, changes or {})
+    remote = Remote(str(out))
+    remote.receive()
+    folder = remote.folder
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no finished run ({MANIFEST} is missing); give the --out of `finescope curate`"
+        )
+    configuration = read_json(path).get("configuration")
+    if not isinstance(configuration, dict):
+        raise InputError(
+            f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
+        )
+    configuration["out"] = str(out)
+    changes = dict(changes or {})
+    if "preset" in changes:
+        configuration = {name: value for name, value in configuration.items() if name not in _OF_PRESETS}
+    if "exclusive" in changes and "shares" not in changes:
+        configuration["shares"] = []
+    job = Job.from_dict({**configuration, **changes})
+    return of_job(job)(job, reporter)

@@ -1,0 +1,234 @@
+"""A run with several target sets: one pass, a folder a set that is a run by itself, rows as if alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from finescope import InputError
+from finescope.cli import main
+from finescope.progress import Reporter
+from finescope.workflow.finished import open_run
+from finescope.workflow.job import Job
+from finescope.workflow.setrun import SetsRun, of_job
+from support.cli_job import rows_of, save_job, write_jsonl
+
+SETS = ("animals", "sky")
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def good(*arguments: Any) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def given(folder: Path) -> list[Any]:
+    places = ["--model", folder / "model", "--layer", "layers.0", "--corpus", folder / "corpus.jsonl"]
+    return [*places, "-k", 12, "--draws", 0, "--set", "training.num_epochs=1", "--label-column", "label"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, a file of targets of each of two sets, one with all of them, and a run with both sets."""
+    folder = save_job(tmp_path_factory.mktemp("sets"))
+    # One target of each set is a row of the corpus.
+    rows = read(folder / "corpus.jsonl")
+    own = {name: rows_of(name, 5, seed=2) for name in SETS}
+    for name in SETS:
+        own[name].append(next(row for row in rows if row["label"] == name))
+        write_jsonl(folder / f"{name}.jsonl", own[name])
+    together = [{**own[name][at], "topic": name} for at in range(6) for name in SETS]
+    write_jsonl(folder / "both.jsonl", together)
+    targets = [word for name in SETS for word in ("--targets", f"{name}={folder / name}.jsonl")]
+    good("curate", *given(folder), *targets, "--out", folder / "run")
+    return folder
+
+
+def test_a_set_is_scored_and_selected_as_if_alone_on_the_same_codes(job: Path) -> None:
+    run = job / "run"
+    for name in SETS:
+        other = next(other for other in SETS if other != name)
+        place = run / "sets" / name
+        alone = job / f"alone-{name}.parquet"
+        good("score", run / "codes/corpus", place / "codes/targets", "--out", alone)
+        table, rows, expected = (
+            pq.read_table(path) for path in (place / "scores.parquet", run / "rows.parquet", alone)
+        )
+        for column in ("score", "nearest_target", "nearest_target_index", "nearest_similarity"):
+            assert table[column].to_pylist() == expected[column].to_pylist()
+        for column in ("index", "id", "tokens", "valid"):
+            assert rows[column].to_pylist() == expected[column].to_pylist()
+        seeds = {row["id"] for row in (*read(job / f"{name}.jsonl"), *read(job / f"{other}.jsonl"))}
+        marked = rows["is_target"].to_numpy()
+        assert {rows["id"][int(row)].as_py() for row in np.flatnonzero(marked)} == seeds & set(
+            rows["id"].to_pylist()
+        )
+        score = np.where(marked, -np.inf, expected["score"].to_numpy())
+        best = np.argsort(-score, kind="stable")[:12]
+        chosen = read(place / "curated.jsonl")
+        assert [row["id"] for row in chosen] == [rows["id"][int(row)].as_py() for row in best]
+        assert [row["finescope_score"] for row in chosen] == score[best].tolist()
+
+
+def test_a_column_says_of_which_set_a_target_is(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    column = ["--targets", job / "both.jsonl", "--target-set-column", "topic"]
+    good("curate", *given(job), *column, "--out", out)
+    assert json.loads((out / "sets.json").read_text())["sets"] == ["animals", "sky"]
+    for name in SETS:
+        assert read(out / "sets" / name / "curated.jsonl") == read(job / "run/sets" / name / "curated.jsonl")
+    assert "scoring: done before" in good("curate", *given(job), *column, "--out", out).stderr
+    good("explain", out / "sets/sky", "#3")
+    write_jsonl(tmp_path / "none.jsonl", [*read(job / "both.jsonl"), {"id": "x", "text": "the old moons"}])
+    column[1] = tmp_path / "none.jsonl"
+    result = invoke("curate", *given(job), *column, "--out", tmp_path / "none")
+    assert (result.exit_code, "none.jsonl:13: the target has no 'topic'" in result.stderr) == (1, True)
+
+
+def test_a_folder_of_a_set_is_that_of_a_run(job: Path, tmp_path: Path) -> None:
+    run = job / "run"
+    found = json.loads(good("explain", run / "sets/sky", "#3", "--json").stdout)[0]
+    table = pq.read_table(run / "sets/sky/scores.parquet")
+    assert found["score"] == table["score"][3].as_py()
+    assert sum(found["parts"].values()) + found["constant"] == pytest.approx(found["score"], abs=1e-12)
+    assert "rows (" in good("latents", run / "sets/sky", "--top", 2).stdout
+    said = good("diff", run / "sets/sky", run / "sets/animals").stdout
+    assert f"selected in {run / 'sets/sky'}, 12 rows" in said
+    good("export", run / "sets/sky", "--format", "scores", "--out", tmp_path / "sky.npy")
+    marked = pq.read_table(run / "rows.parquet")["is_target"].to_numpy()
+    scores = np.load(tmp_path / "sky.npy")
+    assert (np.isneginf(scores) == marked).all()
+    assert scores[~marked].tolist() == table["score"].to_numpy()[~marked].tolist()
+    good("export", run / "sets/sky", "--format", "cossim", "--out", tmp_path / "sky_cossim.npy")
+    cosines = np.load(tmp_path / "sky_cossim.npy")
+    assert cosines.shape == (6, 120)
+    nearest = table["nearest_similarity"].to_numpy()
+    np.testing.assert_allclose(cosines.max(axis=0), nearest, atol=1e-6)
+    good("export", run / "sets/sky", "--format", "atlas", "--out", tmp_path / "sky.parquet")
+    atlas = pq.read_table(tmp_path / "sky.parquet")
+    assert atlas["selected"].to_numpy().sum() == 12
+    assert "average precision" in good("evaluate", run / "sets/sky", "--label-column", "label").stdout
+
+
+def test_the_page_above_has_a_line_and_a_link_for_each(job: Path) -> None:
+    page = (job / "run/report.html").read_text()
+    for name in SETS:
+        assert f'<a href="sets/{name}/report.html">{name}</a>' in page
+        assert (job / "run/sets" / name / "report.html").is_file()
+    assert "http" not in page.replace("Content-Security-Policy", "").replace("http-equiv", "")
+    metrics = json.loads((job / "run/metrics.json").read_text())
+    assert set(metrics["sets"]) == set(SETS)
+    manifest = json.loads((job / "run/manifest.json").read_text())
+    assert {name: each["counts"]["selected"] for name, each in manifest["sets"].items()} == dict.fromkeys(
+        SETS, 12
+    )
+
+
+def test_selecting_again_is_for_all_sets_or_for_one(job: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(job / "run", run)
+    before = (run / "sets/animals/selection.parquet").read_bytes()
+    good("select", run / "sets/sky", "-k", 3)
+    assert len(read(run / "sets/sky/curated.jsonl")) == 3
+    assert (run / "sets/animals/selection.parquet").read_bytes() == before
+    result = invoke("select", run / "sets/sky", "--preset", "paper")
+    assert (result.exit_code, "are scored together" in result.stderr) == (1, True)
+    result = invoke("explain", run, "#3")
+    assert (result.exit_code, "holds the target sets animals, sky" in result.stderr) == (1, True)
+    result = invoke("diff", run)
+    assert (result.exit_code, "several target sets" in result.stderr) == (2, True)
+    result = invoke("explain", run / "sets/sea", "#3")
+    assert (result.exit_code, "no target set 'sea'; there are animals, sky" in result.stderr) == (1, True)
+
+    good("select", run, "-k", 20, "--exclusive")
+    chosen = {name: {row["id"] for row in read(run / "sets" / name / "curated.jsonl")} for name in SETS}
+    assert [len(rows) for rows in chosen.values()] == [20, 20]
+    assert not chosen["animals"] & chosen["sky"]
+    result = invoke("select", run / "sets/sky", "-k", 3)
+    assert (result.exit_code, "share the rows out" in result.stderr) == (1, True)
+    said = good("select", run, "-k", 9, "--share", "animals=2", "--share", "sky=1").stdout
+    assert f"all of them in {run / 'mixture.jsonl'}" in said
+    mixture = read(run / "mixture.jsonl")
+    assert [row["finescope_set"] for row in mixture].count("animals") == 6
+    assert len(mixture) == 9
+    result = invoke("select", run, "-k", 9, "--share", "animals=2")
+    assert (result.exit_code, "each of the sets animals, sky" in result.stderr) == (1, True)
+    good("select", run, "--no-exclusive")
+    assert not (run / "mixture.jsonl").exists()
+    assert [len(read(run / "sets" / name / "curated.jsonl")) for name in SETS] == [9, 9]
+
+    scores = (run / "sets/sky/scores.parquet").read_bytes()
+    good("select", run, "--preset", "paper")
+    alone = tmp_path / "alone.parquet"
+    good("score", run / "codes/corpus", run / "sets/sky/codes/targets", "--preset", "paper", "--out", alone)
+    found = pq.read_table(run / "sets/sky/scores.parquet")
+    assert (run / "sets/sky/scores.parquet").read_bytes() != scores
+    assert found["score"].to_pylist() == pq.read_table(alone)["score"].to_pylist()
+
+
+def test_quotas_by_label_in_a_run_say_what_they_could_not_fill(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quotas = ["--quota", "animals=1", "--quota", "sky=3", "-k", 16]
+    alone = good("curate", *given(job), "--targets", job / "animals.jsonl", *quotas, "--out", out)
+    labels = [row["label"] for row in read(out / "curated.jsonl")]
+    assert (labels.count("animals"), labels.count("sky")) == (4, 12)
+    assert "has no more rows" not in alone.stderr
+    said = good("select", out, "--quota", "animals=3", "--quota", "sky=1", "-k", 80).stderr
+    assert "label 'animals' has no more rows: 29 of its 60" in said
+    assert "29 of its 60" in (out / "report.html").read_text()
+    assert [row["label"] for row in read(out / "curated.jsonl")].count("sky") == 20
+    of_sets = good("select", job / "run", *quotas).stderr
+    assert "sky: selected 16 rows" in of_sets
+    good("select", job / "run", "--quota", "sky=1", "-k", 12)
+    assert {row["label"] for row in read(job / "run/sets/animals/curated.jsonl")} == {"sky"}
+
+
+def test_what_a_job_may_say_of_sets(tmp_path: Path, job: Path) -> None:
+    for wrong, words in (
+        ({"target_sets": ["a=x"], "targets": "y"}, "leave targets"),
+        ({"target_set_column": "topic"}, "name their file"),
+        ({"targets": "y", "exclusive": True}, "go with several target sets"),
+        ({"targets": "y", "shares": ["a=1"]}, "go with several target sets"),
+    ):
+        with pytest.raises(InputError, match=words):
+            of_job(Job.from_dict(wrong))
+    base = ["curate", *given(job), "--out", tmp_path / "run"]
+    place = job / "sky.jsonl"
+    for options, code, words in (
+        (["--targets", place, "--targets", job / "animals.jsonl"], 2, "Several target sets need names"),
+        (["--targets", f"a={place}", "--targets", f"a={place}"], 1, "two target sets are called a"),
+        (["--targets", f"rows={place}"], 1, "can't be the name of a target set"),
+        (["--targets", f"a={tmp_path / 'none.jsonl'}"], 1, "none.jsonl"),
+        (["--targets", place, "--quota", "sky", "-k", 3], 1, "not of the form NAME=X"),
+    ):
+        result = invoke(*base, *options)
+        assert (result.exit_code, words in result.stderr) == (code, True), (options, result.stderr)
+    config = {"target_sets": [f"{name}={job / name}.jsonl" for name in SETS], "model": "m", "corpus": ["c"]}
+    (tmp_path / "job.yaml").write_text(json.dumps(config))
+    made = Job.from_dict(config)
+    assert made.to_dict()["target_sets"] == config["target_sets"]
+
+
+def test_the_python_interface(job: Path) -> None:
+    run = open_run(job / "run", Reporter(quiet=True), {"selection": {"k": 4}})
+    assert isinstance(run, SetsRun)
+    outcome = run.reselect()
+    assert {name: len(of_set.selection) for name, of_set in outcome.sets.items()} == dict.fromkeys(SETS, 4)
+    assert len(outcome.sets["sky"].scored.table) == 120
+    assert outcome.metrics["sets"]["sky"]["selected"] == 4
