@@ -3,14 +3,15 @@
 Codes are made up: 100 latents a row of 8192, 20 targets. "numpy, scipy" is what one writes by hand for the
 first: the matrix of all cosines in float64, kept, and a sort of all rows for every draw. The table has the
 methods that the first release had; its intervals came from 50 draws with replacement, today's from leaving
-out each of the 20 targets. The second has no peer; it runs as its own process, whose largest resident memory
-is noted, and asserted below 1 GB.
+out each of the 20 targets. The second has no peer; it runs as its own process, whose largest
+resident memory is noted, and asserted below 1 GB. The third holds twenty target sets against one of them.
 
     python -m benchmarks.compare 40dc3f2 HEAD -k workflow --turns 3    both, against the first release
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ from finescope import SparseCodes
 from finescope.curation import CorpusScorer, compare_methods
 
 M, F, T, DRAWS = 100, 8192, 20, 50
-ROWS, MANY = 200_000, 1_000_000
+ROWS, MANY, SETS = 200_000, 1_000_000, 20
 METHODS = ("contrast", "paper", "length", "random")
 SHARE = 0.025
 """Relevant rows: one domain of forty."""
@@ -165,3 +166,44 @@ def a_run(folder: Path) -> Path:
         note = {"key": "made up", "inputs": {"rows": {}}, "finished": True, "facts": {}}
         (out / "stages" / f"embed-{name}.json").write_text(json.dumps(note))
     return out
+
+
+@pytest.mark.big
+def bench_workflow_sets(benchmark: Any, tmp_path: Path) -> None:
+    """Score, write, read and select a million rows for twenty sets of twenty targets, against one of them."""
+    from finescope.embeddings import CodeStore, CodeStoreWriter
+
+    folder = a_run(tmp_path) / "codes"
+    names = [f"set{number}" for number in range(SETS)]
+    for seed, name in enumerate(names):
+        with CodeStoreWriter(folder / name, F, facts={"pooling": "sqrt_mean"}) as store:
+            codes = data.codes(T, M, F, seed=2**31 + seed)
+            store.write(codes, [f"{name}-{row}" for row in range(T)], n_tokens=[9] * T)
+            store.finish()
+    corpus, sets = CodeStore(folder / "corpus"), {name: CodeStore(folder / name) for name in names}
+    one = {names[0]: sets[names[0]]}
+    alone = tables_of(corpus, one, tmp_path / "alone")[names[0]]
+    among = tables_of(corpus, sets, tmp_path / "all")[names[0]]
+    for column, values in alone.columns().items():
+        np.testing.assert_array_equal(among.columns()[column], values)
+    harness.compare(
+        benchmark,
+        lambda: tables_of(corpus, sets, tmp_path / "all"),
+        {"one set": lambda: tables_of(corpus, one, tmp_path / "alone")},
+        1,
+    )
+
+
+def tables_of(corpus: Any, sets: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Do what ``finescope score`` and ``finescope select -k 1000`` do but for the copying of rows."""
+    from finescope.curation import SelectionConfig, select_sets
+    from finescope.curation.scoring.presets import PRESETS
+    from finescope.workflow.sets import read_sets, score_sets, write_sets
+
+    recipe = dataclasses.replace(PRESETS["default"], scorer="contrast")
+    write_sets(folder, score_sets(corpus, sets, recipe))
+    scored = read_sets(folder)
+    first = next(iter(scored.values()))
+    tables = {name: rows.table for name, rows in scored.items()}
+    select_sets(tables, SelectionConfig(k=1000), tokens=first.tokens, exclude=first.is_target)
+    return tables
