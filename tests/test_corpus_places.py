@@ -344,3 +344,28 @@ def test_saved_datasets_need_no_package(tmp_path: Path) -> None:
     (tmp_path / "set" / "test" / names[0]).write_bytes(b"broken")
     with pytest.raises(InputError, match=r"is no Arrow file, or is truncated"):
         _ids(tmp_path / "set" / "test")
+
+
+@pytest.mark.parametrize("output", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["b.csv", "b.tsv.gz", "b.jsonl", "b.parquet", "k=1/b.csv", "k=1/b.parquet"])
+def test_an_empty_file_beside_others_has_no_rows(tmp_path: Path, name: str, output: str) -> None:
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({}), path)
+    else:
+        path.write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    for other, text in (("a", "x"), ("c", "y")):
+        beside = path.parent / path.name.replace("b.", f"{other}.").removesuffix(".gz")
+        if beside.suffix == ".parquet":
+            pq.write_table(pa.table({"id": [other], "text": [text]}), beside)
+        elif beside.suffix == ".jsonl":
+            beside.write_text(json.dumps({"id": other, "text": text}))
+        else:
+            beside.write_text(f"id\ttext\n{other}\t{text}\n")
+    corpus = open_corpus(tmp_path / "in")
+    assert corpus.scan(output=output).rows == 2
+    assert copy_rows(tmp_path / f"out{output}", corpus, [1, 0]) == 2
+    path.rename(path.parent / f"alone-{path.name}")
+    with pytest.raises(InputError, match="has no rows"):
+        open_corpus(path.parent / f"alone-{path.name}").scan(output=output)
