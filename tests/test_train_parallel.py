@@ -280,6 +280,40 @@ except FineScopeError as error:
     assert "row 3000 of the activations" in done.stderr
 
 
+def test_no_thread_of_the_connections_is_left_after_an_error(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        """
+import os, pathlib, sys, time
+from finescope.errors import FineScopeError
+from finescope.sae.parallel import launched
+
+def threads():
+    names = (pathlib.Path("/proc/self/task") / task / "comm" for task in os.listdir("/proc/self/task"))
+    return [name.read_text().strip() for name in names]
+
+try:
+    with launched("cpu") as (ranks, _):
+        ranks.take("hello")
+        assert any("gloo" in name for name in threads())
+        if ranks.first:
+            raise OSError("the disk is full")
+except OSError:
+    said = "the disk is full"
+except FineScopeError as error:
+    said = str(error)
+left = [name for name in threads() if "gloo" in name or "tcp" in name]
+(pathlib.Path(sys.argv[1]) / str(ranks.rank)).write_text(f"{said}\\n{left}")
+"""
+    )
+    result = torchrun(str(script), str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    first, second = ((tmp_path / name).read_text().splitlines() for name in "01")
+    assert first == ["the disk is full", "[]"]
+    assert "process 1 of 2 stops, because another ended" in second[0]
+    assert second[1:] == ["[]"]
+
+
 def test_other_commands_refuse_to_run_several_times(tmp_path: Path) -> None:
     env = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
 

@@ -96,6 +96,12 @@ class Ranks:
             dist.broadcast_object_list(box, 0)
         return box[0]
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if not self.alone:
+            with self._together():
+                dist.barrier()
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         try:
@@ -143,6 +149,12 @@ def launched(device: str) -> Iterator[tuple[Ranks, str]]:
     elif device == "auto":
         device = "cpu"
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    yield Ranks(dist.get_rank(), size), device
-    dist.barrier()  # nobody closes a connection from which another still reads
-    dist.destroy_process_group()  # after an error the others are gone, and to say goodbye would wait for them
+    ranks = Ranks(dist.get_rank(), size)
+    try:
+        yield ranks, device
+        ranks.meet()  # nobody closes a connection from which another still reads
+    except Exception:
+        if device == "cpu":  # gloo's threads would outlive the interpreter; NCCL would wait for who is gone
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
