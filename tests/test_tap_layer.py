@@ -195,3 +195,12 @@ def test_padded_mixtures_of_experts_stay_within_the_bound_that_is_documented(fam
         alone = next(tap.run([row])).activations
         assert float((alone - found).abs().max() / found.abs().max()) < 1e-6
     assert all(torch.equal(a, b.activations) for a, b in zip(together, tap.run(rows), strict=True))
+
+
+@pytest.mark.parametrize("family", ["xlm", "flaubert"])
+def test_of_a_block_in_parts_the_last_gives_what_the_block_gives(family: str) -> None:
+    sizes = {"emb_dim": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 128, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(family, **sizes, pad_index=0)).eval()
+    tap, row = ActivationTap(model, last_block(model), tokenizer=make_tokenizer()), make_rows(1)[0]
+    torch.testing.assert_close(next(tap.run([row])).activations, own_states(model, tap, row)[-1])

@@ -80,7 +80,8 @@ def last_block(model: nn.Module) -> str:
     """Return the name of the last block of the stack that a text runs through.
 
     Two tokens are sent through the model to see which of its outermost lists of modules run: towers for
-    images and sound don't. Of an encoder-decoder the encoder is what reads a text.
+    images and sound don't. Of an encoder-decoder the encoder is what reads a text. Where the parts of a block
+    lie in lists of their own (XLM, FlauBERT), the part that runs last gives what the block gives.
 
     Raises:
         InputError: the model has no list of modules.
@@ -96,18 +97,20 @@ def last_block(model: nn.Module) -> str:
         raise InputError(
             f"the model has no stack of blocks to choose a layer from; name one with --layer: {names}, …"
         )
-    candidates = [name for name in stacks if name in _stacks_that_run(model, stacks)] or list(stacks)
+    ran = _stacks_that_run(model, stacks)
+    candidates = ran or list(stacks)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         candidates = [name for name in candidates if "decoder" not in name.split(".")] or candidates
-    name = max(candidates, key=lambda item: (len(stacks[item]), -len(item)))
+    last = {name: place for place, name in enumerate(ran)}
+    name = max(candidates, key=lambda item: (len(stacks[item]), last.get(item, 0), -len(item)))
     return f"{name}.{len(stacks[name]) - 1}"
 
 
-def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> set[str]:
-    """Return the names of the lists whose last module runs on a text of two tokens."""
-    ran: set[str] = set()
+def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list[str]:
+    """Return the names of the lists whose last module runs on a text of two tokens, in that order."""
+    ran: list[str] = []
     handles = [
-        module[-1].register_forward_hook(lambda *_, name=name: ran.add(name))
+        module[-1].register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, module in stacks.items()
     ]
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(model.parameters()).device)
@@ -118,7 +121,7 @@ def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> set[
     finally:
         for handle in handles:
             handle.remove()
-    return ran
+    return list(dict.fromkeys(reversed(ran)))[::-1]
 
 
 def _stacks(model: nn.Module) -> list[str]:
