@@ -169,13 +169,12 @@ class Grid:
             cells = [cell for cell in self.cells() if draw is None or cell.draw == draw]
             missing = [cell for cell in cells if not self.path(cell).is_file()]
             if missing:
-                # What decides the rows comes first: it says what is wrong before hours of training.
-                orders = {cell: self._order(cell) for cell in missing if cell.arm != NONE}
                 total = sum(self._work(cell) for cell in missing)
                 with self.reporter.task("training", total, "tokens") as task:
                     for cell in missing:
                         task.update(task.done, cell.words)
-                        found = self._one(cell, orders.get(cell), task.advance)
+                        order = None if cell.arm == NONE else self._order(cell)
+                        found = self._one(cell, order, task.advance)
                         write_json(self.path(cell), found)
             return self.results()
 
