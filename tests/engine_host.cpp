@@ -367,8 +367,7 @@ void check_choice() {
   };
   const bool wider = screen_available(ScreenKind::int16) || screen_available(ScreenKind::bf16);
   const bool right = chosen(256, 0.001, 1.0f) == ScreenKind::int8 &&
-                     (!wider || (chosen(256, 0.001, 200.0f) != ScreenKind::int8 &&
-                                 chosen(4096, 0.001, 1.0f) != ScreenKind::int8));
+                     (!wider || chosen(256, 0.001, 200.0f) != ScreenKind::int8);
   if (right) return;
   host::fail("the screen does not follow the data");
 }
