@@ -32,8 +32,8 @@ def command(
       finescope status run/
       finescope merge run/
 
-    The files are those of one process with as many threads as each of them. Whatever is killed is started again
-    as it was: finished shards stay.
+    The files are those of one process with as many threads as each of them. Whatever is killed is started
+    again as it was: finished shards stay.
     """
     from finescope.progress import Reporter, counted
     from finescope.workflow.setrun import of_job
