@@ -139,7 +139,7 @@ job_options = group(
     targets_option, sets_options, "corpus", "out", "format",
     "text_column", "text_template", "id_column", "limit",
     "chat_template", "refused_chats",
-    "sae_path", "train_tokens",
+    "sae_path", "train_tokens", "coordinates",
     "preset", "weights", "scorer", "top_m",
     "pooling", "top_k_activations", "sinks",
     *_SELECTION,
