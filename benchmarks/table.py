@@ -126,16 +126,16 @@ def document(held: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def insert(text: str, table: str) -> str:
+def insert(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """Put a table between the markers of a document.
 
     Raises:
         ValueError: the document has no markers, or not one of each in this order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the document needs one line {BEGIN} and, below it, one line {END}")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the document needs one line {begin} and, below it, one line {end}")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
 def documents() -> dict[Path, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks import proof_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,3 +66,9 @@ def test_a_document_without_markers_is_refused() -> None:
             table.insert(text, "")
     filled = table.insert(f"a\n{table.BEGIN}\nold\n{table.END}\nb", "new")
     assert filled == f"a\n{table.BEGIN}\nnew\n{table.END}\nb"
+
+
+def test_the_tables_of_the_proof_are_those_of_its_numbers() -> None:
+    numbers = json.loads((proof_table.HELD / "proof.json").read_text(encoding="utf-8"))
+    for path, text in proof_table.documents(numbers).items():
+        assert path.read_text() == text, f"{path} is of other results; run python -m benchmarks.proof_table"
