@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import insert
+from finescope.progress import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD = ROOT / "benchmarks/proof"
@@ -85,7 +86,7 @@ def table(numbers: dict[str, Any], *, whole: bool) -> str:
     parts.append("\n".join(rows))
     untuned, warm = summary["untuned"], summary["warmed_up"]
     parts.append(
-        f"{summary['topics']} topics, {summary['draws']} draws. Loss of the model as it came: "
+        f"{summary['topics']} topics, {counted(summary['draws'], 'draw')}. Loss of the model as it came: "
         f"{untuned['held_out']:.3f}; after the warm-up {warm['held_out']:.3f}, on other labels "
         f"{warm['off_topic']:.3f}."
     )
