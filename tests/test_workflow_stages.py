@@ -28,6 +28,7 @@ from finescope.workflow.stages.manifest import Manifest
 from finescope.workflow.stages.report import Averaged, Report
 from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select
+from finescope.workflow.stages.sets import SET_FOLDERS, IndexSets, ManifestSets, ScoreSets, SelectSets
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
 from finescope.workflow.tables import ScoredRows, read_selection, write_scores, write_selection
@@ -35,6 +36,7 @@ from finescope.workflow.tables import ScoredRows, read_selection, write_scores, 
 STAGES = [
     Check(), CollectActivations(), FindSinks(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(),
     Evaluate(), Report(), Report(Averaged(("a", "b"), ())), Manifest(),
+    ScoreSets(), SelectSets(), IndexSets(), ManifestSets(),
 ]  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def test_a_stage_can_be_sent_elsewhere(stage: Stage) -> None:
 
 def test_whatever_a_stage_reads_another_one_writes() -> None:
     written = {name for stage in STAGES for name in stage.writes}
-    read = {name for stage in STAGES for name in stage.reads} - {"corpus", "targets", "model"}
+    read = {name for stage in STAGES for name in stage.reads} - {"corpus", "targets", "model", SET_FOLDERS}
     assert read
     assert read <= written
 

@@ -82,7 +82,7 @@ def arms_figure(plan: ProofPlan, summary: Mapping[str, Any]) -> Any:
     ax.axvline(0, color=CORPUS, linewidth=1)
     ax.set_yticks(range(len(lines)), [shorten(line["arm"], 26) for line in lines])
     ax.invert_yaxis()
-    ax.set(xlabel="held-out loss of random rows minus that of the arm's")
+    ax.set(xlabel="loss of random rows minus the arm's")
     ax.xaxis.grid(True)
     return figure
 
