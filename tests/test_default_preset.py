@@ -72,6 +72,14 @@ def test_what_is_not_known_is_left_out_and_named(missing: str, side: str) -> Non
     assert line.metrics["average_precision"].value == pytest.approx(expected, abs=1e-12)
 
 
+def test_saving_what_was_learned_whitens_no_row_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finescope.curation.scoring.dense.HELD_BYTES", 0)
+    scoring = Scoring(*problem())
+    scoring.score()
+    monkeypatch.setattr("finescope.curation.scoring.dense.Centred.__call__", None)
+    assert "dense-whitened.root" in scoring.state()
+
+
 def test_texts_that_share_no_word_are_scored_by_the_rest() -> None:
     corpus, _ = problem()
     for targets in (evidence(TARGETS, 2, words="mot"), evidence(TARGETS, 2, words="語")):

@@ -198,6 +198,7 @@ class Scoring:
             ``fit.NAME``, float64 [F], the direction of a scorer that is fitted; for a sum ``moments``,
             float64 [terms, 2]: mean and standard deviation of each term's scores.
         """
+        self.space.corpus_mean()  # whatever the scorer: coverage and comparisons look at it
         found = {
             name: torch.from_numpy(value)
             for space in self._names

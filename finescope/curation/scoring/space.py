@@ -154,8 +154,8 @@ class Space:
         return self._background
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what has been found of the corpus: ``mean``, ``weights``, and ``frequency`` where known."""
-        found = {"mean": self.corpus_mean(), "weights": self.weights, "frequency": self._frequency}
+        """Return what has been found of the corpus: ``mean``, ``weights`` and ``frequency``, where known."""
+        found = {"mean": self._mean, "weights": self.weights, "frequency": self._frequency}
         return {name: value for name, value in found.items() if value is not None}
 
     def corpus_mean(self) -> FloatArray:
@@ -221,8 +221,8 @@ class Space:
         Returns:
             scipy CSR float64 [S,F] of addends, latents ascending in a row. Rows that are not valid have none.
         """
-        view, pick = View(self, targets, True), targets.everything
-        mean, found = self.corpus_mean(), []
+        view, pick, found = View(self, targets, scorer.uses_mean), targets.everything, []
+        mean = self.corpus_mean() if scorer.uses_mean else np.zeros(self.num_latents)
         picked = PickedRows(self.corpus, rows)
         for _, block in iter_blocks(picked, panel_columns(self.num_latents, self.block_rows)):
             seen = view.see(block, weighted_norms(block, self.weights))
