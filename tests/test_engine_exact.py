@@ -78,3 +78,18 @@ def test_on_the_bound() -> None:
         CPU.set_isa(isa)
         for screen in SCREENS:
             assert_same_bytes(ops.topk_encode(x, weight, None, 32, screen=screen), wanted, f"{isa} {screen}")
+
+
+def test_scores_far_below_zero() -> None:
+    """Rows that point away from every query, and nothing else may be returned: sums near the lowest there are."""
+    away = rows("gaussian", 1, 64, torch.float32, 1)
+    x, weight = (away + 0.3 * rows("gaussian", n, 64, torch.float32, n) for n in (60, 3000))
+    mask = torch.arange(3000) % 2 == 0
+    weight[mask] *= -1  # half of them, so that no mean is taken out of all
+    wanted = oracle.search(oracle.dense_scores(x, weight, "ip"), 20, torch.float32, mask=mask)
+    assert wanted[0].max() < 0
+    for isa in USABLE:
+        CPU.set_isa(isa)
+        for screen in SCREENS:
+            found = ops.cosine_topk(x, weight, 20, metric="ip", mask=mask, screen=screen)
+            assert_same_bytes(found, wanted, f"{isa} {screen}")

@@ -1,7 +1,8 @@
 // The screens in whole numbers with 256-bit registers: the tile around a kind of multiply-accumulate; included
 // by the files of the levels that have one.
 //
-// A tile is 6 rows by 2 registers of columns, so 12 of 16 registers accumulate. They stay in registers only as a
+// A tile is 6 rows by 2 registers of columns, so 12 of 16 registers accumulate; two of the panel, a broadcast and,
+// where products are added by an instruction of their own, a product take the rest. They stay in registers only as a
 // local array whose indices are all constants, in a function that does nothing else.
 #include <immintrin.h>
 
@@ -19,12 +20,57 @@ inline __m256 magnitude(__m256 v) {
   return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
 }
 
-// Kind::multiply<MR>(x, panel, units, start, sums): sums[i] = the products of row i of the group with the columns
-// of a panel.
+// sums[i] = the products of row i of the group with the columns of a panel. With Kind::kChunk, accumulators hold 16
+// bits: they are emptied into the sums after so many units, and start again from the unit that precedes these.
+template <class Kind, int MR>
+__attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units,
+                                             const int32_t* start, __m256i (*sums)[2]) {
+  constexpr bool kChunks = Kind::kChunk > 0;
+  const __m256i ones = _mm256_set1_epi16(1);
+  if (kChunks) {
+    for (int i = 0; i < MR; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+  }
+  const int64_t chunk = kChunks ? Kind::kChunk : units;
+  for (; units > 0; units -= chunk) {
+    __m256i acc[MR][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      int32_t from = start[i];
+      if (kChunks) __builtin_memcpy(&from, x + 4 * i, 4);
+      acc[i][0] = acc[i][1] = _mm256_set1_epi32(from);
+    }
+    if (kChunks) x += 4 * MR;
+    const char* end = panel + 64 * (units < chunk ? units : chunk);
+    for (; panel != end; panel += 64) {
+      const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
+      const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
+#pragma GCC unroll 6
+      for (int i = 0; i < MR; ++i) {
+        int32_t unit;
+        __builtin_memcpy(&unit, x + 4 * i, 4);
+        const __m256i xi = _mm256_set1_epi32(unit);
+        Kind::add(acc[i][0], w0, xi);
+        Kind::add(acc[i][1], w1, xi);
+      }
+      x += 4 * MR;
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      if (kChunks) {
+        sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(acc[i][0], ones));
+        sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(acc[i][1], ones));
+      } else {
+        sums[i][0] = acc[i][0];
+        sums[i][1] = acc[i][1];
+      }
+    }
+  }
+}
+
 template <class Kind, int MR>
 void tile(const ScreenRows& rows, const ScreenPanels& w, int32_t first, const char* x, int64_t p) {
   alignas(32) __m256i sums[MR][2];
-  Kind::template multiply<MR>(x, w.packed + p * w.panel_bytes, w.units, rows.start + first, sums);
+  multiply_tile<Kind, MR>(x, w.packed + p * w.panel_bytes, w.units, rows.start + first, sums);
 
   // The threshold of each of 8 rows, rounded down, and what makes a score of a sum.
   alignas(32) float lowest[8], factor[8];

@@ -42,7 +42,7 @@ inline __m512i lowest_sum(const ScreenRows& rows, const ScreenPanels& w, int32_t
   __m512 t = _mm512_mul_ps(lowest_score(rows, w, first, p), inverse);
   t = _mm512_fnmadd_ps(_mm512_abs_ps(t), _mm512_set1_ps(kRound), _mm512_sub_ps(t, _mm512_set1_ps(2.0f)));
   // Sums of 16-bit numbers fill 32 bits: below all of them where a row is open, and above all where it is closed
-  // (their norms keep them below 46291^2, see whole_avx2.cpp).
+  // (their norms keep them below 46297^2, see whole_avx2.cpp).
   t = _mm512_max_ps(_mm512_min_ps(t, _mm512_set1_ps(0x1.fffffep30f)), _mm512_set1_ps(-0x1p31f));
   return _mm512_cvttps_epi32(t);
 }

@@ -128,62 +128,6 @@ struct WordProducts {
   }
 };
 
-// sums[i] = the products of row i of the group with the columns of a panel. A function of its own, so that
-// nothing else competes for registers in its loop: 12 accumulators, two registers of the panel, a broadcast
-// and a product are all 16.
-template <class Products, int MR>
-__attribute__((noinline)) void multiply_tile(const char* x, const char* panel, int64_t units,
-                                             __m256i (*sums)[2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if (Products::kChunk > 0) {
-    for (int i = 0; i < MR; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-  }
-  const int64_t chunk = Products::kChunk > 0 ? Products::kChunk : units;
-  for (; units > 0; units -= chunk) {
-    __m256i acc[MR][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < MR; ++i) {
-      int32_t start = 0;
-      if (Products::kChunk > 0) __builtin_memcpy(&start, x + 4 * i, 4);
-      acc[i][0] = acc[i][1] = _mm256_set1_epi32(start);
-    }
-    if (Products::kChunk > 0) x += 4 * MR;
-    const char* end = panel + 64 * (units < chunk ? units : chunk);
-    for (; panel != end; panel += 64) {
-      const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
-      const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
-#pragma GCC unroll 6
-      for (int i = 0; i < MR; ++i) {
-        int32_t unit;
-        __builtin_memcpy(&unit, x + 4 * i, 4);
-        const __m256i xi = _mm256_set1_epi32(unit);
-        Products::add(acc[i][0], w0, xi);
-        Products::add(acc[i][1], w1, xi);
-      }
-      x += 4 * MR;
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < MR; ++i) {
-      if (Products::kChunk > 0) {
-        sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(acc[i][0], ones));
-        sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(acc[i][1], ones));
-      } else {
-        sums[i][0] = acc[i][0];
-        sums[i][1] = acc[i][1];
-      }
-    }
-  }
-}
-
-template <class Products>
-struct Whole {
-  template <int MR>
-  static inline void multiply(const char* x, const char* panel, int64_t units, const int32_t*,
-                              __m256i (*sums)[2]) {
-    multiply_tile<Products, MR>(x, panel, units, sums);
-  }
-};
-
 }  // namespace
 
 void add_words(TopkKernels* kernels, Screen words_screen) {
@@ -195,9 +139,9 @@ void add_words(TopkKernels* kernels, Screen words_screen) {
 
 void add_whole_screens(TopkKernels* kernels) {
   const int bytes = static_cast<int>(ScreenKind::int8);
-  kernels->screen[bytes] = screen<Whole<ByteProducts>>;
+  kernels->screen[bytes] = screen<ByteProducts>;
   kernels->whole[bytes] = {step_int8, static_cast<int32_t>(kSteps), kChunkUnits};
-  add_words(kernels, screen<Whole<WordProducts>>);
+  add_words(kernels, screen<WordProducts>);
 }
 
 }  // namespace FINESCOPE_ISA
