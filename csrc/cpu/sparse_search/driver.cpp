@@ -242,7 +242,9 @@ int64_t SparseSearch::scan_one(Part& part, int64_t begin, int64_t end) {
   part.norm.resize(kSparseWindow);
   // A query without terms is summed too, for the norms.
   const std::vector<SparseTerm>& terms = queries_.front()->terms;
-  for (const SparseTerm& term : terms) part.query[term.latent] = term.weight;
+  // From the units of its weights to those of sums, whose products are divided by 2^15 elsewhere.
+  const float factor = static_cast<float>(unit_ / query_unit_);
+  for (const SparseTerm& term : terms) part.query[term.latent] = term.weight * factor;
   const int64_t bad =
       sparse_screen().one({a_.corpus, part.query.data(), part.sums.data(), part.norm.data()}, begin, end);
   for (const SparseTerm& term : terms) part.query[term.latent] = 0.0f;
