@@ -81,7 +81,7 @@ def test_with_every_direction_the_norms_are_the_jacobian_s(kind: str, rounding: 
             basis[at] = 1
             return basis.reshape(1, *given.shape[1:]).expand_as(given)
 
-        found += pooled_norms(tap, rows(), one, 1).square().numpy()
+        found += pooled_norms(tap, rows(), one).square().numpy()
     np.testing.assert_allclose(np.sqrt(found), by_definition(tap), rtol=rounding)
 
 
@@ -102,6 +102,22 @@ def test_the_largest_are_chosen() -> None:
     assert choose_coordinates(tap, rows(), WIDTH + 1) == list(range(WIDTH))
     with pytest.raises(InputError, match="no token"):
         choose_coordinates(tap, [Row("empty", "")], 3)
+
+
+def test_neither_threads_nor_batches_have_a_say_in_it() -> None:
+    held = [Row(str(at), " ".join(WORDS[at % 5 : at % 5 + 3 + at % 4])) for at in range(30)]
+    found, threads = set(), torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for batch_tokens in (8, 16, 8192):
+                tap = ActivationTap(
+                    make_model("gpt2"), "h.1", tokenizer=make_tokenizer(), batch_tokens=batch_tokens
+                )
+                found.add(tuple(choose_coordinates(tap, held, 8)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
 
 
 def test_spread_codes_are_those_of_the_coordinates() -> None:

@@ -11,9 +11,11 @@ s_j² over tokens; what the paper pools by isn't said where we could read it.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,18 +48,19 @@ def jacobian_norms(tap: ActivationTap, rows: Iterable[Row], seed: int, probes: i
     Raises:
         InputError: rows without a token, or a model whose embeddings aren't a module.
     """
-    random = torch.Generator().manual_seed(seed)
-    return pooled_norms(tap, rows, lambda given: _signs(given, random), probes)
+    held, squares = list(rows), torch.zeros(tap.width, dtype=torch.float64)
+    for probe in range(probes):
+        squares += pooled_norms(tap, held, partial(_signs, f"{seed}\0{probe}\0".encode())).square()
+    return (squares / probes).sqrt()
 
 
-def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Any, probes: int) -> Tensor:
-    """Pool (J v)² over tokens and probes and take the root, float64 [D].
+def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pool (J v)² over tokens and take the root, float64 [D].
 
     Args:
         tap: model and layer.
         rows: the reference corpus.
         direction: given embeddings [rows,T,E], returns v of their shape.
-        probes: how many v of each row.
 
     Raises:
         InputError: as ``jacobian_norms``.
@@ -68,7 +71,7 @@ def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Any, probes
             f"{type(tap.model).__name__} has no module of input embeddings, which the coordinates are chosen "
             "by; choose another preset"
         )
-    short, held = tap.truncating(), list(rows)
+    short = tap.truncating()
     squares, tokens = torch.zeros(tap.width, dtype=torch.float64), 0
 
     def carry(_module: Any, _given: Any, output: Tensor) -> Tensor:
@@ -80,12 +83,11 @@ def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Any, probes
         # The fused kernels of attention don't carry a direction along.
         with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its scripted rules
-            for _ in range(probes):
-                for batch in short.batches(held):
-                    moved = forward_ad.unpack_dual(batch.activations).tangent  # type: ignore[no-untyped-call]
-                    if moved is not None:
-                        squares += moved.double().square().sum(dim=0).cpu()
-                        tokens += len(moved)
+            for batch in short.batches(list(rows)):
+                moved = forward_ad.unpack_dual(batch.activations).tangent  # type: ignore[no-untyped-call]
+                if moved is not None:
+                    squares += moved.double().square().sum(dim=0).cpu()
+                    tokens += len(moved)
     finally:
         handle.remove()
     if tokens == 0:
@@ -132,6 +134,16 @@ class OnCoordinates:
             yield rows[:, self._kept]
 
 
-def _signs(given: Tensor, random: torch.Generator) -> Tensor:
-    drawn = torch.randint(0, 2, given.shape, generator=random)
-    return (2 * drawn - 1).to(given)
+def _signs(seed: bytes, given: Tensor) -> Tensor:
+    """Return random signs for embeddings [rows,T,E].
+
+    Each row's are drawn by what it holds: rows of other texts get others, and batches and threads, which
+    decide what rows come together, have no say in it.
+    """
+    held = given.detach().cpu().contiguous().view(torch.uint8).numpy()
+    drawn = []
+    for row in held:
+        digest = hashlib.blake2b(seed + row.tobytes(), digest_size=8).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        drawn.append(torch.randint(0, 2, given.shape[1:], generator=random))
+    return (2 * torch.stack(drawn) - 1).to(given)
