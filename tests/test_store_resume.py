@@ -6,6 +6,7 @@ ones unless what is damaged can be made again by itself.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ from finescope.embeddings import CodeStore, embed_rows
 from finescope.errors import StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage import files, shards
+from finescope.storage.shardfiles import ShardFiles
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
 ROWS = make_rows(40, longest=12)
@@ -306,3 +309,14 @@ def test_the_system_refusing_a_write_is_a_clear_error_for_every_kind_of_file(tmp
         with refused, _small_files():
             write(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_tasks_have_noted_is_not_taken_for_other_work_that_was_only_begun(tmp_path: Path) -> None:
+    work = ShardFiles(tmp_path, "finescope-test", {"seed": 1}, {})
+    other = dataclasses.replace(work, fingerprint={"seed": 2})
+    with shards.SharedShards(work, [1]):
+        assert not shards.finished_shards(other).begun, "nothing is lost"
+        work.note(1, work.write(1, {"values": torch.ones(1)}, pa.table({"id": ["a"]}), {}))
+    assert set(shards.finished_shards(work).shards) == {1}
+    with pytest.raises(StoreError, match=r"holds work on something else: seed .*Choose another folder"):
+        shards.finished_shards(other)

@@ -322,7 +322,8 @@ def finished_shards(files: ShardFiles) -> Finished:
     if not (files.directory / MANIFEST).exists():
         return Finished(noted)
     found = read_manifest(files.directory, files.kind)
-    if not found.shards and differences(found.fingerprint, files.fingerprint):
+    other = not found.shards and differences(found.fingerprint, files.fingerprint)
+    if other and not replace(files, fingerprint=found.fingerprint).noted():
         return Finished()  # it was begun, no more
     _refuse_other_work(files, found)
     shards = {**noted, **dict(enumerate(found.shards))}
