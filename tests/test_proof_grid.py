@@ -289,6 +289,40 @@ def test_draws_of_a_topic_count_once() -> None:
     assert math.isclose(found["warmed_up"]["held_out"], 4.5)
 
 
+def test_a_draw_counts_that_ends_a_token_early() -> None:
+    known = ProofPlan(
+        topics=["t"], arms=["none", "random", "tfidf"], primary="tfidf", rivals=["random"], budgets=[10, 20],
+    )  # fmt: skip
+    runs = [
+        {**run_of("none", "t", draw, 4.5), "untuned": {"held_out": 5.0, "off_topic": 5.0}} for draw in (0, 1)
+    ]
+    runs += [run_of("random", "t", draw, 4.0, 3.9) for draw in (0, 1)]
+    runs += [run_of("tfidf", "t", 0, 3.0, 3.0), run_of("tfidf", "t", 1, 3.8, 3.6)]
+    for point in runs[-1]["points"]:
+        point["tokens"] -= 1
+    found = summarise(known, runs)
+    line = next(line for line in found["arms"] if line["arm"] == "tfidf")
+    assert line["budgets"]["10"]["held_out"] == pytest.approx(3.4)
+    assert line["budgets"]["20"]["held_out"] == pytest.approx(3.3)
+    assert found["tests"][0]["topics"]["t"] == pytest.approx((0.6 + 0.6) / 2)
+
+
+def test_curves_of_which_one_ends_earlier() -> None:
+    known = ProofPlan(
+        topics=["t"], arms=["none", "random", "mixture"], primary="random", budgets=[10], curve=[10, 20, 40]
+    )
+    runs = [{**run_of("none", "t", 0, 4.5), "untuned": {"held_out": 5.0, "off_topic": 5.0}}]
+    runs.append(run_of("random", "t", 0, 4.0))
+    for draw, ends in enumerate(((10, 20, 22), (10, 18))):
+        points = [{"tokens": tokens, "held_out": {"t": 4.0 - tokens / 100}} for tokens in ends]
+        points[-1]["off_topic"] = 5.0
+        curve = {"arm": "curve", "topic": "", "draw": draw, "noisy": False, "points": points, "seconds": 1.0}
+        runs.append(curve)
+    found = summarise(known, runs)
+    assert [point["tokens"] for point in found["curve"]] == [10, 19]
+    assert [point["held_out"] for point in found["curve"]] == pytest.approx([3.9, 3.81])
+
+
 def test_arms_as_they_are_written() -> None:
     arm = parse_arm("contrast+tfidf @ strategy=coverage near_duplicate=0.9")
     assert (arm.scorer, arm.selection) == ("contrast+tfidf", {"strategy": "coverage", "near_duplicate": 0.9})

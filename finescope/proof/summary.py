@@ -37,7 +37,7 @@ def summarise(plan: ProofPlan, runs: Runs) -> dict[str, Any]:
     for noisy, arms in ((False, plan.arms), (True, plan.noise_arms)):
         for arm in arms:
             if arm not in (NONE, MIXTURE):
-                by_arm[arm, noisy] = _losses(runs, arm, noisy)
+                by_arm[arm, noisy] = _losses(plan, runs, arm, noisy)
     random = by_arm.get((RANDOM, False), {})
     lines = []
     for (arm, noisy), losses in by_arm.items():
@@ -85,44 +85,43 @@ def _of(runs: Runs, arm: str, topic: str, noisy: bool = False) -> list[Mapping[s
     return [run for run in runs if (run["arm"], run["topic"], run["noisy"]) == (arm, topic, noisy)]
 
 
-def _losses(runs: Runs, arm: str, noisy: bool) -> Losses:
+def _losses(plan: ProofPlan, runs: Runs, arm: str, noisy: bool) -> Losses:
+    """A run was read once a budget; where a row was cut after its first token, a token before it."""
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run["arm"] == arm and run["noisy"] == noisy:
-            for point in run["points"]:
-                found[run["topic"]][point["tokens"]].append(point["held_out"])
+            for budget, point in zip(plan.budgets, run["points"], strict=True):
+                found[run["topic"]][budget].append(point["held_out"])
     return {topic: {at: _mean(values) for at, values in of.items()} for topic, of in found.items()}
 
 
+def _points(runs: Runs) -> list[tuple[Mapping[str, Any], ...]]:
+    """The points of the random curves, all draws' at one place; up to where the shortest pool ends."""
+    return list(zip(*(run["points"] for run in runs if run["arm"] == CURVE), strict=False))
+
+
 def _tokens(runs: Runs) -> list[int]:
-    return next(([point["tokens"] for point in run["points"]] for run in runs if run["arm"] == CURVE), [])
+    return [round(_mean(point["tokens"] for point in points)) for points in _points(runs)]
 
 
 def _curve(plan: ProofPlan, runs: Runs) -> dict[str, list[float]]:
     """By topic, the losses along the random curve, the mean over draws."""
-    draws = [run["points"] for run in runs if run["arm"] == CURVE]
     return {
-        topic: [_mean(points[at]["held_out"][topic] for points in draws) for at in range(len(draws[0]))]
+        topic: [_mean(point["held_out"][topic] for point in points) for points in _points(runs)]
         for topic in plan.topics
-        if draws
     }
 
 
 def _at(budget: int, losses: Losses, random: Losses, start: Mapping[str, float]) -> dict[str, Any]:
     """One arm at one budget."""
-    place = {topic: _nearest(of, budget) for topic, of in losses.items()}
+    place = {topic: of[budget] for topic, of in losses.items()}
     found: dict[str, Any] = {"held_out": _mean(place.values())}
     gain = mean_interval([start[topic] - loss for topic, loss in place.items()])
     found["gain"] = _interval(gain)
     if random:
-        beyond = mean_interval([_nearest(random[topic], budget) - loss for topic, loss in place.items()])
+        beyond = mean_interval([random[topic][budget] - loss for topic, loss in place.items()])
         found["beyond_random"] = _interval(beyond)
     return found
-
-
-def _nearest(of: Mapping[int, float], budget: int) -> float:
-    """The loss at a budget: a stretch may end a token or two before it."""
-    return of[min(of, key=lambda tokens: abs(tokens - budget))]
 
 
 def _interval(found: Any) -> dict[str, float]:
@@ -143,12 +142,12 @@ def multipliers(plan: ProofPlan, runs: Runs, arm: str, *, noisy: bool = False) -
         noisy: of the pool with planted rows.
     """
     tokens, curve = _tokens(runs), _curve(plan, runs)
-    losses = _losses(runs, arm, noisy)
+    losses = _losses(plan, runs, arm, noisy)
     found: dict[str, Any] = {}
     for budget in plan.budgets if tokens and losses else ():
         logs, ended = [], 0
         for topic, of in losses.items():
-            needed = tokens_for(_nearest(of, budget), tokens, curve[topic])
+            needed = tokens_for(of[budget], tokens, curve[topic])
             ended += math.isinf(needed)
             logs.append(math.log(min(needed, tokens[-1]) / budget))
         over = mean_interval(logs)
@@ -171,10 +170,7 @@ def _tests(plan: ProofPlan, by_arm: Mapping[tuple[str, bool], Losses]) -> list[d
         topics = [topic for topic in primary if topic in other]
         if not topics:
             continue
-        values = [
-            _mean(_nearest(other[topic], b) - _nearest(primary[topic], b) for b in plan.budgets)
-            for topic in topics
-        ]
+        values = [_mean(other[topic][b] - primary[topic][b] for b in plan.budgets) for topic in topics]
         found.append(
             {
                 "rival": rival,
