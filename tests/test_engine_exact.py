@@ -81,7 +81,7 @@ def test_on_the_bound() -> None:
 
 
 def test_scores_far_below_zero() -> None:
-    """Rows that point away from every query, and no others may be returned: sums near the lowest there are."""
+    """Rows that point away from every query, and no others may be returned: sums near the least."""
     away = rows("gaussian", 1, 64, torch.float32, 1)
     x, weight = (away + 0.3 * rows("gaussian", n, 64, torch.float32, n) for n in (60, 3000))
     mask = torch.arange(3000) % 2 == 0

@@ -95,6 +95,20 @@ def test_a_run_goes_to_a_url_and_is_selected_from_there(
     assert len(list(open_corpus(f"{BUCKET}/run/curated.parquet"))) == 3
 
 
+def test_one_of_several_target_sets_is_selected_from_at_its_url(tmp_path: Path, memory: Any) -> None:
+    job = save_job(tmp_path / "job")
+    common = ["--model", job / "model", "--corpus", job / "corpus.jsonl", "--layer", "encoder.layer.0"]
+    for name in ("a", "b"):
+        common += ["--targets", f"{name}={job / 'seeds.jsonl'}"]
+    url = f"{BUCKET}/sets/run"  # a folder of that name says nothing by itself
+    _finescope("curate", *common, "-k", 6, "--out", url)
+    said = _finescope("select", f"{url}/sets/b", "-k", 2)
+    assert f"copied to {url}" in said
+    assert [len(list(open_corpus(f"{url}/sets/{name}/curated.jsonl"))) for name in ("a", "b")] == [6, 2]
+    _finescope("select", url, "-k", 3)
+    assert [len(list(open_corpus(f"{url}/sets/{name}/curated.jsonl"))) for name in ("a", "b")] == [3, 3]
+
+
 def test_single_stages_take_and_give_urls(tmp_path: Path, memory: Any) -> None:
     job = save_job(tmp_path / "job")
     model = ["--model", job / "model", "--layer", "encoder.layer.0"]

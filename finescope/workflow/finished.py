@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.storage.files import read_json
-from finescope.storage.remote import is_url
+from finescope.storage.remote import file_system, is_url, saying
 from finescope.storage.remote_folder import Remote
 from finescope.workflow.job import Job
 from finescope.workflow.layout import MANIFEST, SET_FOLDERS, SETS
@@ -33,8 +34,8 @@ def open_run(
         InputError: there is no finished run.
         StoreError: there is none at the URL, or it can't be read.
     """
-    above, _, set_name = str(out).rstrip("/").rpartition(f"/{SET_FOLDERS}/")
-    if set_name and (is_url(out) or (Path(above) / SETS).is_file()):
+    above, set_name = _of_sets(str(out))
+    if set_name:
         run = open_run(above, reporter)
         assert isinstance(run, SetsRun)
         return SetRun(run.context, set_name, changes or {})
@@ -59,3 +60,26 @@ def open_run(
         configuration["shares"] = []
     job = Job.from_dict({**configuration, **changes})
     return of_job(job)(job, reporter)
+
+
+def _of_sets(out: str) -> tuple[str, str]:
+    """Return where the run with several target sets is that a folder or URL is a set of, and the set's name.
+
+    Both are empty if it is of none.
+    """
+    if is_url(out):
+        above, _, name = out.rstrip("/").rpartition(f"/{SET_FOLDERS}/")
+    else:
+        place = Path(out)
+        if place.parent.name != SET_FOLDERS:  # a relative path may leave out what stands above
+            place = Path(os.path.abspath(place))
+        above, name = str(place.parent.parent), place.name if place.parent.name == SET_FOLDERS else ""
+    return (above, name) if name and _is_file(f"{above}/{SETS}") else ("", "")
+
+
+def _is_file(place: str) -> bool:
+    system, path = file_system(place) if is_url(place) else (None, place)
+    if system is None:
+        return Path(path).is_file()
+    with saying("read", place):
+        return bool(system.isfile(path))
