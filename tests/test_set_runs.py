@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from finescope import InputError
 from finescope.cli import main
 from finescope.progress import Reporter
+from finescope.storage.lock import FolderLock
 from finescope.workflow.finished import open_run
 from finescope.workflow.job import Job
 from finescope.workflow.setrun import SetsRun, of_job
@@ -139,8 +141,6 @@ def test_the_page_above_has_a_line_and_a_link_for_each(job: Path) -> None:
 
 
 def test_selecting_again_is_for_all_sets_or_for_one(job: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(job / "run", run)
     before = (run / "sets/animals/selection.parquet").read_bytes()
@@ -149,6 +149,13 @@ def test_selecting_again_is_for_all_sets_or_for_one(job: Path, tmp_path: Path) -
     assert (run / "sets/animals/selection.parquet").read_bytes() == before
     result = invoke("select", run / "sets/sky", "--preset", "paper")
     assert (result.exit_code, "are scored together" in result.stderr) == (1, True)
+    for option in (["--exclusive"], ["--no-exclusive"], ["--share", "sky=1"]):
+        result = invoke("select", run / "sets/sky", *option)
+        assert (result.exit_code, "share the rows out together" in result.stderr) == (1, True), option
+    scored = (run / "rows.parquet").read_bytes()
+    result = invoke("select", run, "--preset", "paper-v3")
+    assert (result.exit_code, "needs an autoencoder that was trained for it" in result.stderr) == (1, True)
+    assert (run / "rows.parquet").read_bytes() == scored
     result = invoke("explain", run, "#3")
     assert (result.exit_code, "holds the target sets animals, sky" in result.stderr) == (1, True)
     result = invoke("diff", run)
@@ -180,6 +187,47 @@ def test_selecting_again_is_for_all_sets_or_for_one(job: Path, tmp_path: Path) -
     found = pq.read_table(run / "sets/sky/scores.parquet")
     assert (run / "sets/sky/scores.parquet").read_bytes() != scores
     assert found["score"].to_pylist() == pq.read_table(alone)["score"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("below", "place"), [("", "sets/sky"), ("sets", "sky"), ("sets/sky", "."), ("sets/animals", "../sky")]
+)
+def test_a_set_is_named_from_wherever_one_stands(
+    job: Path, below: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(job / "run" / below)
+    assert "score" in good("explain", place, "#3").stdout
+
+
+def test_rows_that_are_targets_of_another_set_are_counted(job: Path, tmp_path: Path) -> None:
+    targets = [word for name in SETS for word in ("--targets", f"{name}={job / name}.jsonl")]
+    out = tmp_path / "run"
+    shutil.copytree(job / "run", out)
+    (out / "sets/sky/scorer.safetensors").unlink()
+    said = good("curate", *given(job), *targets, "--out", out).stderr
+    assert "scoring: done before" not in said
+    words = "1 row with the text of a target and 1 row with the text or id of another set's target"
+    for name in SETS:
+        assert f"{name}: left out as targets themselves: {words}" in said
+        assert words in (out / "sets" / name / "report.html").read_text().replace("&#39;", "'")
+    assert json.loads((out / "sets/sky/metrics.json").read_text())["targets_in_corpus"] == 2
+
+
+def test_two_runs_do_not_work_on_the_sets_of_one_folder(job: Path) -> None:
+    with FolderLock(job / "run"):
+        result = invoke("select", job / "run/sets/sky", "-k", 3)
+    assert (result.exit_code, "another run" in result.stderr) == (1, True)
+
+
+def test_what_is_left_out_of_the_default_is_said_of_each_set(job: Path, tmp_path: Path) -> None:
+    write_jsonl(
+        tmp_path / "other.jsonl", [{"id": f"x{at}", "text": word} for at, word in enumerate("語猫犬")]
+    )
+    targets = ["--targets", f"sky={job}/sky.jsonl", "--targets", f"other={tmp_path}/other.jsonl"]
+    said = good("curate", *given(job)[:-2], *targets, "--out", tmp_path / "run").stderr
+    assert "other: default without tfidf: corpus and targets share no word" in said
+    assert "sky: default without" not in said
+    good("explain", tmp_path / "run/sets/other", "#3")
 
 
 def test_quotas_by_label_in_a_run_say_what_they_could_not_fill(job: Path, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ class Run:
             yield
             return
         make_folder(self.context.folder)
-        with FolderLock(self.context.folder):
+        with FolderLock(self.context.home):
             for folder in (self.context.folder, self.context.folder / STAGES):
                 remove_temporaries(folder)
             self._held = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from finescope.storage.files import read_json
 from finescope.workflow.context import Context
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
-from finescope.workflow.layout import METRICS
+from finescope.workflow.layout import ACTIVATIONS, METRICS
 from finescope.workflow.run import Outcome, Run
+from finescope.workflow.sending import sending
 from finescope.workflow.setcontext import SetContext, SetsContext
 from finescope.workflow.sets import MIXTURE
 from finescope.workflow.stages.embed import Embed
@@ -27,6 +29,8 @@ from finescope.workflow.stages.sets import IndexSets, ManifestSets, ScoreSets, S
 
 TOGETHER = ("preset", "pooling", "weights", "scorer", "top_m")
 """Settings of the scores, which all sets of a run have together."""
+SHARED_OUT = ("exclusive", "shares")
+"""Settings of how sets share rows."""
 
 
 @dataclass
@@ -106,11 +110,10 @@ class SetRun(Run):
         """
         if name not in run.sets:
             raise InputError(f"{run.folder} holds no target set {name!r}; there are {', '.join(run.sets)}")
-        wrong = [field for field in TOGETHER if field in changes]
-        if wrong:
-            raise InputError(
-                f"the target sets of {run.folder} are scored together: give {wrong[0]} for that folder"
-            )
+        for fields, words in ((TOGETHER, "are scored together"), (SHARED_OUT, "share the rows out together")):
+            wrong = [field for field in fields if field in changes]
+            if wrong:
+                raise InputError(f"the target sets of {run.folder} {words}: give {wrong[0]} for that folder")
         self._run = run
         # Sections are changed field by field.
         job = run.sets[name].job.to_dict()
@@ -121,6 +124,10 @@ class SetRun(Run):
 
     def _opened(self, job: Job, reporter: Reporter, restart: bool, engine: Engine | None) -> Context:
         return self._context
+
+    def _sending(self) -> contextlib.AbstractContextManager[None]:
+        """The set's results are at the run's URL, if it has one."""
+        return sending(self._run.job.out, self.context.reporter, leave=(ACTIVATIONS,))
 
     def reselect(self) -> Outcome:
         """Select, evaluate and report the set again; the other sets stay as they are.

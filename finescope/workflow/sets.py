@@ -88,8 +88,9 @@ def score_each(
     found = marked(corpus, list(sets.values()), scorings, tables)
     anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found))
     for name, scored in zip(sets, found, strict=True):
-        scored.is_target = anywhere
         scored.settings["set"] = name
+        scored.settings["targets"]["of_other_sets"] = int((anywhere & ~scored.is_target).sum())
+        scored.is_target = anywhere
     return dict(zip(sets, zip(found, scorings, strict=True), strict=True))
 
 

@@ -88,6 +88,8 @@ _OF_ROWS = ("id", "tokens", "valid", "is_target")
 _OF_TARGETS = ("score", "nearest_target_index", "nearest_similarity")
 _CRC32 = "text_crc32"
 """A column that tables made of codes without texts lack."""
+_SHARED = ("index", *_OF_ROWS, _CRC32)
+"""Columns that don't depend on the targets."""
 
 
 def write_scores(path: PathLike, scored: ScoredRows, *, rows: bool = True) -> None:
@@ -104,27 +106,12 @@ def write_scores(path: PathLike, scored: ScoredRows, *, rows: bool = True) -> No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = scored.table
-    columns = {
-        "index": pa.array(np.arange(len(table), dtype=np.int64)),
-        "id": _as_column(scored.ids),
-        "score": pa.array(table.score),
-        "nearest_target": _picked(scored.target_ids, table.nearest_target),
-        "nearest_target_index": pa.array(table.nearest_target),
-        "nearest_similarity": pa.array(table.nearest_similarity),
-        "tokens": pa.array(scored.tokens),
-        "valid": pa.array(table.valid),
-        "is_target": pa.array(scored.is_target),
-    }
-    if scored.crc32 is not None:
-        columns[_CRC32] = pa.array(scored.crc32)
-    notes = {"settings": scored.settings, "scorer": table.scorer, "target_ids": scored.target_ids}
-    kept: dict[str, Any] = {}
+    notes = {"settings": scored.settings, "scorer": scored.table.scorer, "target_ids": scored.target_ids}
+    columns, kept = _columns(scored), dict[str, Any]()
     if not rows:
         # Scores hardly shrink, and there is one table a set.
         kept = {"use_dictionary": ["nearest_target", "nearest_target_index"], "compression": "none"}
-        shared = ("index", *_OF_ROWS, _CRC32)
-        columns = {name: column for name, column in columns.items() if name not in shared}
+        columns = {name: column for name, column in columns.items() if name not in _SHARED}
     written = pa.table(columns).replace_schema_metadata({"finescope": json.dumps(notes)})
     with atomic_path(path) as temporary:
         pq.write_table(written, temporary, **kept)
@@ -139,18 +126,29 @@ def write_rows(path: PathLike, scored: ScoredRows) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = {name: column for name, column in _columns(scored).items() if name in _SHARED}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata({"finescope": "{}"}), temporary)
+
+
+def _columns(scored: ScoredRows) -> dict[str, Any]:
+    import pyarrow as pa
+
     table = scored.table
     columns = {
         "index": pa.array(np.arange(len(table), dtype=np.int64)),
         "id": _as_column(scored.ids),
+        "score": pa.array(table.score),
+        "nearest_target": _picked(scored.target_ids, table.nearest_target),
+        "nearest_target_index": pa.array(table.nearest_target),
+        "nearest_similarity": pa.array(table.nearest_similarity),
         "tokens": pa.array(scored.tokens),
         "valid": pa.array(table.valid),
         "is_target": pa.array(scored.is_target),
     }
     if scored.crc32 is not None:
         columns[_CRC32] = pa.array(scored.crc32)
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata({"finescope": "{}"}), temporary)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -340,11 +338,15 @@ def about_targets(found: Mapping[str, int]) -> list[str]:
     """Return in words which rows were left out as targets, and which weren't although they have their ids.
 
     Args:
-        found: the counts of ``TargetRows``.
+        found: the counts of ``TargetRows``; of one of several sets ``of_other_sets`` too.
     """
     reasons = [
         f"{counted(found[name], 'row')} with {words}"
-        for name, words in (("same_text", "the text of a target"), ("same_id", "the id of a target"))
+        for name, words in (
+            ("same_text", "the text of a target"),
+            ("same_id", "the id of a target"),
+            ("of_other_sets", "the text or id of another set's target"),
+        )
         if found.get(name)
     ]
     said = [f"left out as targets themselves: {' and '.join(reasons)}"] if reasons else []

@@ -31,8 +31,17 @@ class Score(Stage):
     writes = (SCORES, SCORER)
 
     def decisive(self, context: Context) -> Mapping[str, Any]:
-        """Return the codes and the recipe; the seed where it decides the order."""
+        """Return the codes and the recipe; the seed where it decides the order.
+
+        Raises:
+            InputError: the recipe wants another autoencoder than the run's.
+        """
         recipe = context.job.recipe()
+        if recipe.coordinates and not context.ledger.facts("train").get("coordinates"):
+            raise InputError(
+                f"{context.folder}: {recipe.name} needs an autoencoder that was trained for it, on "
+                f"{recipe.coordinates} coordinates; run `finescope curate` with it into another folder"
+            )
         drawn = any(isinstance(term, Random) for _, term in parse_scorer(recipe.scorer).terms)
         return {
             "corpus": context.ledger.key("embed-corpus"),
@@ -48,11 +57,6 @@ class Score(Stage):
     def work(self, context: Context) -> None:
         """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
         recipe = context.job.recipe()
-        if recipe.coordinates and not context.ledger.facts("train").get("coordinates"):
-            raise InputError(
-                f"{context.folder}: {recipe.name} needs an autoencoder that was trained for it, on "
-                f"{recipe.coordinates} coordinates; run `finescope curate` with it into another folder"
-            )
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
         scoring = Scoring(context.evidence, context.seeds, recipe, seed=context.job.seed)
         scored = score_stores(corpus, wanted, scoring)

@@ -36,7 +36,7 @@ from finescope.workflow.stage import Stage
 from finescope.workflow.stages.manifest import made_with
 from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import write_chosen
-from finescope.workflow.tables import read_selection, write_rows, write_scores
+from finescope.workflow.tables import about_targets, read_selection, write_rows, write_scores
 
 if TYPE_CHECKING:
     from finescope.workflow.context import Context
@@ -63,7 +63,8 @@ class ScoreSets(Stage):
 
     def run(self, context: Context) -> bool:
         """Do the stage unless all tables are there, of the same inputs."""
-        if any(not (each.folder / SCORES).exists() for each in _sets(context).sets.values()):
+        folders = [each.folder for each in _sets(context).sets.values()]
+        if any(not (folder / name).exists() for folder in folders for name in Score.writes):
             (context.folder / ROWS).unlink(missing_ok=True)
         return super().run(context)
 
@@ -82,6 +83,8 @@ class ScoreSets(Stage):
             job.seed,
         )
         for name, (scored, scoring) in found.items():
+            if scoring.remark:
+                context.reporter.say(f"{name}: {scoring.remark}")
             folder = run.sets[name].folder
             write_scores(folder / SCORES, scored, rows=False)
             write_tensors(folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
@@ -122,7 +125,8 @@ class SelectSets(Stage):
         )
         for name, each in run.sets.items():
             write_chosen(each, scored[name], selections[name])
-            for words in (said(selections[name]), *selections[name].unfilled):
+            about = about_targets(scored[name].targets_in_corpus)
+            for words in (said(selections[name]), *selections[name].unfilled, *about):
                 context.reporter.say(f"{name}: {words}")
         for ending in OUTPUTS:
             (run.folder / f"{MIXTURE}{ending}").unlink(missing_ok=True)
