@@ -297,23 +297,24 @@ class View:
     def see(self, block: SparseCodes, norms: FloatArray) -> Seen:
         """Return what a scorer sees of a block of rows with the given norms."""
         valid = _valid(norms)
-        usable = self.targets.usable.size
-        products = self._products(block)
-        products[:, ~valid] = 0.0  # their products may be NaN
-        products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
-        mean = products[usable] if self.with_mean else None
-        return Seen(products[:usable], mean, valid, block, norms, self.space.weights)
+        parts = self._products(block)
+        for products in parts:
+            products[:, ~valid] = 0.0  # their products may be NaN
+            products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
+        mean = parts[-1][-1] if self.with_mean else None
+        return Seen(parts[0][: self.targets.usable.size], mean, valid, block, norms, self.space.weights)
 
-    def _products(self, block: SparseCodes) -> FloatArray:
-        """Return ⟨w∘t̂, x⟩ of every target, and behind them ⟨w∘μ, x⟩, float64 [columns,n]."""
-        products = np.empty((self.columns, len(block)))
-        low = 0
+    def _products(self, block: SparseCodes) -> list[FloatArray]:
+        """Return ⟨w∘t̂, x⟩ of every target, and behind them ⟨w∘μ, x⟩, float64 [columns,n] in parts."""
+        parts, low = [], 0
         if self._sparse:
-            low = self.targets.usable.size
-            products[:low] = sparse_products(self._queries, block).numpy()
+            parts.append(sparse_products(self._queries, block).numpy())
+            low = len(parts[0])
+        if low < self.columns:
+            parts.append(np.empty((self.columns - low, len(block))))
         for first, panel in self._panels(low):
-            products[first : first + panel.shape[1]] = product(block, panel).T
-        return products
+            parts[-1][first - low : first - low + panel.shape[1]] = product(block, panel).T
+        return parts
 
     @property
     def _sparse(self) -> bool:
