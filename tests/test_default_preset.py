@@ -18,6 +18,9 @@ from click.testing import CliRunner
 from finescope import InputError, SparseCodes
 from finescope.cli import main
 from finescope.curation import PRESETS, Evidence, Scoring, compare_methods, parse_scorer
+from finescope.curation.blocks import product, with_values
+from finescope.curation.scoring import dense as vectors
+from finescope.curation.scoring.dense import DenseRows, whitened
 from support import curation_oracle as oracle
 from support.cli_job import save_run
 
@@ -127,3 +130,19 @@ def test_scores_of_codes_alone_say_what_is_missing(tmp_path) -> None:
     result = CliRunner().invoke(main, ["score", *codes, "--out", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert "default without tfidf: no words beside the codes" in result.stderr
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (1000, 7), (7, 1000)])
+def test_whitening_a_part_at_a_time_gives_the_bytes_of_the_whole(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = DenseRows(torch.randn(50, 16, generator=torch.Generator().manual_seed(1)))
+    change = whitened(held)
+    assert change.root is not None
+    assert np.array_equal(change.root, np.triu(change.root)), "nothing below the diagonal"
+    (block,) = held.iter_shards()
+    moved = with_values(block, block.values.double() - torch.from_numpy(np.tile(change.centre, 50)))
+    expected = product(moved, change.root)
+    monkeypatch.setattr(vectors, "TURNED_ROWS", rows)
+    monkeypatch.setattr(vectors, "TURNED_COLUMNS", columns)
+    assert change(block).values.numpy().tobytes() == expected.tobytes()

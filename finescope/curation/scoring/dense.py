@@ -27,6 +27,8 @@ WHITENED_ROWS = 16_384
 """Rows whose covariance is taken, at most."""
 SHRINKAGE = 0.3
 """Of the median variance, added to all."""
+TURNED_ROWS, TURNED_COLUMNS, TURNED_NUMBERS = 1024, 192, 3 << 16
+"""Rows and columns that are turned at a time, and numbers of the columns at most: they stay in a cache."""
 HELD_BYTES = 64 << 20
 """Up to here changed vectors are held in float64, and not changed anew in every pass."""
 
@@ -88,7 +90,7 @@ class Centred:
 
     Attributes:
         centre: c, float64 [D].
-        root: R transposed, float64 [D,D]; None where they are only moved.
+        root: R transposed, float64 [D,D], upper triangular; None where they are only moved.
     """
 
     centre: FloatArray
@@ -97,10 +99,9 @@ class Centred:
     def __call__(self, block: SparseCodes) -> SparseCodes:
         """Return rows of ``DenseRows``, moved and turned."""
         values = values64(block).reshape(-1, self.centre.size) - self.centre
-        moved = with_values(block, torch.from_numpy(values.reshape(-1)))
-        if self.root is None:
-            return moved
-        return with_values(block, torch.from_numpy(product(moved, self.root).reshape(-1)))
+        if self.root is not None:
+            values = _turned(values, self.root)
+        return with_values(block, torch.from_numpy(values.reshape(-1)))
 
     def of(self, vectors: DenseRows) -> DenseRows | MappedCodes:
         """Return vectors so changed: held where they are few, else changed as they are read."""
@@ -138,6 +139,19 @@ def whitened(vectors: DenseRows) -> Centred:
     floor = SHRINKAGE * float(np.median(known)) if known.size else 1.0
     square[np.diag_indices(width)] += floor
     return Centred(centre, _inverse_root(square).T.copy())
+
+
+def _turned(values: FloatArray, root: FloatArray) -> FloatArray:
+    """Return values @ root, float64 [n,D], for an upper triangular root: what it lacks is not multiplied."""
+    found, columns = np.empty_like(values), max(1, min(TURNED_COLUMNS, TURNED_NUMBERS // len(root)))
+    for left in range(0, len(root), columns):
+        right = min(left + columns, len(root))
+        panel = np.ascontiguousarray(root[:right, left:right])
+        for low in range(0, len(values), TURNED_ROWS):
+            rows = slice(low, low + TURNED_ROWS)
+            part = torch.from_numpy(np.ascontiguousarray(values[rows, :right]))
+            found[rows, left:right] = product(_full(part), panel)
+    return found
 
 
 def _inverse_root(matrix: FloatArray) -> FloatArray:
