@@ -117,4 +117,4 @@ def test_a_table_beside_the_data_is_none_of_it(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     corpus = open_corpus(tmp_path)
     assert [row.text for row in corpus] == ["a"]
-    assert corpus.left_out == ["metadata.csv"]
+    assert corpus.left_out == ["metadata.csv (a table without text)"]

@@ -1,13 +1,16 @@
 """A corpus is found where it lies: in folders of folders, beside other things, in arrays, behind URLs.
 
-Fails if: a description beside the data is read as rows; a file in a deeper folder is passed over or read
-twice; a partition's key is lost; an array has to fit in memory; a URL needs other words than a path.
+Fails if: a file is passed over because of its format, or because it lies deeper; a file is read twice; a
+description beside the data is read as rows; a partition's key is lost; an array has to fit in memory; a URL
+needs other words than a path.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import sys
@@ -69,6 +72,172 @@ def test_what_lies_beside_the_data_is_left_out_and_said(tmp_path: Path) -> None:
     ]
     (tmp_path / "row.json").write_text('{"id": "r", "text": "a row alone in its file"}')
     assert _ids(tmp_path) == "crab"
+
+
+def _put_in(root: Path, name: str, *records: dict[str, Any]) -> None:
+    """Write records in the format that a name ends in."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.suffixes[-2] if path.suffix == ".gz" else path.suffix
+    table = pa.Table.from_pylist(list(records))
+    if kind == ".parquet":
+        pq.write_table(table, path)
+        return
+    if kind in (".arrow", ".feather"):
+        with pa.ipc.new_file(str(path), table.schema) as file:
+            file.write_table(table)
+        return
+    if kind in (".csv", ".tsv"):
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, list(records[0]), delimiter="\t" if kind == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(records)
+        text = stream.getvalue()
+    elif kind == ".json":
+        text = json.dumps(records, indent=1)
+    else:
+        text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+MIXED = [
+    "a.csv",
+    "b.jsonl",
+    "c/d.tsv.gz",
+    "c/e.json",
+    "f.parquet",
+    "g.arrow",
+    "h.jsonl.gz",
+    "lang=en/i.csv",
+    "lang=en/j.feather",
+]
+
+
+@pytest.mark.parametrize("output", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("pattern", ["", "/*", "/**", "url", "url/**"])
+def test_files_of_all_formats_are_read_in_order_of_name(
+    tmp_path: Path, memory: Any, pattern: str, output: str
+) -> None:
+    folder = tmp_path / "in"
+    wanted = []
+    for number, name in enumerate(MIXED):
+        record = {"id": f"r{number}", "text": f"text {number}", "c": f"0{number}"}
+        _put_in(folder, name, record)
+        wanted.append({**record, "lang": "en"} if name.startswith("lang") else record)
+    (folder / "README.md").write_text("# what this is")
+    (folder / "dataset_info.json").write_text('{"features": {"text": {"dtype": "string"}}}')
+    _put_in(folder, "metadata.csv", {"file": "b.jsonl", "rows": 1})
+    _put_in(folder, "zz/splits.tsv.gz", {"split": "train", "rows": 1})
+    source = f"{folder}{pattern}"
+    if pattern.startswith("url"):
+        memory.put(f"{folder}/", "/mixed/", recursive=True)
+        source = f"memory://mixed{pattern.removeprefix('url')}"
+    corpus = open_corpus(source)
+    assert [row.id for row in corpus] == [row["id"] for row in wanted]
+    assert sorted(corpus.left_out) == [
+        "README.md",
+        "dataset_info.json (one object without text)",
+        "metadata.csv (a table without text)",
+        f"{'' if pattern == '/*' else 'zz/'}splits.tsv.gz (a table without text)",
+    ]
+    once = [".tsv", ".json", ".parquet", ".arrow", ".feather"]
+    assert corpus.formats == {".csv": 2, ".jsonl": 2, **dict.fromkeys(once, 1)}
+    assert corpus.suffix == ".jsonl"
+    corpus.scan(output=output)
+    order = [5, 0, 7, 2, 8, 4, 1, 3, 6]
+    assert copy_rows(tmp_path / f"out{output}", corpus, order) == 9
+    if output == ".parquet":
+        got = pq.read_table(tmp_path / "out.parquet", partitioning=None).to_pylist()
+        assert got == [{"lang": None, **wanted[at]} for at in order]
+    else:
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [wanted[at] for at in order]
+
+
+def test_what_does_not_go_into_one_table_is_refused_by_name(tmp_path: Path) -> None:
+    _put_in(tmp_path, "a.parquet", {"text": "a", "n": 1})
+    _put_in(tmp_path, "b.csv", {"text": "b", "n": 1})
+    corpus = open_corpus(tmp_path)
+    with pytest.raises(
+        InputError, match=r"column 'n' is int64 in a\.parquet and string in b\.csv.*--format jsonl"
+    ):
+        corpus.scan(output=corpus.suffix)
+    corpus = open_corpus(tmp_path)
+    corpus.scan(output=".jsonl")
+    copy_rows(tmp_path / "out.jsonl", corpus, [1, 0])
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": "b", "n": "1"}, {"text": "a", "n": 1}]
+
+
+def test_what_is_no_data_depends_on_what_is_read(tmp_path: Path) -> None:
+    _put_in(tmp_path, "a.jsonl", {"q": "one", "said": {"text": "x"}})
+    _put_in(tmp_path, "b.csv", {"q": "two"})
+    _put_in(tmp_path, "c.csv", {"text": "three"})
+    (tmp_path / "d.json").write_text('{"text": "what this is"}')
+    for options in ({"text_column": "q"}, {"text_template": "{{ q }}"}):
+        corpus = open_corpus(tmp_path, **options)  # type: ignore[arg-type]
+        assert [row.content for row in corpus] == ["one", "two"]
+        assert corpus.left_out == ["d.json (one object without text)", "c.csv (a table without text)"]
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "d.json").unlink()
+    # Of tables alone none is left out: its column may go by another name.
+    with pytest.raises(InputError, match=r"c\.csv: no column 'q'; there are 'text'"):
+        list(open_corpus(tmp_path, text_column="q"))
+
+
+def test_rows_in_a_list_within_one_object_are_refused_by_name(tmp_path: Path) -> None:
+    """As some exports have them: beside other files they would pass for a description of those."""
+    _put(tmp_path, z_jsonl="z")
+    for rows in (2, 30_000):
+        for held, words in (
+            ({"data": [{"text": "a" * 60}] * rows}, "'data'"),
+            ({"train": {"rows": [{"text": "a" * 60}] * rows}}, r"'train\.rows'"),
+        ):
+            (tmp_path / "a.json").write_text(json.dumps({"version": 1, **held}, indent=1))
+            with pytest.raises(InputError, match=rf"a\.json is one object that holds rows in {words}"):
+                open_corpus(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({"features": [{"name": "text"}], "long": "x" * (1 << 21)}))
+    assert open_corpus(tmp_path).left_out == ["a.json (one object without text)"]
+
+
+def test_a_folder_that_links_lead_to_is_read_once(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    _put(root, v1__a_jsonl="ab", v2__a_jsonl="cd")
+    os.symlink("v2", root / "latest")
+    (root / "same.jsonl").symlink_to("v1/a.jsonl")  # a file's link is a file: caches keep equal ones once
+    for pattern, link in (
+        ("", "latest (a link to v2)"),
+        ("/**", "latest (a link to v2)"),
+        ("/**/*.jsonl", "latest/a.jsonl (a link to v2/a.jsonl)"),
+    ):
+        corpus = open_corpus(f"{root}{pattern}", id_column=None)
+        assert [row.content for row in corpus] == list("ababcd")
+        assert corpus.left_out == [link]
+    assert _ids(f"{root}/latest/*.jsonl") == _ids(root / "latest") == "cd"
+    os.symlink(_put(tmp_path / "elsewhere", b_jsonl="e"), root / "w")
+    _put(root / "_kept", c_jsonl="f")
+    os.symlink("_kept", root / "x")
+    corpus = open_corpus(root, id_column=None)
+    assert [row.content for row in corpus] == list("ababcdef")
+    assert corpus.left_out == ["_kept/ (hidden)", "latest (a link to v2)"]
+
+
+def test_hidden_files_are_said_and_patterns_mean_the_same_everywhere(tmp_path: Path, memory: Any) -> None:
+    _put(tmp_path, a_jsonl="a", **{".b_jsonl": "b", "_c_jsonl": "c", ".d__e_jsonl": "e"})
+    memory.put(f"{tmp_path}/", "/hidden/", recursive=True)
+    for root in (str(tmp_path), "memory://hidden"):
+        corpus = open_corpus(root)
+        assert ([row.id for row in corpus], corpus.left_out) == (
+            ["a"],
+            [".b.jsonl (hidden)", "_c.jsonl (hidden)"],
+        )
+        assert sorted(_ids(f"{root}/*.jsonl")) == sorted(_ids(f"{root}/**/*.jsonl")) == ["a", "c"]
+        assert _ids(f"{root}/.*.jsonl") == "b"
+        with pytest.raises(InputError, match=r"\*\.md does not exist"):
+            open_corpus(f"{root}/*.md")
+    (tmp_path / "x.md").write_text("x")
+    with pytest.raises(InputError, match=r"\*\.md matches no corpus files; it holds x\.md; wanted: \.jsonl"):
+        open_corpus(f"{tmp_path}/*.md")
 
 
 def test_a_folder_with_descriptions_only(tmp_path: Path) -> None:

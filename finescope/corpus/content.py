@@ -15,6 +15,8 @@ TEXT = "text"
 CHATS = ("messages", "conversations", "conversation")
 PAIRS = (("prompt", "completion"), ("instruction", "input", "output"), ("question", "answer"))
 """Columns that make a text together; the first and the last must be there."""
+_DEFAULTS = ((TEXT,), *((name,) for name in CHATS), *PAIRS)
+"""What is read where no column is named: the first that holds something."""
 BESIDE = ("system", "tools", "functions")
 """Columns that a conversation takes along."""
 _MISSING = object()
@@ -88,6 +90,19 @@ class ContentReader:
         beside = [f"{name.rpartition('.')[0]}.{other}".lstrip(".") for name in asked for other in BESIDE]
         return [name for name in dict.fromkeys([*asked, *beside]) if _top(name, names)]
 
+    def can_say(self, names: Iterable[str]) -> bool:
+        """Return whether rows with these columns could say something."""
+        names = list(names)
+        if self._template is not None:
+            used = self._template[1]
+            if "row" in used or not used.isdisjoint(names):
+                return True
+        elif not self._default and any(_top(name, names) for name in self.columns):
+            return True
+        if not (self._lenient or (self._default and self._template is None)):
+            return False
+        return any(columns[0] in names and columns[-1] in names for columns in _DEFAULTS)
+
     def read(self, record: Mapping[str, Any], place: str, *, full_rows: bool = False) -> Content | None:
         """Return what a row says; None if it has none of the columns that could say something.
 
@@ -108,7 +123,7 @@ class ContentReader:
             if found is not None or not self._lenient:
                 return found
         found = None
-        for names in ((TEXT,), *((name,) for name in CHATS), *PAIRS):
+        for names in _DEFAULTS:
             if names[0] in record and names[-1] in record:
                 content = self._joined(record, names, place, full_rows)
                 if content is not None and content.says_something:

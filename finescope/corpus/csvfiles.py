@@ -86,7 +86,8 @@ class CsvSource(TableSource):
         csv.field_size_limit(_LONGEST)
         with contextlib.closing(opened(self._file, self._packing)) as raw:
             with self._reading(1):
-                first = raw.peek(_HEAD).removeprefix(BOM).lstrip(b"\r\n").partition(b"\n")[0]
+                first = raw.peek(_HEAD).removeprefix(BOM).lstrip(b"\r\n")
+                first = re.split(rb"[\r\n]", first, maxsplit=1)[0]
             unquoted = _QUOTED.sub("", first.decode("utf-8", "replace"))
             delimiter = "\t" if self._tabs else max(_DELIMITERS, key=unquoted.count)
             lines = csv.reader(

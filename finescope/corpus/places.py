@@ -7,10 +7,11 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from finescope.corpus.beside import Found, describes, without_tables_beside
 from finescope.corpus.content import ContentReader
 from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
 from finescope.corpus.files import File
@@ -29,21 +30,9 @@ _ARROW = (".arrow", ".feather")
 _ENDINGS = (*JSON_ENDINGS, *CSV_ENDINGS, ".parquet", *_ARROW)
 _HIDDEN = (".", "_")
 """Beginnings of names that writers give to what is no data: ``_SUCCESS``, ``.cache``."""
+_MARKS = ("_delta_log", "_temporary", "_spark_metadata")
+"""Folders without rows of their own, which aren't worth a word."""
 _NULL = "__HIVE_DEFAULT_PARTITION__"
-_HEAD = 1 << 20
-
-
-@dataclass
-class Found:
-    """Sources in their order, and what was seen and left out."""
-
-    sources: list[Source] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def add(self, other: Found) -> None:
-        """Append what was found in another place."""
-        self.sources += other.sources
-        self.left_out += other.left_out
 
 
 def find(source: PathLike, split: str | None, content: ContentReader) -> Found:
@@ -64,14 +53,20 @@ def find(source: PathLike, split: str | None, content: ContentReader) -> Found:
     if place.over_http and not glob.has_magic(place.path):  # asking whether it is a folder would download it
         return Found([_source(place.file(place.path, {}))])
     if place.is_folder(place.path):
-        return _in_folder(place, place.path, split, content)
+        return _some(_in_folder(place, place.path, split, content), f"{place.path} is a folder without")
     if place.exists(place.path):
         return Found([_source(place.file(place.path, {}))])
-    if glob.has_magic(place.path):
-        found = _in_pattern(place, split, content)
-        if found.sources:
-            return found
+    matches = place.matches() if glob.has_magic(place.path) else []
+    if matches:
+        return _some(_in_pattern(place, matches, split, content), f"{place.path} matches no")
     raise InputError(place.absence())
+
+
+def _some(found: Found, lack: str) -> Found:
+    if not found.sources:
+        held = f"; it holds {', '.join(found.left_out[:5])}" if found.left_out else ""
+        raise InputError(f"{lack} corpus files{held}; wanted: {FORMATS}")
+    return found
 
 
 @dataclass
@@ -137,47 +132,79 @@ def _in_folder(place: _Place, folder: str, split: str | None, content: ContentRe
     if saved is not None:
         return Found([saved])
     found = Found()
-    lone: list[File] = []
-    files = list(_walk(place, folder, {}, set()))
-    for path, constants in files:
+    entries = list(_Walk(place, folder, found.left_out).below(folder))
+    for path, constants in entries:
         if constants is None:
             found.sources.append(_saved_dataset(place, path, split))  # type: ignore[arg-type]
-        elif _known(path):
-            file = place.file(path, constants, folder)
-            if path.lower().endswith(".json") and len(files) > 1 and _describes(file, content):
-                lone.append(file)
+        else:
+            _take(found, place.file(path, constants, folder), content if len(entries) > 1 else None)
+    return without_tables_beside(found, content)
+
+
+def _take(found: Found, file: File, content: ContentReader | None) -> None:
+    """Add a file that was come upon, unless its name, or what ``content`` makes of it, says it's no data."""
+    if not _known(file.name):
+        found.left_out.append(file.name)
+    elif content is not None and file.name.lower().endswith(".json") and describes(file, content):
+        found.left_out.append(f"{file.label} (one object without text)")
+    else:
+        found.sources.append(_source(file))
+
+
+@dataclass
+class _Walk:
+    """A walk through a folder; says in ``left_out`` what it passes over that might have been data."""
+
+    place: _Place
+    root: str
+    left_out: list[str]
+
+    def below(
+        self, folder: str, constants: dict[str, Any] | None = None, above: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yield (file, what its folders say of its rows), depth first; saved datasets come as (folder,
+        None)."""
+        constants = constants or {}
+        here = above | {os.path.realpath(folder) if self.place.system is None else folder}
+        for path in self.place.children(folder):
+            name = posixpath.basename(path)
+            if path == folder:
+                continue
+            is_folder = self.place.is_folder(path)
+            if name.startswith(_HIDDEN):
+                self._hidden(name, is_folder)
+            elif not is_folder:
+                yield path, constants
+            elif self.place.system is None and os.path.realpath(path) in here:
+                continue  # a link that leads back
+            elif (other := _leads_to(self.place, path, self.root)) is not None and not _is_hidden(other):
+                self.left_out.append(f"{path[len(self.root) :].lstrip('/')} (a link to {other})")
+            elif _is_saved_dataset(self.place, path):
+                yield path, None
             else:
-                found.sources.append(_source(file))
-        else:
-            found.left_out.append(posixpath.basename(path))
-    others = [source for source in found.sources if not isinstance(source, CsvSource)]
-    if others:  # tables that describe the data lie beside it
-        found.left_out += [source.name for source in found.sources if isinstance(source, CsvSource)]
-        found.sources = others
-    found.left_out += [f"{file.label} (one object without text)" for file in lone]
-    if not found.sources:
-        held = f"; it holds {', '.join(found.left_out[:5])}" if found.left_out else ""
-        raise InputError(f"{folder} is a folder without corpus files{held}; wanted: {FORMATS}")
-    return found
+                yield from self.below(path, {**constants, **_partition(name)}, here)
+
+    def _hidden(self, name: str, is_folder: bool) -> None:
+        if is_folder and name.startswith("_") and name not in _MARKS:
+            self.left_out.append(f"{name}/ (hidden)")
+        elif _known(name) and not is_folder:
+            self.left_out.append(f"{name} (hidden)")
 
 
-def _walk(
-    place: _Place, folder: str, constants: dict[str, Any], above: set[str]
-) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Yield (file, what its folders say of its rows), depth first; saved datasets come as (folder, None)."""
-    real = os.path.realpath(folder) if place.system is None else folder
-    if real in above:
-        return  # a link that leads back
-    for path in place.children(folder):
-        name = posixpath.basename(path)
-        if name.startswith(_HIDDEN) or path == folder:
-            continue
-        if not place.is_folder(path):
-            yield path, constants
-        elif _is_saved_dataset(place, path):
-            yield path, None
-        else:
-            yield from _walk(place, path, {**constants, **_partition(name)}, above | {real})
+def _leads_to(place: _Place, path: str, root: str) -> str | None:
+    """Return where within a folder else the folder or file at a path lies, if links lead there; else None."""
+    if place.system is not None:
+        return None
+    real, top = os.path.realpath(path), os.path.realpath(root or ".")
+    if not os.path.isdir(path):  # equal files are kept once by some caches, and linked under all their names
+        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if not real.startswith(f"{top}/") or real[len(top) + 1 :] == path[len(root) :].strip("/"):
+        return None
+    return real[len(top) + 1 :]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(_HIDDEN) for part in path.split("/"))
 
 
 def _partition(name: str) -> dict[str, Any]:
@@ -203,14 +230,19 @@ def _whole(value: str) -> int | None:
     return int(value) if value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() else None
 
 
-def _in_pattern(place: _Place, split: str | None, content: ContentReader) -> Found:
+def _in_pattern(place: _Place, matches: list[str], split: str | None, content: ContentReader) -> Found:
     found = Found()
     seen: set[str] = set()
     base = _without_magic(place.path)
-    for path in place.matches():
+    matches = [path for path in matches if not _passed(path[len(base) :], place.path[len(base) :])]
+    for path in matches:
         if any(path.startswith(f"{folder}/") for folder in seen):
             continue  # in a folder that matched itself
-        if place.is_folder(path):
+        other = _leads_to(place, path, base)
+        if other is not None and posixpath.join(base, other) in matches:
+            found.left_out.append(f"{path[len(base) :].lstrip('/')} (a link to {other})")
+            seen.add(path)
+        elif place.is_folder(path):
             if "**" in place.path:
                 continue
             seen.add(path)
@@ -219,11 +251,20 @@ def _in_pattern(place: _Place, split: str | None, content: ContentReader) -> Fou
             for source in inside.sources:
                 source.constants.update({**constants, **source.constants})
             found.add(inside)
-        elif _known(path):
-            found.sources.append(_source(place.file(path, _constants(posixpath.dirname(path), base), base)))
         else:
-            found.left_out.append(posixpath.basename(path))
-    return found
+            constants = _constants(posixpath.dirname(path), base)
+            _take(found, place.file(path, constants, base), content if len(matches) > 1 else None)
+    return without_tables_beside(found, content)
+
+
+def _passed(path: str, pattern: str) -> bool:
+    """Return whether a match has a component with a dot before it that its pattern doesn't ask for.
+
+    A shell's wildcards pass over those, and so do local patterns; those of URLs don't by themselves.
+    """
+    return any(part.startswith(".") for part in path.split("/")) and not any(
+        part.startswith(".") for part in pattern.split("/")
+    )
 
 
 def _without_magic(pattern: str) -> str:
@@ -256,26 +297,6 @@ def _source(file: File) -> Source:
         return CsvSource(file)
     ending = posixpath.splitext(file.name)[1]
     raise InputError(f"{file.path}: the format {ending or 'without an ending'} isn't read; wanted: {FORMATS}")
-
-
-def _describes(file: File, content: ContentReader) -> bool:
-    """Return whether a .json file is one object without text: a description of the data beside it."""
-    with file.open() as opened:
-        head = opened.read(_HEAD).removeprefix(b"\xef\xbb\xbf").strip()
-    if not head.startswith(b"{"):
-        return False
-    text = head.decode("utf-8", "replace")
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        # A larger object, or rows the first of which is broken: the latter is said when they are read.
-        return len(head) >= _HEAD - 1 and b"\n" in head[:2]
-    if text[end:].strip():
-        return False
-    try:
-        return content.read(value, file.name) is None
-    except InputError:
-        return False
 
 
 def _is_saved_dataset(place: _Place, folder: str) -> bool:

@@ -6,12 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
+from finescope.corpus.beside import Found
 from finescope.corpus.content import TEXT, Content, ContentReader, lookup, no_column
 from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
-from finescope.corpus.places import Found, find, settle_partitions
+from finescope.corpus.packing import PACKED
+from finescope.corpus.places import find, settle_partitions
 from finescope.corpus.row import Row, parse_id
 from finescope.corpus.source import Look, MemorySource, Record, Source, Start, by_source, too_few
 from finescope.errors import InputError
@@ -86,6 +89,13 @@ class Corpus:
     def sources(self) -> tuple[Source, ...]:
         """What the rows are read from, in order."""
         return tuple(self._sources)
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """How many files there are of each format, by its ending without what they are packed with."""
+        names = [file.name.lower() for source in self._sources for file in source.files]
+        endings = (PurePath(name.removesuffix(_packing(name))).suffix for name in names)
+        return dict(Counter(endings).most_common())
 
     @property
     def len_hint(self) -> int | None:
@@ -394,6 +404,10 @@ class _Search:
             raise InputError(f"{self._no_text[0]}: {self._content.refusal(self._no_text[1])}")
         if not self._id and self._no_id is not None:
             raise InputError(f"{self._no_id[0]}: {no_column(str(self._id_column), self._no_id[1], 'id')}")
+
+
+def _packing(name: str) -> str:
+    return next((ending for ending in PACKED if name.endswith(ending)), "")
 
 
 def _names(record: dict[str, Any]) -> list[str]:

@@ -1,0 +1,111 @@
+"""What lies beside the data of a corpus and is none of it, told by what it says, not by its format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from finescope.corpus.content import ContentReader
+from finescope.corpus.csvfiles import CsvSource
+from finescope.corpus.files import File
+from finescope.corpus.lines import BOM
+from finescope.corpus.source import Source
+from finescope.errors import InputError
+
+_HEAD = 1 << 20
+_LONGEST = 1 << 24
+"""Bytes of a description, at most."""
+_DEPTH = 2
+"""Objects within objects that are searched for a list of rows."""
+
+
+@dataclass
+class Found:
+    """Sources in their order, and what was seen and left out."""
+
+    sources: list[Source] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        """Append what was found in another place."""
+        self.sources += other.sources
+        self.left_out += other.left_out
+
+
+def without_tables_beside(found: Found, content: ContentReader) -> Found:
+    """Return what was found without the CSV files that say nothing, if files of other formats are there.
+
+    One that has a column of text is data as they are. Where all files are CSV, one without it is refused when
+    it is read: its column may go by another name.
+    """
+    if all(isinstance(source, CsvSource) for source in found.sources):
+        return found
+    tables = [source for source in found.sources if _says_nothing(source, content)]
+    return Found(
+        [source for source in found.sources if source not in tables],
+        [*found.left_out, *(f"{source.name} (a table without text)" for source in tables)],
+    )
+
+
+def _says_nothing(source: Source, content: ContentReader) -> bool:
+    if not isinstance(source, CsvSource):
+        return False
+    try:
+        names = source.schema().names
+    except InputError:
+        return False  # broken: said when it is read
+    return bool(names) and not content.can_say(names)
+
+
+def describes(file: File, content: ContentReader) -> bool:
+    """Return whether a .json file is one object without text: a description of the data beside it.
+
+    Raises:
+        InputError: that object holds a list of rows.
+    """
+    value = _lone_object(file)
+    if value is None or content.can_say(value):
+        return False
+    within = next(_rows_within(value, content, ""), None)
+    if within is not None:
+        raise InputError(
+            f"{file.label} is one object that holds rows in {within!r}; write that list alone into the file, "
+            "or its rows one a line"
+        )
+    return True
+
+
+def _lone_object(file: File) -> dict[str, Any] | None:
+    with file.open() as opened:
+        head = opened.read(_HEAD).removeprefix(BOM).strip()
+        if not head.startswith(b"{"):
+            return None
+        try:
+            value, end = _decoded(head)
+        except ValueError:
+            # A larger object, or rows the first of which is broken: the latter is said when they are read.
+            rest = opened.read(_LONGEST)
+            if not rest or len(rest) == _LONGEST:
+                return None
+            head += rest
+            try:
+                value, end = _decoded(head)
+            except ValueError:
+                return None
+    return None if head.decode("utf-8", "replace")[end:].strip() else value
+
+
+def _decoded(data: bytes) -> tuple[Any, int]:
+    return json.JSONDecoder().raw_decode(data.decode("utf-8", "replace"))
+
+
+def _rows_within(value: dict[str, Any], content: ContentReader, above: str) -> Iterator[str]:
+    """Yield the dotted names of members that are lists of rows."""
+    for name, member in value.items():
+        if isinstance(member, list) and member and isinstance(member[0], dict):
+            if content.can_say(member[0]):
+                yield above + name
+        elif isinstance(member, dict) and above.count(".") < _DEPTH:
+            yield from _rows_within(member, content, f"{above}{name}.")
