@@ -6,6 +6,7 @@ is taken for the target; repeated ids can't be read; what a run left out isn't s
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,26 @@ def test_a_folder_of_nested_rows_beside_other_things(tmp_path: Path, model: Path
         }
         assert kept == originals[row["id"]]
         assert row.get("lang") == ("en" if originals[row["id"]] in nested[:9] else None)
+
+
+def test_files_of_several_formats_are_one_corpus_and_said_to_be(
+    tmp_path: Path, model: Path, seeds: Path
+) -> None:
+    data, rows = tmp_path / "data", _rows()
+    data.mkdir()
+    write_jsonl(data / "b.jsonl", rows[9:])
+    with open(data / "a.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows[:9])
+    for name in ("LICENSE", "README.md", "a.txt"):
+        (data / name).write_text("x")
+    (data / "rows.csv").write_text("file,rows\na.csv,9\n")
+    done = _curate(model, seeds, data)
+    assert done.exit_code == 0, done.stderr
+    assert "files of several formats, all of which are read: 1 .csv, 1 .jsonl" in done.stderr
+    assert "left out of a.csv and 1 more: rows.csv (a table without text)" in done.stderr
+    assert pq.read_table(tmp_path / "out" / "scores.parquet")["id"].to_pylist() == [row["id"] for row in rows]
 
 
 def test_what_could_fail_in_writing_is_found_before_the_model_runs(

@@ -74,6 +74,7 @@ def test_a_column_keeps_its_type_and_its_values(tmp_path: Path, name: str) -> No
     assert got["finescope_rank"].to_pylist() == [1, 2]
 
 
+_BERLIN, _UTC = pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")
 TOGETHER = {
     "null, string": (pa.nulls(1), pa.array(["x"]), pa.string()),
     "null, struct": (pa.nulls(1), pa.array([{"k": 1}]), pa.struct([("k", pa.int64())])),
@@ -108,6 +109,26 @@ TOGETHER = {
         pa.array([7], pa.timestamp("ns")),
         pa.timestamp("ns"),
     ),
+    "two zones": (
+        pa.array([5], pa.timestamp("us", "Europe/Berlin")),
+        pa.array([7], pa.timestamp("us", "UTC")),
+        pa.timestamp("us", "UTC"),
+    ),
+    "two zones and units": (
+        pa.array([5], pa.timestamp("ms", "+00:00")),
+        pa.array([7], pa.timestamp("us", "Asia/Tokyo")),
+        pa.timestamp("us", "UTC"),
+    ),
+    "two zones within": (
+        pa.array([[{"a": 1, "b": 2}]], pa.list_(pa.struct([("a", _BERLIN), ("b", _BERLIN)]))),
+        pa.array([[{"a": 3, "b": 4}]], pa.list_(pa.struct([("a", _UTC), ("b", _BERLIN)]))),
+        pa.list_(pa.struct([("a", _UTC), ("b", _BERLIN)])),
+    ),
+    "two zones in maps": (
+        pa.array([[("k", 1)]], pa.map_(pa.string(), _BERLIN)),
+        pa.array([[("k", 2)]], pa.map_(pa.string(), _UTC)),
+        pa.map_(pa.string(), _UTC),
+    ),
     "null, UUID": (pa.nulls(1), _uuid(b"0" * 16), pa.uuid()),
 }
 
@@ -133,7 +154,8 @@ APART = {
     "string, int64": (pa.array(["x"]), pa.array([1])),
     "string, bytes": (pa.array(["x"]), pa.array([b"x"])),
     "bool, int64": (pa.array([True]), pa.array([1])),
-    "two zones": (pa.array([1], pa.timestamp("us", "UTC")), pa.array([1], pa.timestamp("us"))),
+    "a zone, none": (pa.array([1], pa.timestamp("us", "UTC")), pa.array([1], pa.timestamp("us"))),
+    "a zone, none within": (pa.array([[1]], pa.list_(pa.timestamp("us"))), pa.array([[1]], pa.list_(_UTC))),
     "struct, string": (pa.array([{"a": 1}]), pa.array(["x"])),
     "decimal, double": (pa.array([1], pa.decimal128(38, 2)), pa.array([0.5])),
 }
@@ -147,8 +169,9 @@ def test_types_that_do_not_go_together_are_refused_at_first(tmp_path: Path, name
     corpus = open_corpus(tmp_path / "in")
     with pytest.raises(
         InputError, match=r"column 'c' is .* in 0\.parquet and .* in 1\.parquet.*--format jsonl"
-    ):
+    ) as refused:
         corpus.scan(output=".parquet")
+    assert ("give them the zone that they are in" in str(refused.value)) == ("zone" in name)
     if name != "string, bytes":
         corpus.scan(output=".jsonl")
         copy_rows(tmp_path / "out.jsonl", corpus, [0, 1])
@@ -408,6 +431,52 @@ def test_notes_of_other_libraries_fit_the_columns(tmp_path: Path) -> None:
     }
     assert b"pandas" not in metadata
     assert metadata[b"mine"] == b"kept"
+
+
+def test_notes_of_datasets_follow_types_that_have_changed(tmp_path: Path) -> None:
+    """Its reader casts columns to what the note says: a whole number too large for it, or another zone."""
+    (tmp_path / "in").mkdir()
+    features = {name: {"dtype": "int32", "_type": "Value"} for name in ("n", "same")}
+    features["text"] = {"dtype": "string", "_type": "Value"}
+    features["when"] = {"dtype": "timestamp[us, tz=Europe/Berlin]", "_type": "Value"}
+    notes = {"huggingface": json.dumps({"info": {"features": features}})}
+    for number, (count, zone) in enumerate(((pa.int32(), "Europe/Berlin"), (pa.int64(), "UTC"))):
+        columns = {
+            "text": ["a"],
+            "n": pa.array([1], count),
+            "same": pa.array([1], pa.int32()),
+            "when": pa.array([1], pa.timestamp("us", zone)),
+        }
+        table = pa.table(columns).replace_schema_metadata(notes)
+        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+    corpus = open_corpus(tmp_path / "in")
+    copy_rows(tmp_path / "out.parquet", corpus, [1, 0], columns={"x": pa.array([[1], [2]])})
+    assert b"huggingface" not in (pq.read_schema(tmp_path / "out.parquet").metadata or {})
+    copy_rows(tmp_path / "out.parquet", corpus, [1, 0], columns={"x": pa.array([0.5, 1], pa.float32())})
+    found = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"])["info"]["features"]
+    assert {name: feature["dtype"] for name, feature in found.items()} == {
+        "text": "string",
+        "n": "int64",
+        "same": "int32",
+        "when": "timestamp[us, tz=UTC]",
+        "x": "float32",
+    }
+
+
+def test_columns_that_are_moved_to_utc_are_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    both = pa.struct([("a", _UTC), ("b", _BERLIN)])
+    for number, kind in enumerate((_UTC, _BERLIN, _UTC)):
+        columns = {
+            "text": ["a"],
+            "c": pa.array([number], kind),
+            "d": pa.array([1], _BERLIN),
+            "e": pa.array([{"a": 1, "b": 1}], both),
+        }
+        pq.write_table(pa.table(columns), tmp_path / "in" / f"{number}.parquet")
+    corpus = open_corpus(tmp_path / "in")
+    assert corpus.output(".parquet").moved == {"c": ["Europe/Berlin", "UTC"]}
+    assert corpus.output(".jsonl").moved == {}
 
 
 def test_a_row_costs_no_more_than_itself(tmp_path: Path) -> None:

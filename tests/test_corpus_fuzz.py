@@ -8,8 +8,10 @@ lost or changed, or if a corpus whose files don't go together is taken, or notic
 
 from __future__ import annotations
 
+import csv
 import decimal
 import gzip
+import io
 import json
 import shutil
 import tempfile
@@ -32,6 +34,7 @@ from support.arrow_values import canonical, plain, stored, without_nulls
 
 JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".ndjson")
 TABLES = (".parquet", ".arrow")
+CSV = (".csv", ".tsv", ".csv.gz")
 
 # ---------------------------------------------------------------------- values and types
 
@@ -72,7 +75,11 @@ def _kinds(depth: int) -> st.SearchStrategy[Kind]:
             Kind(
                 pa.timestamp("us", "Europe/Berlin"),
                 st.integers(-(2**50), 2**50),
-                (pa.timestamp("ms", "Europe/Berlin"),),
+                (
+                    pa.timestamp("ms", "Europe/Berlin"),
+                    pa.timestamp("us", "UTC"),
+                    pa.timestamp("ns", "+02:00"),
+                ),
             ),
             Kind(pa.timestamp("ms"), st.integers(-(2**40), 2**40), (pa.timestamp("s"),)),
             Kind(pa.date32(), far),
@@ -177,6 +184,7 @@ NOISE = {
     ".cache/x.jsonl": "broken {",
     "_SUCCESS": "",
     "notes.txt": "x",
+    "metadata.csv": "file,rows\na,1\n",
 }
 
 
@@ -267,6 +275,21 @@ def _put_table(draw: Any, path: Path, made: Made, kinds: dict[str, Kind], consta
         made.texts.append(f"w{number + at}w")
 
 
+def _put_csv(draw: Any, path: Path, made: Made, constants: dict[str, Any]) -> None:
+    stream = io.StringIO(newline="")
+    names = draw(st.permutations(["id", "text", "s"]))
+    writer = csv.DictWriter(stream, names, delimiter="\t" if ".tsv" in path.name else ",")
+    writer.writeheader()
+    number = len(made.rows)
+    for at in range(number, number + draw(st.integers(1, 4))):
+        record = {"id": f"r{at}", "text": f"w{at}w", "s": draw(words.filter(lambda word: "\0" not in word))}
+        writer.writerow(record)
+        made.rows.append({**constants, **record})
+        made.texts.append(f"w{at}w")
+    data = stream.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
 def _relative(values: list[Any], own: pa.DataType, chosen: pa.DataType) -> pa.Array:
     """The values in the type of one file, or nulls where that type holds none of them."""
     if chosen == own:
@@ -292,17 +315,20 @@ def corpora(draw: Any) -> tuple[Path, Made, str]:
     places = []
     for number in range(files):
         folder = draw(st.sampled_from(FOLDERS if partitioned else FOLDERS[:3]))
-        ending = draw(st.sampled_from({"table": TABLES, "mixed": (*TABLES, *JSON)}.get(family, JSON)))
+        ending = draw(st.sampled_from({"table": TABLES, "mixed": (*TABLES, *JSON, *CSV)}.get(family, JSON)))
         places.append(root / folder / f"{draw(st.sampled_from(['part', 'a']))}-{number}{ending}")
     for path in sorted(places, key=_order(root)):
         path.parent.mkdir(parents=True, exist_ok=True)
         constants: dict[str, Any] = _partitions(str(path.parent.relative_to(root)))
         constants = {key: int(value) if key == "year" else value for key, value in constants.items()}
-        if path.suffix in TABLES:
+        if path.name.endswith(CSV):
+            _put_csv(draw, path, made, constants)
+        elif path.suffix in TABLES:
             _put_table(draw, path, made, PLAIN if family == "mixed" else named, constants)
         else:
             _put_json(draw, path, made, family == "json", constants)
-    for name in draw(st.lists(st.sampled_from(sorted(NOISE)), unique=True)):
+    noise = set(NOISE) - ({"metadata.csv"} if all(path.name.endswith(CSV) for path in places) else set())
+    for name in draw(st.lists(st.sampled_from(sorted(noise)), unique=True)):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(NOISE[name])
     output = draw(

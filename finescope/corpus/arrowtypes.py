@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from finescope.corpus.metadata import without_features
 from finescope.errors import InputError
 
 
@@ -12,7 +13,8 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
     """Return the one schema that holds the rows of all files: columns in the order in which they turn up.
 
     Types are promoted where every value can go along (null to anything, int32 to int64, a struct or list
-    gains fields). Values are tried separately, since some (int64 to double) may fail for one of them.
+    gains fields). Values are tried separately, since some (int64 to double) may fail for one of them. Times
+    in different zones go into UTC: the instants are the same, and a column has one zone.
 
     Args:
         schemas: (file, its pyarrow schema).
@@ -37,10 +39,15 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
             if old.type != field.type:
                 together = promoted(old.type, field.type)
                 if together is None:
+                    remedy = (
+                        "Times without a zone are no instants: give them the zone that they are in"
+                        if promoted(_without_zones(old.type), _without_zones(field.type)) is not None
+                        else "Convert one of the files"
+                    )
                     raise InputError(
                         f"column {field.name!r} is {old.type} in {first[field.name]} and {field.type} in "
-                        f"{file}; one Parquet file can't hold both. Convert one of the files, or write "
-                        ".jsonl (--format jsonl)"
+                        f"{file}; one Parquet file can't hold both. {remedy}, or write .jsonl "
+                        "(--format jsonl)"
                     )
                 fields[field.name] = old.with_type(together)
             if field.nullable and not old.nullable:
@@ -50,18 +57,62 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
         field if name in everywhere else field.with_nullable(True)  # null where a file lacks it
         for name, field in fields.items()
     ]
-    return pa.schema(chosen, metadata=schemas[0][1].metadata)
+    changed = {field.name for field in schemas[0][1] if field.type != fields[field.name].type}
+    return pa.schema(chosen, metadata=without_features(schemas[0][1].metadata, changed))
 
 
 def promoted(one: Any, other: Any) -> Any:
     """Return the type that holds the values of both, or None."""
-    for pair in ((one, other), (_bare(one), _bare(other))):
+    bare = _bare(one), _bare(other)
+    for pair in ((one, other), bare, (_zoned_as(*bare), _zoned_as(*reversed(bare)))):
         if pair[0] == pair[1]:
             return pair[0]
         found = _promoted(*pair)
         if found is not None:
             return found
     return None
+
+
+def _zoned_as(one: Any, other: Any) -> Any:
+    """Return a type whose times are in UTC where those of another type of the same build have another
+    zone."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(one) and types.is_struct(other):
+        return pa.struct(
+            [
+                field.with_type(_zoned_as(field.type, other.field(field.name).type))
+                if other.get_field_index(field.name) >= 0
+                else field
+                for field in one
+            ]
+        )
+    if types.is_map(one) and types.is_map(other):
+        return pa.map_(
+            _zoned_as(one.key_type, other.key_type),
+            one.item_field.with_type(_zoned_as(one.item_type, other.item_type)),
+        )
+    if hasattr(one, "value_field") and hasattr(other, "value_field"):
+        return _list_like(one, _zoned_as(one.value_type, other.value_type))
+    if not (types.is_timestamp(one) and types.is_timestamp(other)):
+        return one
+    return pa.timestamp(one.unit, "UTC") if one.tz and other.tz and one.tz != other.tz else one
+
+
+def _without_zones(kind: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import types
+
+    return _rebuilt(_bare(kind), lambda leaf: pa.timestamp(leaf.unit) if types.is_timestamp(leaf) else leaf)
+
+
+def zones(kind: Any) -> set[str]:
+    """Return the time zones in a type."""
+    from pyarrow import types
+
+    leaves = (leaf for leaf, _ in _leaves(_bare(kind), _bare(kind)))
+    return {leaf.tz for leaf in leaves if types.is_timestamp(leaf) and leaf.tz is not None}
 
 
 def _promoted(one: Any, other: Any) -> Any:
@@ -127,7 +178,15 @@ def _rebuilt(kind: Any, leaf: Callable[[Any], Any]) -> Any:
         or not hasattr(kind, "value_field")
     ):
         return leaf(kind)
-    item = kind.value_field.with_type(_rebuilt(kind.value_type, leaf))
+    return _list_like(kind, _rebuilt(kind.value_type, leaf))
+
+
+def _list_like(kind: Any, values: Any) -> Any:
+    """Return a type of lists as another is, of other values."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    item = kind.value_field.with_type(values)
     if types.is_fixed_size_list(kind):
         return pa.list_(item, kind.list_size)
     return (pa.large_list if str(kind).startswith("large") else pa.list_)(item)

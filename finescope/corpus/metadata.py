@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 _PANDAS, _DATASETS = b"pandas", b"huggingface"
-_DTYPES = {"int64": "int64", "double": "float64", "string": "string"}
-"""What ``datasets`` calls the types of columns that this package adds."""
+_DTYPES = {"halffloat": "float16", "float": "float32", "double": "float64"}
+"""What ``datasets`` calls the plain types that pyarrow calls otherwise."""
 
 
 def for_output(schema: Any, extra: Any) -> Any:
@@ -38,7 +39,7 @@ def _features(note: bytes, schema: Any, extra: Any) -> bytes | None:
         return None
     features: dict[str, Any] = {}
     for field in joined_fields(schema, extra):
-        dtype = _DTYPES.get(str(field.type))
+        dtype = _dtype(field.type)
         if field.name in known and field.name not in extra.names:
             features[field.name] = known[field.name]
         elif dtype is not None:
@@ -46,6 +47,29 @@ def _features(note: bytes, schema: Any, extra: Any) -> bytes | None:
         else:
             return None
     return json.dumps({"info": {"features": features}}).encode()
+
+
+def _dtype(kind: Any) -> str | None:
+    from pyarrow import types
+
+    text = types.is_string(kind) or types.is_large_string(kind)
+    if not (text or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)):
+        return str(kind) if types.is_timestamp(kind) else None
+    return _DTYPES.get(str(kind), str(kind))
+
+
+def without_features(metadata: Any, names: Collection[str]) -> Any:
+    """Return a schema's notes, of which that of ``datasets`` says nothing of columns whose types have
+    changed."""
+    if not (names and metadata and _DATASETS in metadata):
+        return metadata
+    try:
+        note = json.loads(metadata[_DATASETS])
+        features = {name: kind for name, kind in note["info"]["features"].items() if name not in names}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {key: value for key, value in metadata.items() if key != _DATASETS}
+    note["info"]["features"] = features
+    return {**metadata, _DATASETS: json.dumps(note).encode()}
 
 
 def joined_fields(schema: Any, extra: Any) -> list[Any]:

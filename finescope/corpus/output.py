@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from finescope.corpus.arrowtypes import always_fits, promoted, storable, unified, without_json_form
+from finescope.corpus.arrowtypes import always_fits, promoted, storable, unified, without_json_form, zones
 from finescope.corpus.jsontext import with_members
 from finescope.corpus.metadata import for_output
 from finescope.corpus.source import (
@@ -75,6 +75,21 @@ class Output:
             if schema is not None:
                 different.setdefault(schema, source.name)
         return unified([(name, schema) for schema, name in different.items()])
+
+    @property
+    def moved(self) -> dict[str, list[str]]:
+        """The columns whose times are in several zones, with those: they are written in UTC."""
+        if self.schema is None:
+            return {}
+        found: dict[str, set[str]] = {field.name: set() for field in self.schema}
+        for schema in self._schemas:
+            for field in schema if schema is not None else ():
+                found[field.name] |= zones(field.type)
+        return {
+            field.name: sorted(found[field.name])
+            for field in self.schema
+            if len(found[field.name]) > 1 and found[field.name] != zones(field.type)
+        }
 
     def _refuse_bytes(self) -> None:
         for source, schema in zip(self._sources, self._schemas, strict=True):

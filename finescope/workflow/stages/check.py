@@ -44,8 +44,17 @@ class Check(Stage):
             task.update(sum(shard.rows for shard in shards))
         context.plan("targets")
         found, wanted = context.stats("corpus"), context.stats("targets")
+        formats = context.corpus.formats
+        if len(formats) > 1:
+            kinds = ", ".join(f"{count:,} {ending}" for ending, count in formats.items())
+            say(f"{context.corpus.name} are files of several formats, all of which are read: {kinds}")
         if context.corpus.left_out:
             say(f"left out of {context.corpus.name}: {_few(context.corpus.left_out)}")
+        for column, zones in context.corpus.output(context.output_ending).moved.items():
+            say(
+                f"times in column {column!r} are in {', '.join(zones)}, and a column has one zone: they are "
+                "written in UTC, the same instants"
+            )
         if found.empty:
             say(
                 f"without text, so not scored: {counted(found.empty, 'row')}, "
@@ -64,6 +73,7 @@ class Check(Stage):
 
 
 def _few(names: list[str]) -> str:
+    names = sorted(names, key=lambda name: not name.endswith(")"))  # first those left out for a reason
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
