@@ -8,6 +8,7 @@ be read.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def _row(record: dict[str, Any], **options: Any) -> Row:
 
 def _jsonl(path: Path, *records: dict[str, Any]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def _put(path: Path, record: dict[str, Any]) -> Path:
+    table = pa.Table.from_pylist([record])
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_file(str(path), table.schema) as file:
+            file.write_table(table)
+    else:
+        _jsonl(path, record)
     return path
 
 
@@ -196,6 +209,60 @@ def test_nested_columns_of_tables(tmp_path: Path) -> None:
     assert row.record == {"doc.lang": "en"}
     with pytest.raises(InputError, match=r"no column 'text'; there are 'doc', 'meta'"):
         list(open_corpus(tmp_path / "c.parquet"))
+
+
+DOTTED: dict[str, tuple[dict[str, Any], str]] = {
+    "a key with a dot": ({"a": {"b.c": "x"}}, "a.b.c"),
+    "a column with a dot": ({"a.b": {"c": "x"}}, "a.b.c"),
+    "a column called so": ({"a.b.c": "x", "a": {"b": {"c": "y"}}}, "a.b.c"),
+    "both have dots": ({"a.b": {"c.d": {"e": "x"}}}, "a.b.c.d.e"),
+    "an item": ({"a": ["y", "x"]}, "a.1"),
+    "an item's member": ({"a": [{"b.c": "x"}]}, "a.0.b.c"),
+    "an item within": ({"a": {"b.c": ["y", "x"], "d": 1}}, "a.b.c.1"),
+    "another of that beginning": ({"a": {"b": {"d": "y"}, "b.c": "x"}, "a.b": {"d": "y"}}, "a.b.c"),
+}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("name", DOTTED)
+def test_keys_may_hold_dots_themselves(tmp_path: Path, name: str, kind: str) -> None:
+    record, column = DOTTED[name]
+    path = _put(tmp_path / f"c{kind}", {"id": "r", **record})
+    corpus = open_corpus(path, text_column=column)
+    assert [(row.id, row.content) for row in corpus.rows(records=False)] == [("r", "x")]
+    (row,) = open_corpus(path, text_column=column, id_column=column).rows(columns=[column])
+    assert (row.id, row.record) == ("x", {column: "x"})
+
+
+AMBIGUOUS: dict[str, tuple[dict[str, Any], str]] = {
+    "within one column": ({"a": {"b": {"c": "x"}, "b.c": "y"}}, "'b.c' in 'a' or 'c' in 'b' in 'a'"),
+    "in two columns": ({"a": {"b.c": "x"}, "a.b": {"c": "y"}}, "'c' in 'a.b' or 'b.c' in 'a'"),
+    "one is null": ({"a": {"b.c": None}, "a.b": {"c": "y"}}, "'c' in 'a.b' or 'b.c' in 'a'"),
+}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_name_that_leads_to_two_places_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    record, ways = AMBIGUOUS[name]
+    path = _put(tmp_path / f"c{kind}", {"text": "t", **record})
+    refused = re.escape(f"column 'a.b.c' can be {ways}; rename one")
+    with pytest.raises(InputError, match=rf"c{kind}:(row )?[01]: {refused}"):
+        open_corpus(path, text_column="a.b.c").scan()
+    with pytest.raises(InputError, match=refused):
+        open_corpus(path, id_column="a.b.c").scan()
+    with pytest.raises(InputError, match=refused):
+        list(open_corpus(path).rows(columns=["a.b.c"]))
+    template = "{{ row['a.b']['c'] if 'a.b' in row else row['a']['b.c'] }}"
+    assert open_corpus(path, text_template=template).scan().rows == 1
+
+
+def test_what_stands_beside_a_conversation_under_a_dotted_key(tmp_path: Path) -> None:
+    record = {"a": {"b.turns": PLAIN, "system": "inner"}, "system": "outer"}
+    for kind in (".jsonl", ".parquet"):
+        corpus = open_corpus(_put(tmp_path / f"c{kind}", record), text_column="a.b.turns")
+        (row,) = corpus.rows(records=False)
+        assert row.messages == [{"role": "system", "content": "inner"}, *PLAIN]
 
 
 def test_a_template_makes_the_text(tmp_path: Path) -> None:

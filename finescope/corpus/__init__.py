@@ -1,6 +1,6 @@
 """Reading and writing the rows of a text corpus: JSON, Parquet, Arrow, Hugging Face datasets, lists."""
 
-from finescope.corpus.content import lookup
+from finescope.corpus.dotted import lookup
 from finescope.corpus.output import OUTPUTS
 from finescope.corpus.reader import Corpus, CorpusStats, open_corpus
 from finescope.corpus.row import Row

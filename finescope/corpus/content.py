@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from finescope.corpus.chat import conversation_in_json, is_conversation, parse_conversation, parse_tools
+from finescope.corpus.dotted import cell, held, prefixes
 from finescope.corpus.row import Message, body, describe, transcript
 from finescope.errors import InputError, nearest_names
 
@@ -19,7 +20,6 @@ _DEFAULTS = ((TEXT,), *((name,) for name in CHATS), *PAIRS)
 """What is read where no column is named: the first that holds something."""
 BESIDE = ("system", "tools", "functions")
 """Columns that a conversation takes along."""
-_MISSING = object()
 
 
 class Content(NamedTuple):
@@ -85,10 +85,16 @@ class ContentReader:
             used = self._template[1]
             return None if "row" in used else [name for name in names if name in used]
         asked = [] if self._default else list(self.columns)
-        if self._default or (self._lenient and not any(_top(name, names) for name in asked)):
+        if self._default or (self._lenient and not any(held(name, names) for name in asked)):
             asked = [TEXT, *CHATS, *(name for pair in PAIRS for name in pair)]
-        beside = [f"{name.rpartition('.')[0]}.{other}".lstrip(".") for name in asked for other in BESIDE]
-        return [name for name in dict.fromkeys([*asked, *beside]) if _top(name, names)]
+        beside = [
+            f"{holder}.{other}".lstrip(".")
+            for name in asked
+            for holder in (*prefixes(name)[1:], "")
+            for other in BESIDE
+            if holder or "." not in name
+        ]
+        return [name for name in dict.fromkeys([*asked, *beside]) if held(name, names)]
 
     def can_say(self, names: Iterable[str]) -> bool:
         """Return whether rows with these columns could say something."""
@@ -97,7 +103,7 @@ class ContentReader:
             used = self._template[1]
             if "row" in used or not used.isdisjoint(names):
                 return True
-        elif not self._default and any(_top(name, names) for name in self.columns):
+        elif not self._default and any(held(name, names) for name in self.columns):
             return True
         if not (self._lenient or (self._default and self._template is None)):
             return False
@@ -136,20 +142,20 @@ class ContentReader:
         if self.source is not None:
             return "no row has a column that the text template uses"
         names = list(names)
-        asked = next((name for name in self.columns if not _top(name, names)), self.columns[0])
+        asked = next((name for name in self.columns if not held(name, names)), self.columns[0])
         return no_column(asked, names, "text")
 
     def _joined(
         self, record: Mapping[str, Any], names: Sequence[str], place: str, full_rows: bool
     ) -> Content | None:
-        cells = [(name, value) for name in names if (value := lookup(record, name, _MISSING)) is not _MISSING]
+        cells = [(name, found) for name in names if (found := cell(record, name, place)) is not None]
         if not cells:
             return None
-        read = [_cell(name, value, place, full_rows, joined=len(names) > 1) for name, value in cells]
+        read = [_cell(name, found.value, place, full_rows, joined=len(names) > 1) for name, found in cells]
         said = [content for content in read if content.says_something] or read[:1]
         if all(content.messages for content in said):
             messages = [message for content in said for message in content.messages or ()]
-            return _conversation(record, names[0], messages, place, full_rows)
+            return _conversation(messages, cells[0][1].beside, place, full_rows)
         return said[0] if len(said) == 1 else Content("\n\n".join(content.plain for content in said))
 
     def _rendered(self, record: Mapping[str, Any], place: str) -> str:
@@ -183,30 +189,12 @@ def _cell(name: str, value: Any, place: str, full_rows: bool, *, joined: bool) -
     return Content(None, parse_conversation(value, name, place, full_rows=full_rows))
 
 
-def _conversation(
-    record: Mapping[str, Any], name: str, messages: list[Message], place: str, full_rows: bool
-) -> Content:
+def _conversation(messages: list[Message], beside: Mapping[str, Any], place: str, full_rows: bool) -> Content:
     """Return a conversation with what stands beside it: a system prompt, and the tools it may call."""
-    within = name.rpartition(".")[0]
-    system, tools, functions = (lookup(record, f"{within}.{other}" if within else other) for other in BESIDE)
+    system, tools, functions = (beside.get(name) for name in BESIDE)
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     return Content(None, messages, parse_tools(tools or functions, place, full_rows=full_rows))
-
-
-def lookup(record: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """Return a column's value; ``a.b`` reaches into the object in column ``a``, ``a.0`` into a list."""
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return default
-    return value
 
 
 def no_column(wanted: str, names: Sequence[str], kind: str) -> str:
@@ -216,12 +204,6 @@ def no_column(wanted: str, names: Sequence[str], kind: str) -> str:
         f"did you mean {near[0]!r}?" if near else f"name one of these with --{kind}-column ({kind}_column=)"
     )
     return f"no column {wanted!r}; there are {', '.join(map(repr, names)) or 'no columns'}; {hint}"
-
-
-def _top(name: str, names: Sequence[str]) -> str | None:
-    """Return the column that holds ``name``, which may be dotted, or None."""
-    first = name.partition(".")[0]
-    return name if name in names else first if first in names else None
 
 
 def _compiled(source: str | None) -> tuple[Any, frozenset[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from finescope.corpus.dotted import holders
 from finescope.corpus.files import File
 from finescope.corpus.lines import BOM
 from finescope.corpus.packing import PACKED, opened, unpacking
@@ -62,7 +63,7 @@ class CsvSource(TableSource):
     def blocks(self, columns: Sequence[str] | None) -> Iterator[Any]:
         rows = self._rows()
         header = next(rows, [])
-        asked = header if columns is None else {name.partition(".")[0] for name in columns} | set(columns)
+        asked = header if columns is None else holders(columns)
         kept = [at for at, name in enumerate(header) if name in asked]
         block: list[list[str]] = []
         count = 0

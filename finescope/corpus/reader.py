@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from finescope.corpus.beside import Found
-from finescope.corpus.content import TEXT, Content, ContentReader, lookup, no_column
+from finescope.corpus.content import TEXT, Content, ContentReader, no_column
+from finescope.corpus.dotted import held, lookup
 from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.packing import PACKED
@@ -335,10 +336,10 @@ class Corpus:
         """Return a row, called ``name`` if it has no id of its own, with some of its columns."""
         own = None
         if self._id_column is not None:
-            own = parse_id(lookup(record, self._id_column), self._id_column, place)
+            own = parse_id(lookup(record, self._id_column, None, place), self._id_column, place)
         kept = record if columns is None else {}
         if columns:
-            found = ((name, lookup(record, name, _NOTHING)) for name in columns)
+            found = ((name, lookup(record, name, _NOTHING, place)) for name in columns)
             kept = {name: value for name, value in found if value is not _NOTHING}
         text, messages, tools = said or Content("")
         return Row(own or name, text, messages, kept, place, not own, tools)
@@ -360,7 +361,7 @@ class Corpus:
         if texts == []:
             raise InputError(f"{source.name}: {self._content.refusal(names)}")
         asked = self._id_column if self._id_column != "id" and not self._lenient else None
-        if asked is not None and asked not in names and asked.partition(".")[0] not in names:
+        if asked is not None and not held(asked, names):
             raise InputError(f"{source.name}: {no_column(asked, names, 'id')}")
         if columns is None or texts is None:
             return None

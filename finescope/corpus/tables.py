@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from finescope import hub
+from finescope.corpus.dotted import holders, leaves
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
@@ -164,7 +165,7 @@ def _selected(table: Any, columns: Sequence[str] | None) -> Any:
     """Return a table without the columns that aren't asked for; see ``Source.records``."""
     if columns is None:
         return table
-    asked = {name.partition(".")[0] for name in columns} | set(columns)
+    asked = holders(columns)
     return table.select([name for name in table.column_names if name in asked])
 
 
@@ -277,7 +278,7 @@ class ParquetSource(TableSource):
         """
         import pyarrow as pa
 
-        wanted = None if columns is None else list(columns)
+        wanted = None if columns is None else leaves(file.schema_arrow, columns)
         batches = file.iter_batches(batch_size=BLOCK_ROWS, row_groups=[group], columns=wanted)
         while True:
             try:
@@ -422,5 +423,5 @@ class DatasetSource(TableSource):
         dataset = self._dataset()
         if columns is None:
             return dataset
-        asked = {name.partition(".")[0] for name in columns} | set(columns)
+        asked = holders(columns)
         return dataset.select_columns([name for name in dataset.column_names if name in asked])
