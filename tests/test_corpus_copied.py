@@ -129,6 +129,24 @@ TOGETHER = {
         pa.array([[("k", 2)]], pa.map_(pa.string(), _UTC)),
         pa.map_(pa.string(), _UTC),
     ),
+    "a struct gains what may not be null": (
+        pa.array([{"a": 1}], pa.struct([pa.field("a", pa.int64(), nullable=False)])),
+        pa.array(
+            [{"a": 2, "b": [{"c": 3}]}],
+            pa.struct(
+                [
+                    pa.field("a", pa.int64(), nullable=False),
+                    pa.field("b", pa.list_(pa.struct([("c", pa.int64())])), nullable=False),
+                ]
+            ),
+        ),
+        pa.struct(
+            [
+                pa.field("a", pa.int64(), nullable=False),
+                pa.field("b", pa.list_(pa.struct([("c", pa.int64())]))),
+            ]
+        ),
+    ),
     "null, UUID": (pa.nulls(1), _uuid(b"0" * 16), pa.uuid()),
 }
 
@@ -431,6 +449,28 @@ def test_notes_of_other_libraries_fit_the_columns(tmp_path: Path) -> None:
     }
     assert b"pandas" not in metadata
     assert metadata[b"mine"] == b"kept"
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_categories_of_many_files_can_be_read_again(tmp_path: Path, within: bool) -> None:
+    """Each file's own dictionary fits its indices of 8 bits; all together don't."""
+    wanted = []
+    for number in range(3):
+        values = [f"{number}-{at}" for at in range(100)]
+        column = pa.array(values).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+        if within:
+            column = pa.StructArray.from_arrays([column], ["k"])
+        table = pa.table({"text": values, "c": column})
+        with pa.ipc.new_file(str(tmp_path / f"{number}.arrow"), table.schema) as file:
+            file.write_table(table)
+        wanted += table.to_pylist()
+    corpus = open_corpus(tmp_path)
+    corpus.scan(output=".parquet")
+    order = [7 * at % 300 for at in range(300)]
+    copy_rows(tmp_path / "out.parquet", corpus, order)
+    got = pq.read_table(tmp_path / "out.parquet")
+    assert got.to_pylist() == [wanted[at] for at in order]
+    assert "dictionary<values=string, indices=int32" in str(got.schema.field("c").type)
 
 
 def test_notes_of_datasets_follow_types_that_have_changed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,6 +302,67 @@ def test_partitions_become_columns(tmp_path: Path) -> None:
     assert next(iter(open_corpus(f"{tmp_path}/lang=e*"))).record["lang"] == "en"
     # A file that is named is that file: what its folders are called says nothing.
     assert "lang" not in next(iter(open_corpus(tmp_path / "lang=en" / "year=2023" / "a.parquet"))).record
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["5", "-9223372036854775808"], pa.int64()),
+        (["5", "99999999999999999999"], pa.string()),
+        (["5", "9223372036854775808"], pa.string()),
+        (["5", "None"], pa.string()),
+        (["None"], pa.string()),
+        (["7", "007"], pa.string()),
+        (["1", "-0"], pa.string()),
+        (["1", "²"], pa.string()),
+    ],
+)
+@pytest.mark.parametrize("name", ["a_parquet", "a_jsonl"])
+def test_a_partition_is_a_number_if_all_values_are_written_as_one(
+    tmp_path: Path, name: str, values: list[str], kind: pa.DataType
+) -> None:
+    for value in values:
+        _put(tmp_path / "in" / f"k={value}", **{name: "a"})
+    corpus = open_corpus(tmp_path / "in", id_column=None)
+    corpus.scan(output=".parquet")
+    copy_rows(tmp_path / "out.parquet", corpus, range(len(values)))
+    got = pq.read_table(tmp_path / "out.parquet")
+    assert got.schema.field("k").type == kind
+    assert [str(value) for value in got["k"].to_pylist()] == sorted(values)
+
+
+def test_what_git_lfs_has_not_fetched_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 123\n"
+    _put(tmp_path, a_jsonl="a")
+    for name in ("b.csv", "b.jsonl", "b.parquet", "b.arrow", "b.jsonl.zst", "b.csv.gz"):
+        (tmp_path / name).write_text(pointer)
+        for source in (tmp_path, tmp_path / name, f"{tmp_path}/*"):
+            with pytest.raises(
+                InputError, match=rf"/{re.escape(name)} is a pointer of Git LFS.*git lfs pull --include=b"
+            ):
+                open_corpus(source)
+        (tmp_path / name).unlink()
+    _put_in(tmp_path, "b.jsonl", {"id": "b", "text": pointer})
+    assert _ids(tmp_path) == "ab"
+
+
+def test_what_datasets_keeps_of_its_own_work_is_no_data(tmp_path: Path) -> None:
+    """The folder of a cache: rows, and beside them what ``map`` made of them."""
+    for name in (
+        "set-train.arrow",
+        "cache-0123456789abcdef.arrow",
+        "cache-0123456789abcdef_00001_of_00002.arrow",
+    ):
+        _put_in(tmp_path, name, {"text": name})
+    _put_in(tmp_path, "cache-of-mine.arrow", {"text": "mine"})
+    corpus = open_corpus(tmp_path)
+    assert [row.content for row in corpus] == ["mine", "set-train.arrow"]
+    assert corpus.left_out == [
+        "cache-0123456789abcdef.arrow (a cache of datasets)",
+        "cache-0123456789abcdef_00001_of_00002.arrow (a cache of datasets)",
+    ]
+    named = tmp_path / "cache-0123456789abcdef.arrow"
+    assert [row.content for row in open_corpus(named)] == [named.name]
 
 
 def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path: Path) -> None:

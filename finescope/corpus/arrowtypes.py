@@ -125,7 +125,33 @@ def _promoted(one: Any, other: Any) -> Any:
         return None
     # Bytes aren't text, and a decimal's digits don't fit into a double: those promotions change values.
     changed = [kind for kind in (one, other) for pair in _leaves(kind, found) if _changes(*pair)]
-    return None if changed else found
+    return None if changed else _optional(found, one, other)
+
+
+def _optional(found: Any, *kinds: Any) -> Any:
+    """Return a type in which the members that one of its files' types lacks may be null."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(found):
+        return pa.struct(
+            [
+                field.with_type(
+                    _optional(field.type, *(kind.field(field.name).type for kind in _having(kinds, field)))
+                ).with_nullable(field.nullable or len(_having(kinds, field)) < len(kinds))
+                for field in found
+            ]
+        )
+    lists = [kind for kind in kinds if hasattr(kind, "value_field")]
+    if hasattr(found, "value_field") and not types.is_dictionary(found):
+        return _list_like(found, _optional(found.value_type, *(kind.value_type for kind in lists)))
+    return found
+
+
+def _having(kinds: Sequence[Any], field: Any) -> list[Any]:
+    from pyarrow import types
+
+    return [kind for kind in kinds if types.is_struct(kind) and kind.get_field_index(field.name) >= 0]
 
 
 def _changes(one: Any, found: Any) -> bool:
@@ -232,6 +258,8 @@ def always_fits(one: Any, other: Any) -> bool:
 def storable(schema: Any) -> Any:
     """Return the schema that Parquet keeps of one: seconds become milliseconds, views plain strings.
 
+    Indices of dictionaries get 32 bits.
+
     Raises:
         InputError: a column of a type that Parquet has no place for; names it.
     """
@@ -259,6 +287,10 @@ def _kept(kind: Any) -> Any:
 
     if types.is_timestamp(kind) and kind.unit == "s":
         return pa.timestamp("ms", kind.tz)
+    if types.is_dictionary(kind) and kind.index_type.bit_width < 32:
+        # Rows bring dictionaries of their own along: more values together than narrow indices can tell apart,
+        # which pyarrow writes all the same, and then can't read.
+        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
     return pa.time32("ms") if types.is_time32(kind) else _without_view(kind)
 
 

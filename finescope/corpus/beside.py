@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,8 @@ from finescope.corpus.lines import BOM
 from finescope.corpus.source import Source
 from finescope.errors import InputError
 
+_CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
+_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 _HEAD = 1 << 20
 _LONGEST = 1 << 24
 """Bytes of a description, at most."""
@@ -32,6 +36,30 @@ class Found:
         """Append what was found in another place."""
         self.sources += other.sources
         self.left_out += other.left_out
+
+
+def is_cache(name: str) -> bool:
+    """Return whether a file is called as those in which ``datasets`` keeps what ``map`` and ``filter`` gave.
+
+    They lie beside the rows that they were made of.
+    """
+    return _CACHE.fullmatch(name) is not None
+
+
+def refuse_pointer(file: File) -> None:
+    """Refuse a file that stands for one that Git LFS hasn't fetched.
+
+    Raises:
+        InputError: naming it and the remedy.
+    """
+    if file.system is not None or os.path.getsize(file.path) > _POINTER_BYTES:
+        return
+    with file.open() as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                f"{file.path} is a pointer of Git LFS, not the data; fetch it: "
+                f"git lfs pull --include={file.name}"
+            )
 
 
 def without_tables_beside(found: Found, content: ContentReader) -> Found:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from finescope.corpus.beside import Found, describes, without_tables_beside
+from finescope.corpus.beside import Found, describes, is_cache, refuse_pointer, without_tables_beside
 from finescope.corpus.content import ContentReader
 from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
 from finescope.corpus.files import File
@@ -173,6 +173,8 @@ class _Walk:
             is_folder = self.place.is_folder(path)
             if name.startswith(_HIDDEN):
                 self._hidden(name, is_folder)
+            elif not is_folder and is_cache(name):
+                self.left_out.append(f"{name} (a cache of datasets)")
             elif not is_folder:
                 yield path, constants
             elif self.place.system is None and os.path.realpath(path) in here:
@@ -220,14 +222,19 @@ def settle_partitions(sources: list[Source]) -> None:
     every = [source.constants for source in sources]
     for key in dict.fromkeys(key for constants in every for key in constants):
         values = [constants[key] for constants in every if constants.get(key) is not None]
-        if values and all(value == str(_whole(value)) for value in values):
+        if values and all(_whole(value) is not None for value in values):
             for constants in every:
                 if constants.get(key) is not None:
                     constants[key] = int(constants[key])
 
 
 def _whole(value: str) -> int | None:
-    return int(value) if value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() else None
+    """Return the whole number of 64 bits that is written exactly so, or None: ``007`` is a name."""
+    digits = value.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        return None
+    number = int(value)
+    return number if str(number) == value and -(2**63) <= number < 2**63 else None
 
 
 def _in_pattern(place: _Place, matches: list[str], split: str | None, content: ContentReader) -> Found:
@@ -286,6 +293,7 @@ def _known(path: str) -> bool:
 
 
 def _source(file: File) -> Source:
+    refuse_pointer(file)
     lower = file.name.lower()
     if lower.endswith(".parquet"):
         return ParquetSource(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -54,4 +55,4 @@ def without_nulls(value: Any) -> Any:
 def stored(kind: pa.DataType) -> str:
     """A type's name without what Parquet doesn't keep: seconds, views, what items of lists are called."""
     name = str(kind).replace("_view", "").replace("[s", "[ms").replace("item: ", "element: ")
-    return name.replace(" ('c')", "")
+    return re.sub("indices=u?int[0-9]+", "indices=int32", name.replace(" ('c')", ""))
