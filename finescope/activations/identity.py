@@ -16,10 +16,21 @@ def model_files(name: str) -> dict[str, str] | None:
     Args:
         name: a local folder or file, or a name on the Hugging Face hub, looked for in the local cache.
     """
+    return sampled_files(_place(name), _ENDINGS) or None
+
+
+def model_bytes(name: str) -> int:
+    """Return the size of a model's files, as ``model_files`` finds them; 0 if they aren't on this machine."""
+    place = _place(name)
+    files = [place] if place.is_file() else place.rglob("*")
+    return sum(
+        file.stat().st_size for file in files if file.name.lower().endswith(_ENDINGS) and file.is_file()
+    )
+
+
+def _place(name: str) -> Path:
     path = Path(name).expanduser()
-    if not path.exists():
-        path = _cached(name) or path
-    return sampled_files(path, _ENDINGS) or None
+    return path if path.exists() else _cached(name) or path
 
 
 def _cached(name: str) -> Path | None:

@@ -19,6 +19,7 @@ from finescope.activations.batches import (
     joined,
     rounded,
 )
+from finescope.activations.flops import ForwardCost, forward_cost
 from finescope.activations.gguf import gguf_remark
 from finescope.activations.layer import Layer
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
@@ -177,6 +178,10 @@ class ActivationTap:
         other = copy.copy(self)
         other._long, other.windower = "truncate", self.windower.truncating()
         return other
+
+    def cost(self) -> ForwardCost:
+        """Return what a forward pass up to the layer takes; two are run for it."""
+        return forward_cost(self.model, self._layer, self._probe())
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the activations: model (a sample of its weights), layer, tokenizer, windows."""

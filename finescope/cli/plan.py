@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,33 @@ from finescope.cli.common import config_options
 @options.job_options
 @config_options
 @click.option("--restart", is_flag=True, help="Throw away what --out holds of a run with other inputs.")
+@click.option("--estimate", is_flag=True, help="Say what the run will take, and train nothing.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="That embed, for --estimate."
+)
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What one of them reads, for --estimate. [default: measured on this machine]",
+)
+@click.option(
+    "--flops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Operations a second that one of them sustains, for --estimate, e.g. 2e14.",
+)
+@click.option("--json", "plain", is_flag=True, help="Print the estimate as one line of JSON.")
 @options.quiet_option
 def command(
-    config_path: Path | None, overrides: tuple[str, ...], restart: bool, quiet: bool, **given: Any
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    restart: bool,
+    estimate: bool,
+    workers: int,
+    tokens_per_second: float | None,
+    flops: float | None,
+    plain: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Do what one process must do before others share the rest of `finescope curate`.
 
@@ -32,15 +57,29 @@ def command(
       finescope status run/
       finescope merge run/
 
+    With --estimate it stops after the plan and says what is to come: tokens, operations, device hours, disk
+    and network. Latents of a document are counted where there is an autoencoder, else taken at their most.
+
+    \b
+      finescope plan --config job.yaml --estimate --workers 64 --flops 2e14
+
     The files are those of one process with as many threads as each of them. Whatever is killed is started
     again as it was: finished shards stay.
     """
     from finescope.progress import Reporter, counted
     from finescope.workflow.setrun import of_job
 
+    if not estimate and (workers > 1 or tokens_per_second or flops or plain):
+        raise click.UsageError("--workers, --tokens-per-second, --flops and --json go with --estimate.")
+    if tokens_per_second and flops:
+        raise click.UsageError("--tokens-per-second and --flops say the same; give one.")
     job = options.job_from(config_path, overrides, given)
     options.need_all(job)
     run = of_job(job)(job, Reporter(quiet=quiet), restart=restart)
+    if estimate:
+        found = run.estimate(workers, flops=flops, tokens_per_second=tokens_per_second)
+        click.echo(json.dumps(found.plain()) if plain else "\n".join(found.lines()))
+        return
     plan = run.plan()
     shards, rows = len(plan.shards), sum(shard.rows for shard in plan.shards)
     click.echo(

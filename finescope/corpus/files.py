@@ -39,6 +39,11 @@ class File:
             return os.path.basename(self.path)
         return self.path.partition("?")[0].rstrip("/").rpartition("/")[2]
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._stamp()[0]
+
     def open(self) -> IO[bytes]:
         """Open for reading bytes.
 

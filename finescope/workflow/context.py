@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+    from finescope.workflow.probe import Sample, Speed
     from finescope.workflow.tables import ScoredRows
 
 _SEEN_ROWS = 1024
@@ -267,6 +268,20 @@ class Context:
         if not self.job.model:
             raise InputError("no model given; name a folder or a Hugging Face id with --model")
         return open_tap(self.job, self.reporter) if self.given is None else self.given.tap
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The first rows of the corpus, with their tokens counted."""
+        from finescope.workflow.probe import Sample
+
+        return Sample.of(self.tap, self.corpus, self.job.label_column)
+
+    @cached_property
+    def speed(self) -> Speed:
+        """How fast this machine reads some of the first rows."""
+        from finescope.workflow.probe import Speed
+
+        return Speed.of(self.tap, self.sample.probe, self.job.device)
 
     @cached_property
     def given(self) -> Given | None:

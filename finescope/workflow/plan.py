@@ -18,6 +18,8 @@ MAX_EPOCHS = 8
 TOKENS_PER_LATENT = 48
 """A latent that sees fewer tokens than this in training is mostly noise."""
 CHARACTERS_PER_TOKEN = 4.0
+TRAINING_PRODUCTS = 5
+"""What a step of training takes, about, in dense products of batch, width and latents."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,6 @@ def matmul_flops(device: str) -> float:
 
 
 def training_seconds(plan: TrainingPlan, width: int, flops: float) -> float:
-    """Estimate the time of training: about five dense products of batch, width and latents per step."""
+    """Estimate the time of training, from ``TRAINING_PRODUCTS`` a step."""
     batch = plan.training.batch_tokens or BATCH_TOKENS
-    return 5 * 2.0 * batch * width * plan.sae.latents(width) * plan.steps / flops
+    return TRAINING_PRODUCTS * 2.0 * batch * width * plan.sae.latents(width) * plan.steps / flops

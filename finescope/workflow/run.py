@@ -17,6 +17,7 @@ from finescope.storage.files import make_folder, read_json, remove_temporaries, 
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
 from finescope.workflow.context import Context
+from finescope.workflow.cost import Estimate, Throughput, estimate
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
 from finescope.workflow.layout import (
@@ -37,7 +38,7 @@ from finescope.workflow.sending import sending
 from finescope.workflow.share import Share
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.activations import CollectActivations
-from finescope.workflow.stages.check import Check, first_rows
+from finescope.workflow.stages.check import Check
 from finescope.workflow.stages.embed import Embed
 from finescope.workflow.stages.evaluate import Evaluate
 from finescope.workflow.stages.manifest import Manifest
@@ -127,12 +128,7 @@ class Run:
         context = self.context
         self._refuse_url()
         with self._alone():
-            self._do(Check())
-            path = context.folder / PLAN
-            if not path.exists():
-                _, per_token = first_rows(context)
-                shards, refused = context.plan("corpus"), asdict(context.refused["corpus"])
-                write_plan(path, context.corpus, shards, per_token, refused)
+            path = self._write_plan()
             write_text(context.folder / CONFIG, context.job.to_yaml())
             self._do(*self._before_codes())
             embedding = Embed("corpus")
@@ -140,6 +136,36 @@ class Run:
             if embedding.begin(context, embedding.decisive(context)):
                 announce(context.folder / CORPUS_CODES, found.shards)
             return found
+
+    def _write_plan(self) -> Path:
+        """Read the rows once, and write the plan of them that isn't there yet."""
+        context, path = self.context, self.context.folder / PLAN
+        self._do(Check())
+        if not path.exists():
+            shards, refused = context.plan("corpus"), asdict(context.refused["corpus"])
+            write_plan(path, context.corpus, shards, context.sample.per_token, refused)
+        return path
+
+    def estimate(
+        self, workers: int = 1, *, flops: float | None = None, tokens_per_second: float | None = None
+    ) -> Estimate:
+        """Plan the corpus, and return what the run will cost; nothing is trained.
+
+        Args:
+            workers: how many embed at a time.
+            flops: operations a second that a worker sustains.
+            tokens_per_second: that a worker reads; without either, this machine is measured.
+        """
+        from finescope.workflow.workload import measured, of_run
+
+        with self._alone():
+            self._write_plan()
+            load = of_run(self.context)
+            if flops is None and tokens_per_second is None:
+                rates = measured(self.context, load, workers)
+            else:
+                rates = Throughput.given(load, workers, flops=flops, tokens_per_second=tokens_per_second)
+            return estimate(load, rates)
 
     def share(self, share: Share) -> int:
         """Embed a share of the planned corpus, beside other processes; return how many shards were made.

@@ -44,7 +44,7 @@ class CollectActivations(Stage):
             context.corpus,
             context.folder / ACTIVATIONS,
             dtype=context.job.activation_dtype,
-            max_tokens=_limit(context),
+            max_tokens=sample_limit(context),
             seed=context.job.seed,
             reporter=context.reporter,
         )
@@ -52,8 +52,8 @@ class CollectActivations(Stage):
         return {"tokens": store.num_tokens, "rows": len(store), "activation_dtype": dtype}
 
 
-def _limit(context: Context) -> int | None:
-    """The limit on tokens, or None where the corpus can't reach it, which saves a pass."""
+def sample_limit(context: Context) -> int | None:
+    """Return the limit on tokens, or None where the corpus can't reach it, which saves a pass."""
     limit = context.job.train_tokens
     return None if context.stats("corpus").characters < limit else limit
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finescope.progress import counted, duration
 from finescope.workflow.opening import find_sae
-from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops, plan_training, training_seconds
+from finescope.workflow.plan import training_seconds
 from finescope.workflow.stage import Stage
+from finescope.workflow.stages.train import plan_for
 
 if TYPE_CHECKING:
-    from finescope.corpus.row import Row
     from finescope.workflow.context import Context
-
-PROBE_ROWS, PROBE_COPIES = 24, 3
-"""Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
-COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
-"""Rows whose tokens are counted, at most, to tell tokens from characters."""
 
 
 @dataclass(frozen=True)
@@ -77,48 +70,22 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def first_rows(context: Context) -> tuple[list[Row], float]:
-    """Return some rows from the corpus' beginning, and how many characters they have a token."""
-    rows: list[Row] = []
-    characters = tokens = 0
-    for row in itertools.islice(context.corpus.rows(records=False), COUNTED_ROWS):
-        rows.append(row)
-        characters += len(row.content)
-        tokens += context.tap.windower.count([row])[0]
-        if characters >= COUNTED_CHARACTERS:
-            break
-    return rows, max(characters / tokens if tokens else CHARACTERS_PER_TOKEN, 1e-6)
-
-
 def preview(context: Context) -> str:
     """Return one paragraph about the coming work: sizes of the SAE's training and an estimate of the time.
 
-    The model is timed on the first rows; the SAE is estimated from a matrix product.
+    The model is timed on the first rows; the SAE is estimated from a matrix product. No row is read by the
+    model twice: those that the SAE is trained on are embedded from what is stored of them.
     """
-    job, tap = context.job, context.tap
-    rows, per_token = first_rows(context)
-    total = context.stats("corpus").characters / per_token
-    probe = [row for row in rows if not row.empty][:PROBE_ROWS]
-    start = time.monotonic()
-    timed = sum(document.activations.shape[0] for document in tap.run(probe * PROBE_COPIES))
-    seconds_per_token = (time.monotonic() - start) / max(1, timed)
-    model = total * seconds_per_token
+    job, tap, speed = context.job, context.tap, context.speed
+    total = context.stats("corpus").characters / context.sample.per_token
     parts = [f"about {total:,.0f} tokens through layer {tap.layer}"]
     training = 0.0
-    flops = matmul_flops(job.device)
-    plan = plan_training(
-        round(min(total, job.train_tokens)),
-        tap.width,
-        device=job.device,
-        seed=job.seed,
-        sae=job.sae,
-        training=job.training,
-    )
+    plan = plan_for(job, round(min(total, job.train_tokens)), tap.width)
     if job.sae_path is None:
-        training = training_seconds(plan, tap.width, flops)
-        model += min(total, job.train_tokens) * seconds_per_token
+        training = training_seconds(plan, tap.width, speed.product_flops)
         parts.append(
             f"an SAE of about {plan.sae.latents(tap.width):,} latents trained for about {plan.steps:,} steps"
         )
-    encoding = 4 * total * tap.width * plan.sae.latents(tap.width) / flops
+    encoding = 4 * total * tap.width * plan.sae.latents(tap.width) / speed.product_flops
+    model = total * speed.seconds_per_token
     return f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all"
