@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from finescope.sae import SparseAutoencoder as SparseAutoencoder
     from finescope.sae import train_sae as train_sae
     from finescope.search import Index as Index
+    from finescope.workflow.rowscorer import RowScorer as RowScorer
+    from finescope.workflow.rowscorer import score_texts as score_texts
 
 _HOME = {
     "CurationConfig": "finescope.config",
     "FineScopeError": "finescope.errors",
     "Index": "finescope.search",
     "InputError": "finescope.errors",
+    "RowScorer": "finescope.workflow.rowscorer",
     "SaeConfig": "finescope.config",
     "SparseAutoencoder": "finescope.sae",
     "SparseCodes": "finescope.codes",
@@ -43,6 +46,7 @@ _HOME = {
     "create_activation_dataset": "finescope.data_generator",
     "extract_embeddings": "finescope.embeddings",
     "run_curation_pipeline": "finescope.curation",
+    "score_texts": "finescope.workflow.rowscorer",
     "train_sae": "finescope.sae",
 }
 _MODULES = frozenset(

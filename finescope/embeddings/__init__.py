@@ -8,6 +8,7 @@ store     document codes on disk: CSR shards, ids and metadata
 writer    writing such a store
 embedder  what makes a shard of codes of a shard of rows, in any process
 rows      a corpus through model, SAE and pooler into a store
+inmemory  rows that belong to no store, to what one would hold of them
 
 Names are imported on first use: who pools codes doesn't pay for the model's side.
 """

@@ -91,7 +91,7 @@ def reading(path: PathLike, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist") from error
+        raise StoreError(f"{path} does not exist{remedy and f'; {remedy}'}") from error
     except OSError as error:
         reason = "it is a folder" if os.path.isdir(path) else error.strerror or str(error)
         raise StoreError(f"{path} can't be read: {reason}") from error

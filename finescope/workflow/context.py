@@ -28,7 +28,7 @@ from finescope.workflow.opening import (
     open_given,
     open_tap,
     place_of_sae,
-    read_words,
+    text_template,
 )
 from finescope.workflow.planned import read_plan
 
@@ -430,8 +430,9 @@ def open_job_targets(job: Job) -> Corpus:
 
 def open_rows(job: Job, source: Any, **options: Any) -> Corpus:
     """Open rows as a job reads them; the options are those of ``open_corpus``."""
-    template = job.text_template
-    if template is not None and "{{" not in template and "{%" not in template:
-        template = read_words(template, "text template")
-    given = {"text_column": job.text_column, "text_template": template, "id_column": job.id_column}
+    given = {
+        "text_column": job.text_column,
+        "text_template": text_template(job),
+        "id_column": job.id_column,
+    }
     return open_corpus(source, **{**given, **options})

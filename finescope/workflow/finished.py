@@ -39,7 +39,43 @@ def open_run(
         run = open_run(above, reporter)
         assert isinstance(run, SetsRun)
         return SetRun(run.context, set_name, changes or {})
-    remote = Remote(str(out))
+    changes = dict(changes or {})
+    configuration = _configuration(str(out))
+    if "preset" in changes:
+        configuration = {name: value for name, value in configuration.items() if name not in _OF_PRESETS}
+    if "exclusive" in changes and "shares" not in changes:
+        configuration["shares"] = []
+    job = Job.from_dict({**configuration, **changes})
+    return of_job(job)(job, reporter)
+
+
+def finished_job(out: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> tuple[Job, str]:
+    """Return the job of a finished run, and the name of the target set of it that was given, if one was.
+
+    From a URL the run is brought to this machine. Corpus and targets aren't looked for.
+
+    Args:
+        out: the run, or one of its target sets.
+        changes: values of the job that are other than the run's.
+
+    Raises:
+        InputError: there is no finished run, or one of several target sets of which none is named.
+        StoreError: there is none at the URL, or it can't be read.
+    """
+    above, set_name = _of_sets(str(out))
+    job = Job.from_dict({**_configuration(above or str(out)), **(changes or {})})
+    if not set_name and (job.folder / SETS).is_file():
+        names = read_json(job.folder / SETS)["sets"]
+        raise InputError(
+            f"{out} holds the target sets {', '.join(names)}: name the folder of one, such as "
+            f"{out}/{SET_FOLDERS}/{names[0]}"
+        )
+    return job, set_name
+
+
+def _configuration(out: str) -> dict[str, Any]:
+    """Return the configuration in a run's manifest."""
+    remote = Remote(out)
     remote.receive()
     folder = remote.folder
     path = folder / MANIFEST
@@ -52,14 +88,7 @@ def open_run(
         raise InputError(
             f"{folder} is the folder of a single stage, not of a run; give the --out of `finescope curate`"
         )
-    configuration["out"] = str(out)
-    changes = dict(changes or {})
-    if "preset" in changes:
-        configuration = {name: value for name, value in configuration.items() if name not in _OF_PRESETS}
-    if "exclusive" in changes and "shares" not in changes:
-        configuration["shares"] = []
-    job = Job.from_dict({**configuration, **changes})
-    return of_job(job)(job, reporter)
+    return {**configuration, "out": out}
 
 
 def _of_sets(out: str) -> tuple[str, str]:

@@ -49,6 +49,18 @@ def chat_template(job: Job) -> str:
     return given if given in ("auto", "plain") else read_words(given, "chat template")
 
 
+def text_template(job: Job) -> str | None:
+    """Return the text of a job's template of texts, if it has one.
+
+    Raises:
+        InputError: no such file, or one that isn't text.
+    """
+    given = job.text_template
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    return read_words(given, "text template")
+
+
 def open_tap(job: Job, reporter: Reporter) -> ActivationTap:
     """Load the model of a job and find its layer, quietly: this package reports its own progress.
 

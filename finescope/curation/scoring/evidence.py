@@ -144,26 +144,44 @@ class Spaces:
             InputError: as ``Space.targets``.
             ValueError: the codes can't be turned into the recipe's pooling; dense vectors of another width.
         """
-        space = self.get(name, recipe)
+        return self.get(name, recipe).targets(self.others(name, recipe, targets))
+
+    def others(self, name: str, recipe: Preset, rows: Evidence) -> SparseCodes:
+        """Return rows that needn't be of the corpus as a space has its own.
+
+        Args:
+            name, recipe: as for ``get``.
+            rows: what is known of them: T targets, or rows that the corpus doesn't hold.
+
+        Raises:
+            ValueError: the codes can't be turned into the recipe's pooling; dense vectors of another width.
+        """
         if name == "codes":
-            return space.targets(pooled_targets(targets, recipe))
+            return pooled_targets(rows, recipe)
         if name == "words":
-            return space.targets(self.words.damp(self.words.count(targets.texts or ())))
-        vectors = every(DenseRows(targets.dense))
+            return self.words.damp(self.words.count(rows.texts or ()))
+        vectors = every(DenseRows(rows.dense))
         if vectors.num_latents != self._vectors.num_latents:
             raise ValueError(
                 f"need corpus [N,D] and targets [T,D], got {[self.rows, self._vectors.num_latents]} and "
                 f"{list(vectors.shape)}"
             )
-        return space.targets(vectors if name == "dense" else self._changed(name)(vectors))
+        return vectors if name == "dense" else self._changed(name)(vectors)
 
-    def column(self, scorer: Column) -> FloatArray:
-        """Return the scores of all rows by a scorer that looks at no target, float64 [N]."""
+    def column(self, scorer: Column, others: Evidence | None = None) -> FloatArray:
+        """Return the scores of all rows by a scorer that looks at no target, float64 [N].
+
+        Args:
+            scorer: what is asked for.
+            others: rows to be scored in place of the corpus'.
+        """
+        rows = self.rows if others is None else rows_of(others.codes)
         if "lengths" not in scorer.needs:
-            return scorer.values(self.rows, None)
-        given = self.corpus.lengths
-        lengths = self.words.lengths if given is None else given
-        return scorer.values(self.rows, np.array(lengths, dtype=np.float64))
+            return scorer.values(rows, None)
+        given = (self.corpus if others is None else others).lengths
+        if given is None:
+            given = self.words.lengths if others is None else _counted(others.texts).lengths
+        return scorer.values(rows, np.array(given, dtype=np.float64))
 
     def state(self, name: str, recipe: Preset) -> dict[str, NDArray[Any]]:
         """Return what has been learned of the corpus in a space, by names that no other space has."""
@@ -200,6 +218,10 @@ class Spaces:
             else:
                 self._changes[name] = whitened(self._vectors)
         return self._changes[name]
+
+
+def _counted(texts: Iterable[str] | CountedTexts | None) -> CountedTexts:
+    return texts if isinstance(texts, CountedTexts) else CountedTexts.of(texts or ())
 
 
 def _key(name: str, recipe: Preset) -> str:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.curation.blocks import FloatArray, IntArray
+from finescope.curation.blocks import FloatArray, IntArray, iter_blocks, weighted_norms
 from finescope.curation.scoring.base import Column, NothingSharedError, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
-from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass
+from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass, rows_at_a_time
 from finescope.curation.scoring.presets import Preset, get_preset
+from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
 from finescope.curation.scoring.sums import Sum, added, parse_scorer, total
 from finescope.curation.scoring.table import ScoreTable
@@ -140,6 +141,60 @@ class Scoring:
             ValueError: the stored pooling can't be turned into the recipe's.
         """
         return score_together([self])[0]
+
+    def score_others(self, rows: Evidence) -> ScoreTable:
+        """Score rows that the corpus doesn't hold as its own are: by the same weights, means and moments.
+
+        A row of the corpus scores here what ``score`` gives it.
+
+        Args:
+            rows: n rows, of the same SAE; what the scorer needs of the corpus is needed of them.
+
+        Raises:
+            InputError: no target with a code of positive weight.
+            ValueError: a scorer that orders the rows of one corpus and says nothing of others; what it needs
+                isn't known of the rows; or codes that can't be turned into the recipe's pooling.
+        """
+        self.check_others()
+        count = rows.check()
+        terms = [scorer for _, scorer in self.scorer.terms]
+        missing = self.scorer.needs - rows.holds
+        if missing:
+            raise ValueError(
+                f"scorer {self.scorer.name!r} needs the {' and '.join(sorted(missing))} of the rows that are "
+                "to be scored"
+            )
+        views = self.views()
+        step = rows_at_a_time(list(views.values()))
+        nearest = Nearest(count, views["codes"].targets)
+        valid = np.zeros(count, np.bool_)
+        columns = [
+            self.spaces.column(term, rows) if isinstance(term, Column) else np.empty(count) for term in terms
+        ]
+        for name, view in views.items():
+            for low, block in iter_blocks(self.spaces.others(name, self.recipe, rows), step):
+                part = slice(low, low + len(block))
+                seen = view.see(block, weighted_norms(block, view.space.weights))
+                if name == "codes":
+                    nearest.add(part, seen.cosines)
+                    valid[part] = seen.valid
+                for term, column in zip(terms, columns, strict=True):
+                    if isinstance(term, SpaceScorer) and term.space == name:
+                        column[part] = term.score(seen, view.targets.everything)
+        score = added(columns, self._scales()) if isinstance(self.scorer, Sum) else columns[0]
+        score[~valid] = 0.0
+        return ScoreTable(score, *nearest.of(valid), valid, self.scorer.name)
+
+    def check_others(self) -> None:
+        """Refuse to score rows that the corpus doesn't hold where the scorer has nothing to say of them.
+
+        Raises:
+            ValueError: it draws lots.
+        """
+        if any(isinstance(term, Random) for _, term in self.scorer.terms):
+            raise ValueError(
+                f"scorer {self.scorer.name!r} draws an order of the corpus' own rows; there is none of others"
+            )
 
     def views(self) -> dict[str, View]:
         """Return the spaces that the scorer looks at, each with the targets."""

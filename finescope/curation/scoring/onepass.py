@@ -37,8 +37,7 @@ def one_pass(views: Sequence[View], block_rows: int = BLOCK_ROWS) -> Iterator[tu
         views: of spaces whose corpora have the same N rows, in the same order.
         block_rows: rows at a time, fewer where there are very many targets; never changes a result.
     """
-    columns = sum(view.columns for view in views)
-    block_rows = max(1, min(block_rows, SEEN_BYTES // (8 * max(1, columns))))
+    block_rows = rows_at_a_time(views, block_rows)
     corpora = {id(view.space.corpus): view.space.corpus for view in views}
     bases = {id(base): base for base in map(_base, corpora.values())}
     for blocks in zip(*(iter_blocks(base, block_rows) for base in bases.values()), strict=True):
@@ -52,6 +51,12 @@ def one_pass(views: Sequence[View], block_rows: int = BLOCK_ROWS) -> Iterator[tu
             block = changed[id(view.space.corpus)]
             seen.append(view.see(block, view.space.norms_of(start, block)))
         yield slice(start, start + len(blocks[0][1])), seen
+
+
+def rows_at_a_time(views: Sequence[View], most: int = BLOCK_ROWS) -> int:
+    """Return how many rows are looked at together, so that their cosines stay near."""
+    columns = sum(view.columns for view in views)
+    return max(1, min(most, SEEN_BYTES // (8 * max(1, columns))))
 
 
 def _base(codes: Codes) -> Codes:
