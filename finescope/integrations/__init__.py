@@ -1,0 +1,4 @@
+"""Other people's pipelines, with the scores of a finished run as a step of theirs.
+
+datatrove  a filter (``finescope[datatrove]``)
+"""
