@@ -121,19 +121,31 @@ class RowScorer:
         )
         self._pooling = str(origin["pooling"])
 
-    def score(self, rows: Iterable[str | Mapping[str, Any] | Row]) -> RowScores:
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Return which of some columns are read for the text or conversation of a row; all for a template.
+
+        Raises:
+            InputError: none of them.
+        """
+        wanted = self._content.wanted(names)
+        if wanted == []:
+            raise InputError(self._content.refusal(names))
+        return list(names) if wanted is None else [name for name in names if name in _tops(wanted)]
+
+    def score(self, rows: Iterable[str | Mapping[str, Any] | Row], *, full_rows: bool = False) -> RowScores:
         """Score rows; there may be any number of them, which are held in memory together.
 
         Args:
             rows: texts; or rows as the run's corpus had them, of which text or conversation is read by the
                 run's own options.
+            full_rows: they come from a table, where nulls stand for what isn't there.
 
         Raises:
             InputError: a row without the columns that are read, NaN activations, or a conversation that the
                 chat template refuses, where that stopped the run; the row is named by its number, from 0.
             StoreError: a code that the dtype of the run's codes can't hold.
         """
-        read = [self._row(number, row) for number, row in enumerate(rows)]
+        read = [self._row(number, row, full_rows) for number, row in enumerate(rows)]
         if not read:
             none, empty = np.zeros(0), np.zeros(0, np.int64)
             return RowScores(none, [], none, empty, np.zeros(0, np.bool_))
@@ -144,16 +156,21 @@ class RowScorer:
         nearest = [self._targets[at] if at >= 0 else None for at in table.nearest_target.tolist()]
         return RowScores(table.score, nearest, table.nearest_similarity, found.tokens, table.valid)
 
-    def _row(self, number: int, row: str | Mapping[str, Any] | Row) -> Row:
+    def _row(self, number: int, row: str | Mapping[str, Any] | Row, full_rows: bool) -> Row:
         if isinstance(row, Row):
             return row
         place = f"row {number}"
         if isinstance(row, str):
             return Row(place, row, place=place)
-        said = self._content.read(row, place)
+        said = self._content.read(row, place, full_rows=full_rows)
         if said is None:
             raise InputError(f"{place}: {self._content.refusal(list(row))}")
         return Row(place, said.text, said.messages, place=place, tools=said.tools)
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    """The columns that hold what dotted names reach into, and those names themselves."""
+    return {*names, *(name.partition(".")[0] for name in names)}
 
 
 def score_texts(
