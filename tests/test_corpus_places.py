@@ -365,6 +365,66 @@ def test_what_datasets_keeps_of_its_own_work_is_no_data(tmp_path: Path) -> None:
     assert [row.content for row in open_corpus(named)] == [named.name]
 
 
+def _commit(table: Path, number: int, *actions: dict[str, Any]) -> None:
+    path = table / "_delta_log" / f"{number:020d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(action) + "\n" for action in actions))
+
+
+def _add(path: str, **more: Any) -> dict[str, Any]:
+    return {"add": {"path": path, "partitionValues": {}, "dataChange": True, **more}}
+
+
+def test_of_a_delta_lake_table_the_files_that_its_log_counts(tmp_path: Path, memory: Any) -> None:
+    table = tmp_path / "t"
+    names = {"old_parquet": "a", "new_parquet": "b", "k=x%20y__c_parquet": "c", "stray_parquet": "d"}
+    _put(table, **names, _delta_log__00000000000000000002_checkpoint_parquet="z")
+    (table / "README.md").write_text("x")
+    _commit(table, 0, {"metaData": {"configuration": {}}}, _add("old.parquet"), {"commitInfo": {}})
+    _commit(table, 1, {"remove": {"path": "old.parquet"}}, _add("new.parquet"))
+    _commit(table, 2, _add("k%3Dx%2520y/c.parquet", partitionValues={"k": "x y"}))
+    memory.put(f"{tmp_path}/", "/delta/", recursive=True)
+    for source in (table, tmp_path, f"{tmp_path}/*", "memory://delta/t", "memory://delta"):
+        corpus = open_corpus(source)
+        assert [(row.id, row.record.get("k")) for row in corpus] == [("c", "x y"), ("b", None)]
+        assert sorted(corpus.left_out) == [
+            "README.md",
+            "old.parquet (no part of the Delta Lake table)",
+            "stray.parquet (no part of the Delta Lake table)",
+        ]
+    assert sorted(_ids(f"{table}/*.parquet")) == ["a", "b", "d"]
+    (table / "new.parquet").unlink()
+    with pytest.raises(InputError, match=r"t: new\.parquet, a part of this Delta Lake table, isn't there"):
+        open_corpus(table)
+
+
+@pytest.mark.parametrize(
+    ("number", "action", "words"),
+    [
+        (0, _add("a.parquet", deletionVector={"storageType": "u"}), r"a\.parquet has rows that are deleted"),
+        (0, _add("a.parquet", partitionValues={"day": "1"}), "column 'day' stands in the log alone"),
+        (0, _add("s3://other/a.parquet"), "lies elsewhere"),
+        (
+            0,
+            {"metaData": {"configuration": {"delta.columnMapping.mode": "name"}}},
+            "other names in the files",
+        ),
+        (11, _add("a.parquet"), "only the later commits"),
+    ],
+)
+def test_delta_lake_tables_that_files_alone_cannot_tell_are_refused(
+    tmp_path: Path, number: int, action: dict[str, Any], words: str
+) -> None:
+    _put(tmp_path, a_parquet="a")
+    _commit(tmp_path, number, action)
+    with pytest.raises(InputError, match=rf"is a Delta Lake table .*{words}.* with a pattern"):
+        open_corpus(tmp_path)
+    assert _ids(f"{tmp_path}/*.parquet") == "a"
+    _commit(tmp_path, 0, {"add": 3})
+    with pytest.raises(InputError, match=r"\.json is no commit of a Delta Lake table|only the later commits"):
+        open_corpus(tmp_path)
+
+
 def test_a_column_of_the_file_goes_before_that_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "lang=en").mkdir()
     (tmp_path / "lang=en" / "a.jsonl").write_text('{"text": "a", "lang": "fr"}\n')

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from finescope.corpus.beside import Found, describes, is_cache, refuse_pointer, without_tables_beside
 from finescope.corpus.content import ContentReader
 from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
+from finescope.corpus.delta import LOG, commits, live
 from finescope.corpus.files import File
 from finescope.corpus.jsonfiles import JSON_ENDINGS, JsonSource
 from finescope.corpus.source import Source
@@ -30,7 +31,7 @@ _ARROW = (".arrow", ".feather")
 _ENDINGS = (*JSON_ENDINGS, *CSV_ENDINGS, ".parquet", *_ARROW)
 _HIDDEN = (".", "_")
 """Beginnings of names that writers give to what is no data: ``_SUCCESS``, ``.cache``."""
-_MARKS = ("_delta_log", "_temporary", "_spark_metadata")
+_MARKS = (LOG, "_temporary", "_spark_metadata")
 """Folders without rows of their own, which aren't worth a word."""
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -164,9 +165,36 @@ class _Walk:
     ) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Yield (file, what its folders say of its rows), depth first; saved datasets come as (folder,
         None)."""
-        constants = constants or {}
+        children = self.place.children(folder)
+        found = self._children(folder, children, constants or {}, above)
+        return self._of_table(folder, found) if posixpath.join(folder, LOG) in children else found
+
+    def _of_table(
+        self, folder: str, found: Iterator[tuple[str, dict[str, Any] | None]]
+    ) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yield those files below a folder that its log, if it's that of a Delta Lake table, hasn't
+        removed."""
+        log = commits(self.place.children(posixpath.join(folder, LOG)))
+        if not log:
+            yield from found
+            return
+        counted = live(folder, [self.place.file(path, {}) for path in log])
+        for path, constants in found:
+            name = path[len(folder) :].lstrip("/")
+            if name in counted:
+                counted.remove(name)
+            elif _known(name):
+                self.left_out.append(f"{name} (no part of the Delta Lake table)")
+                continue
+            yield path, constants
+        if counted:
+            raise InputError(f"{folder}: {min(counted)}, a part of this Delta Lake table, isn't there")
+
+    def _children(
+        self, folder: str, children: list[str], constants: dict[str, Any], above: frozenset[str]
+    ) -> Iterator[tuple[str, dict[str, Any] | None]]:
         here = above | {os.path.realpath(folder) if self.place.system is None else folder}
-        for path in self.place.children(folder):
+        for path in children:
             name = posixpath.basename(path)
             if path == folder:
                 continue
