@@ -81,6 +81,7 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "id_column": text,
     "chat_template": text,
     "refused_chats": among("plain", "stop"),
+    "max_bad_rows": whole(0),
     "format": among(None, "jsonl", "parquet"),
     "label_column": either(text, NONE),
     "target_labels": texts,

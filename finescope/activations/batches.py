@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,8 @@ class DocumentActivations:
     place: str = ""
     windows: tuple[int, ...] = ()
     """Tokens of each window that it was read in; () if there was one."""
+    bad: str = ""
+    """Why it is set aside, and has no activations; "" if it isn't."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,25 @@ class ActivationBatch:
     def without_sinks(self, max_norm: float) -> ActivationBatch:
         """Return the batch without the tokens whose norm is above ``max_norm``."""
         kept = norms(self.activations) <= max_norm
-        if bool(kept.all()):
-            return self
+        return self if bool(kept.all()) else self._keeping(kept)
+
+    def setting_aside(self, reason: str) -> ActivationBatch:
+        """Set the documents aside that have NaN or infinite activations; return the batch without these.
+
+        The windows of such documents stay, without tokens, so that whoever has seen others of them knows.
+        """
+        kept = torch.isfinite(self.activations).all(dim=1)
+        spans = list(itertools.pairwise(self.offsets))
+        for document, (low, high) in zip(self.documents, spans, strict=True):
+            if not bool(kept[low:high].all()):
+                document.bad = reason
+        for document, (low, high) in zip(self.documents, spans, strict=True):
+            if document.bad:
+                kept[low:high] = False
+        return self._keeping(kept)
+
+    def _keeping(self, kept: Tensor) -> ActivationBatch:
+        """The batch with some of its tokens, bool [B]."""
         places = [0, *kept.cumsum(dim=0).tolist()]
         return replace(
             self,
@@ -120,4 +140,6 @@ def joined(document: Document, parts: Mapping[int, tuple[Tensor, Tensor]]) -> Do
     ordered = [parts[number] for number in range(document.parts)]
     tokens, activations = ordered[0] if len(ordered) == 1 else map(torch.cat, zip(*ordered, strict=True))
     windows = () if len(ordered) == 1 else tuple(len(part[0]) for part in ordered)
-    return DocumentActivations(document.index, document.id, tokens, activations, document.place, windows)
+    return DocumentActivations(
+        document.index, document.id, tokens, activations, document.place, windows, document.bad
+    )

@@ -13,6 +13,7 @@ import torch
 
 from finescope.activations.store import ActivationStore, ActivationStoreWriter
 from finescope.activations.tap import ActivationTap
+from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import RowHash
 from finescope.corpus.reader import Corpus
 from finescope.corpus.row import Row
@@ -52,7 +53,8 @@ def store_activations(
         progress: called after each document.
 
     Raises:
-        InputError: bad rows, NaN activations (the document is named), or no token at all.
+        InputError: bad rows, NaN activations (the document is named), more of them than the tap may set
+            aside, or no token at all.
         StoreError: the folder holds other work, a damaged shard, or the disk is full.
     """
     fingerprint = {
@@ -98,8 +100,13 @@ def _fill(
                 yield row
 
     tokens = writer.num_tokens
+    aside: list[BadRow] = []
     for document in tap.run(wanted()):
         position = positions[document.index]
+        if document.bad:
+            found = BadRow(position, document.place, document.id, document.bad)
+            aside = check_bad([*aside, found], tap.max_bad_rows)
+            continue
         tokens += document.activations.shape[0]
         writer.add(replace(document, index=position), next_row=position + 1, chain=marks[position])
         while marks and (oldest := next(iter(marks))) <= position:

@@ -105,7 +105,8 @@ class Renderer:
         if not self._fall_back:
             raise InputError(
                 f"{row.place or row.id}: the chat template refuses the conversation: {error}. "
-                "--chat-template names another; --refused-chats plain reads such rows without one"
+                "--chat-template names another; --refused-chats plain reads such rows without one, "
+                "--max-bad-rows sets them aside"
             ) from error
 
     def fingerprint(self) -> str:

@@ -65,6 +65,7 @@ class ActivationTap:
         tokenizer: its tokenizer.
         layer: full name of the module that is read, with ``@n`` if its n-th run was asked for.
         width: D.
+        max_bad_rows: how many rows may be set aside; 0 refuses the first.
         remarks: what trying the layer told that a user should know; sentences without an end.
         activation_dtype: name of the dtype that activations are rounded to; None if they aren't.
         max_length: longest window in tokens, special ones included.
@@ -135,6 +136,7 @@ class ActivationTap:
         self.max_length = max_length or limit
         self.batch_tokens = batch_tokens
         self.activation_dtype: str | None = None
+        self.max_bad_rows = 0
         if activation_dtype is not None:
             self.activation_dtype = self.rounding_to(activation_dtype).activation_dtype
         self._long, self._stride, self._exclude_special = long, stride or 0, exclude_special
@@ -182,6 +184,19 @@ class ActivationTap:
     def cost(self) -> ForwardCost:
         """Return what a forward pass up to the layer takes; two are run for it."""
         return forward_cost(self.model, self._layer, self._probe())
+
+    def setting_aside(self, limit: int) -> ActivationTap:
+        """Return a tap on the same model and layer that sets up to so many rows aside that it can't read.
+
+        These are conversations that the chat template refuses, texts with tokens that the model doesn't know,
+        and those that the layer gives NaN or infinite activations for. They come without activations, and say
+        why; whoever takes them counts them.
+        """
+        other = copy.copy(self)
+        other.max_bad_rows = limit
+        if limit:
+            other.windower = self.windower.setting_aside()
+        return other
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the activations: model (a sample of its weights), layer, tokenizer, windows."""
@@ -232,13 +247,21 @@ class ActivationTap:
             TooLargeError: activations of a document (named) that ``activation_dtype`` can't hold.
         """
         waiting: dict[int, DocumentActivations] = {}
+        aside: set[int] = set()
         following = 0
         pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         chunk = {"chunk_rows": _ORDERED_ROWS, "chunk_characters": _ORDERED_CHARACTERS} if ordered else {}
         for batch in self.batches(rows, **chunk):
             for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
+                if document.index in aside:
+                    continue
                 low, high = batch.offsets[number], batch.offsets[number + 1]
                 piece = (batch.token_ids[low:high], batch.activations[low:high])
+                if document.bad:
+                    aside.add(document.index)
+                    pieces[document.index] = dict.fromkeys(
+                        range(document.parts), (piece[0][:0], piece[1][:0])
+                    )
                 held = pieces.setdefault(document.index, {})
                 # A copy, when it has to wait: a view would keep its whole batch in memory.
                 held[part] = (
@@ -274,14 +297,18 @@ class ActivationTap:
         for _, chunk in cut(rows, chunk_rows, chunk_characters):
             windows = self.windower.cut(chunk, start)
             start += len(chunk)
-            blank = [window for window in windows if not window.kept]
+            if self.max_bad_rows:
+                self._set_aside_unknown(windows)
+            blank = [window for window in windows if window.document.bad or not window.kept]
             if blank:
                 yield self._blank(blank)
-            worth = [window for window in windows if window.kept]
+            worth = [window for window in windows if window.kept and not window.document.bad]
             for group in plan(
                 worth, self.batch_tokens, self.max_length, exact=self._exact, alone=self._alone
             ):
-                yield self._forward(group)
+                left = [window for window in group if not window.document.bad]  # by another of its windows
+                if left:
+                    yield self._forward(left)
 
     def _forward(self, group: list[Window]) -> ActivationBatch:
         full = bucket_length(len(group[0].ids), self.max_length, exact=self._exact)
@@ -312,7 +339,9 @@ class ActivationTap:
         )
         broken = batch.first_broken()
         if broken is not None:
-            self._refuse(batch.documents[broken])
+            if not self.max_bad_rows:
+                self._refuse(batch.documents[broken])
+            batch = batch.setting_aside(f"layer {self.layer!r} gives NaN or infinite activations")
         return batch if self.activation_dtype is None else rounded(batch, DTYPES[self.activation_dtype])
 
     def _probe(self) -> list[int]:
@@ -363,6 +392,14 @@ class ActivationTap:
             torch.zeros(0, self.width, dtype=dtype, device=self.device),
         )
 
+    def _set_aside_unknown(self, windows: list[Window]) -> None:
+        known = self._vocabulary
+        for window in windows:
+            if known is not None and window.ids and max(window.ids) >= known:
+                window.document.bad = (
+                    f"the tokenizer gives token {max(window.ids)}, but the model knows {known} tokens"
+                )
+
     def _refuse_token(self, group: list[Window]) -> None:
         window = max(group, key=lambda window: max(window.ids))
         where = f" ({window.document.place})" if window.document.place else ""
@@ -375,7 +412,8 @@ class ActivationTap:
         where = f" ({document.place})" if document.place else ""
         raise InputError(
             f"layer {self.layer!r} gives NaN or infinite activations for document {document.id!r}{where}; "
-            "the model's weights may be broken, or its dtype too narrow: try dtype float32"
+            "the model's weights may be broken, or its dtype too narrow: try dtype float32. --max-bad-rows "
+            "sets such rows of a corpus aside"
         )
 
 

@@ -60,6 +60,8 @@ class Document:
     """Windows it was cut into."""
     num_tokens: int = 0
     """Tokens that are pooled: all but special ones."""
+    bad: str = ""
+    """Why it is set aside, and has no activations; "" if it isn't."""
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class Windower:
             raise InputError(
                 f"stride {stride} must be from 0 to {self.room - 1}: windows hold {self.room} tokens"
             )
-        self._stride, self._truncate = stride, long == "truncate"
+        self._stride, self._truncate, self._aside = stride, long == "truncate", False
         self.special = special_ids(tokenizer) if exclude_special else frozenset()
 
     @property
@@ -138,21 +140,37 @@ class Windower:
         other._truncate = True
         return other
 
+    def setting_aside(self) -> Windower:
+        """Return a windower that sets conversations aside which the template refuses, and raises nothing."""
+        other = copy.copy(self)
+        other._aside = True
+        return other
+
     def cut(self, rows: Sequence[Row], first_index: int = 0) -> list[Window]:
-        """Return the windows of ``rows``, at least one a row; a row without tokens gets an empty one.
+        """Return the windows of ``rows``, at least one a row; without tokens, or set aside, an empty one.
 
         Raises:
             InputError: a chat template refuses a conversation; names the row.
         """
-        texts = [_well_formed(self.renderer.text(row)) for row in rows]
+        refused: dict[int, str] = {}
+        texts = [self._text(place, row, refused) for place, row in enumerate(rows)]
         encoded = self._encode(texts)
         windows: list[Window] = []
         for offset, (row, ids) in enumerate(zip(rows, encoded, strict=True)):
             if row.messages is not None and self.prefix and ids[: len(self.prefix)] == self.prefix:
                 ids = ids[len(self.prefix) :]  # the template has written the start token itself
-            document = Document(first_index + offset, row.id, row.place)
+            document = Document(first_index + offset, row.id, row.place, bad=refused.get(offset, ""))
             windows.extend(self._windows(document, [] if row.empty else ids))
         return windows
+
+    def _text(self, place: int, row: Row, refused: dict[int, str]) -> str:
+        try:
+            return _well_formed(self.renderer.text(row))
+        except InputError as error:
+            if not self._aside:
+                raise
+            refused[place] = f"the chat template refuses the conversation: {error.__cause__}"
+            return ""
 
     def count(self, rows: Sequence[Row]) -> list[int]:
         """Return how many tokens of each row would be kept."""

@@ -20,6 +20,7 @@ OUT = "codes"
 @options.option("out", help="Folder of the codes", default=OUT)
 @options.column_options
 @options.chat_options
+@options.option("max_bad_rows")
 @options.group("pooling", "top_k_activations", "sinks")
 @config_options
 @click.option("--restart", is_flag=True, help="Overwrite what --out holds of other inputs.")
@@ -59,18 +60,19 @@ def command(
     rows = Rows(corpus, shards=plan(corpus))
     reporter = Reporter(quiet=quiet)
     opened = open_given(job, reporter)
+    tap = opened.tap.setting_aside(job.max_bad_rows)
     place = place_of_sae(job, lambda: opened.tap.layer)
     with sending(job.out, reporter):
         store = embed(
             opened.sae,
-            opened.tap,
+            tap,
             rows,
             job.folder,
             Embedding(
                 job.top_k_activations,
                 job.recipe().pooling,
                 job.activation_dtype,
-                None if job.sinks == "keep" else norm_limit(place, opened.tap, corpus, reporter),
+                None if job.sinks == "keep" else norm_limit(place, tap, corpus, reporter),
             ),
             reporter=reporter,
             engine=options.engine_of(job, asked, reporter.say),

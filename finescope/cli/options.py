@@ -138,7 +138,7 @@ job_options = group(
     "model", "layer", "device", "dtype", "activation_dtype", "batch_tokens", "max_length", "stride",
     targets_option, sets_options, "corpus", "out", "format",
     "text_column", "text_template", "id_column", "limit",
-    "chat_template", "refused_chats",
+    "chat_template", "refused_chats", "max_bad_rows",
     "sae_path", "train_tokens", "coordinates",
     "preset", "weights", "scorer", "top_m",
     "pooling", "top_k_activations", "sinks",

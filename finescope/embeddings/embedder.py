@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finescope.activations.batches import DTYPES
+from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import Shard, ShardReader
 from finescope.embeddings.pooler import Encoder, Pooler, ShardBuilder
 from finescope.embeddings.store import KIND
@@ -18,6 +19,7 @@ from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.identity import differences, sha256_tensors
 from finescope.storage.shardfiles import ShardFiles
+from finescope.storage.shards import printable
 
 if TYPE_CHECKING:
     from finescope.activations.batches import ActivationBatch
@@ -145,7 +147,8 @@ class Embedder:
         """Read and embed a planned shard of the corpus; return its number, and what is noted of it.
 
         Raises:
-            InputError: its rows have changed, are broken, or give NaN activations (the document is named).
+            InputError: its rows have changed, are broken, or give NaN activations (the document is named), or
+                more of them than the tap may set aside.
             StoreError: the disk is full.
         """
         if self._reader is None:
@@ -166,9 +169,15 @@ class Embedder:
         for piece, notes in self._pieces.found(shard.number):
             if notes["digest"] == shard.digest:
                 left = sorted(set(left).difference(built.take_back(piece)))
+        bad: list[BadRow] = []
         chosen = [rows[place] for place in left]
         for batch in self._tap.batches(chosen, chunk_rows=max(1, len(chosen))):
             self._add(built, batch, left)
+            bad = [
+                BadRow(shard.first + place, printable(rows[place].place), rows[place].id, why)
+                for place, why in sorted(built.aside.items())
+            ]
+            check_bad(bad, self._tap.max_bad_rows)
             if built.new and self._pieces.due():
                 self._pieces.write(shard.number, built.piece(), {"digest": shard.digest})
         made = shard_of_codes(
@@ -183,8 +192,10 @@ class Embedder:
             dense=built.dense,
             columns={name: [row.record.get(name) for row in rows] for name in self.order.columns},
         )
-        notes = {**made.counts, "digest": shard.digest, "sinks": sum(built.sink_counts)}
-        entry = files.write(shard.number, made.tensors, made.table, notes)
+        about: dict[str, Any] = {**made.counts, "digest": shard.digest, "sinks": sum(built.sink_counts)}
+        if bad:
+            about["bad_rows"] = [row.plain() for row in bad]
+        entry = files.write(shard.number, made.tensors, made.table, about)
         files.note(shard.number, entry)
         self._pieces.clear(shard.number)
         return entry

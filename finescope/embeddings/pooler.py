@@ -164,6 +164,7 @@ class ShardBuilder:
         sink_counts: how many of them were left out.
         num_done: documents that are finished.
         num_tokens: tokens of all documents.
+        aside: by the place of a document that is set aside, why; its code is empty.
         new: places of the documents that were finished since the last piece.
         dense: [rows,D], means of activations, or None.
     """
@@ -176,6 +177,7 @@ class ShardBuilder:
         self.token_counts = [0] * rows
         self.sink_counts = [0] * rows
         self.num_done = self.num_tokens = 0
+        self.aside: dict[int, str] = {}
         self.new: list[int] = []
         self.dense = None if dense_width is None else torch.zeros(rows, dense_width)
 
@@ -199,6 +201,9 @@ class ShardBuilder:
         for number, (document, part) in enumerate(zip(batch.documents, batch.parts, strict=True)):
             low, high = batch.offsets[number], batch.offsets[number + 1]
             place = document.index if places is None else places[document.index]
+            if document.bad:
+                self._set_aside(place, document.bad)
+                continue
             self._add_dense(place, document.parts, part, batch.activations[low:high])
             tokens = read[number + 1] - read[number]
             self.token_counts[place] += tokens
@@ -218,6 +223,17 @@ class ShardBuilder:
             parts = [] if codes is None else [codes.rows(low, high) for low, high in spans]
             self._pool(whole, parts, ragged=True)
         return self.num_done - before
+
+    def _set_aside(self, place: int, reason: str) -> None:
+        """Forget what is known of a document. It is in no piece, so that whoever resumes finds it again."""
+        if place in self.aside:
+            return
+        self.aside[place] = reason
+        for held in (self._pieces, self._sums):
+            held.pop(place, None)
+        self.token_counts[place] = self.sink_counts[place] = 0
+        self._rows[place] = (torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        self.num_done += 1
 
     def _pool(self, documents: list[int], parts: list[TokenCodes], *, ragged: bool = False) -> None:
         """Pool parts into documents: one document each if ``ragged``, else all into the one document."""

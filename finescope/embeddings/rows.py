@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from finescope.activations.store import ActivationStore
+from finescope.corpus.badrows import check_bad
 from finescope.corpus.plan import SHARD_ROWS, Shard, missing, plan, unfinished
 from finescope.corpus.reader import Corpus
 from finescope.embeddings.embedder import Embedder, check_stored, order_for
 from finescope.embeddings.pooler import Encoder
-from finescope.embeddings.store import KIND, CodeStore
+from finescope.embeddings.store import KIND, CodeStore, bad_rows_of
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.manifest import ShardEntry
@@ -83,7 +84,8 @@ def embed_rows(
         remark: told which finished shards of a corpus were found damaged; they are made again.
 
     Raises:
-        InputError: an SAE of another width than the layer, bad rows, NaN activations (the document is named).
+        InputError: an SAE of another width than the layer, bad rows, NaN activations (the document is named),
+            or more of both than the tap may set aside.
         StoreError: the folder holds other work, a finished shard of rows that are no corpus is damaged, the
             rows changed, or the disk is full. Finished shards stay, nothing is half-written.
         ValueError: an unknown pooling, ``top_k`` or ``shard_rows`` below 1, or stored activations of another
@@ -120,10 +122,15 @@ def embed_rows(
             if progress is not None:
                 progress(writer.rows + rows, writer.tokens + tokens)
 
+        def adopt(number: int, entry: ShardEntry) -> None:
+            writer.adopt(number, entry)
+            if bad_rows_of([entry]):
+                check_bad(bad_rows_of(writer.finished.values()), tap.max_bad_rows)
+
         embedder.progress = tell
         if corpus is None:
             for shard, held in unfinished(rows, writer.shards, shard_rows):
-                writer.adopt(shard.number, embedder.embed(shard, held))
+                adopt(shard.number, embedder.embed(shard, held))
         else:
             left = missing(shards or (), writer.finished)
             if writer.damaged and remark is not None:
@@ -131,8 +138,9 @@ def embed_rows(
                     f"damaged in {directory}, and made again: shards {', '.join(map(str, writer.damaged))}"
                 )
             writer.begin()
+            check_bad(bad_rows_of(writer.finished.values()), tap.max_bad_rows)
             for number, entry in over(embedder, left):
-                writer.adopt(number, entry)
+                adopt(number, entry)
                 tell()
         if not writer.complete:
             if not writer.shards:

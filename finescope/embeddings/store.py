@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
+from finescope.corpus.badrows import BadRow
 from finescope.corpus.known import KnownRows
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
@@ -27,6 +28,11 @@ _TENSORS = ("indptr", "indices", "values")
 LABEL = "finescope_label"
 """Name of the column of labels."""
 _OPEN_SHARDS = 64
+
+
+def bad_rows_of(shards: Iterable[ShardEntry]) -> list[BadRow]:
+    """Return the rows that were set aside in some shards of codes."""
+    return [BadRow.from_plain(values) for entry in shards for values in entry.notes.get("bad_rows", ())]
 
 
 class CodeStore(Store):
@@ -66,6 +72,11 @@ class CodeStore(Store):
     def num_sinks(self) -> int:
         """How many of the tokens were left out as attention sinks."""
         return sum(int(entry.notes.get("sinks", 0)) for entry in self._shards)
+
+    @property
+    def bad_rows(self) -> list[BadRow]:
+        """The rows that were set aside, in order. Their codes are empty."""
+        return bad_rows_of(self._shards)
 
     def iter_shards(self) -> Iterator[tuple[int, SparseCodes]]:
         """Yield (number of the first row, mapped codes of one shard), in order, in bounded memory."""

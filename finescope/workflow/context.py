@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, CorpusStats, open_corpus
+from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import Planner, Shard, located
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted
@@ -155,10 +156,18 @@ class Context:
         labels = LabelCount(self.job.label_column or "")
         self._labels[name] = labels
         columns = [] if self.job.label_column is None else [self.job.label_column]
-        for row in self.rows(name).rows(columns=columns, output=output):
+        bad: list[BadRow] = []
+        for number, row in enumerate(self.rows(name).rows(columns=columns, output=output)):
             labels.see(row)
             if row.messages is not None and self.job.model:
-                refused.see(row, self.renderer)
+                try:
+                    refused.see(row, self.renderer)
+                except InputError as error:
+                    if name != "corpus" or not self.job.max_bad_rows:
+                        raise
+                    bad = check_bad(
+                        [*bad, BadRow(number, row.place, row.id, str(error.__cause__))], self.job.max_bad_rows
+                    )
             yield row
 
     @property
@@ -270,18 +279,23 @@ class Context:
         return open_tap(self.job, self.reporter) if self.given is None else self.given.tap
 
     @cached_property
+    def corpus_tap(self) -> ActivationTap:
+        """The model as it reads the corpus, some of whose rows may be set aside; targets may not."""
+        return self.tap.setting_aside(self.job.max_bad_rows)
+
+    @cached_property
     def sample(self) -> Sample:
         """The first rows of the corpus, with their tokens counted."""
         from finescope.workflow.probe import Sample
 
-        return Sample.of(self.tap, self.corpus, self.job.label_column)
+        return Sample.of(self.corpus_tap, self.corpus, self.job.label_column)
 
     @cached_property
     def speed(self) -> Speed:
         """How fast this machine reads some of the first rows."""
         from finescope.workflow.probe import Speed
 
-        return Speed.of(self.tap, self.sample.probe, self.job.device)
+        return Speed.of(self.corpus_tap, self.sample.probe, self.job.device)
 
     @cached_property
     def given(self) -> Given | None:

@@ -83,6 +83,9 @@ class Job(Configuration):
     """Chat template of conversations: the model's own, a file with Jinja in it, or plain lines."""
     refused_chats: Annotated[str, one_of(REFUSED)] = "plain"
     """Conversations that the template refuses: read as plain lines, or stop the run."""
+    max_bad_rows: Count = 0
+    """Rows of the corpus that may be set aside because they can't be embedded: conversations that the chat
+    template refuses, tokens that the model doesn't know, NaN activations. One more stops the run."""
     label_column: Column | None = None
     """Column of known labels: evaluates, never scores."""
     target_labels: list[Annotated[Text, Metavar("LABEL")]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Any
 
 from finescope.curation.selection import Selection
 from finescope.errors import InputError
-from finescope.progress import Reporter, duration
+from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
@@ -67,6 +67,8 @@ class Outcome:
     selection: Selection
     metrics: dict[str, Any]
     seconds: float
+    bad_rows: int = 0
+    """Rows of the corpus that were set aside."""
 
     @cached_property
     def scored(self) -> ScoredRows:
@@ -77,7 +79,10 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """Return in words what was written."""
-        return [f"{len(self.selection):,} rows in {self.curated}"]
+        found = [f"{len(self.selection):,} rows in {self.curated}"]
+        if self.bad_rows:
+            found.append(f"set aside, because they can't be embedded: {counted(self.bad_rows, 'row')}")
+        return found
 
 
 class Run:
@@ -225,6 +230,7 @@ class Run:
             read_selection(folder / SELECTION),
             read_json(folder / METRICS),
             seconds,
+            len(context.ledger.facts("embed-corpus").get("bad_rows") or ()),
         )
 
     def reselect(self) -> Outcome:

@@ -40,7 +40,7 @@ class CollectActivations(Stage):
     def work(self, context: Context) -> Mapping[str, Any]:
         """Run the model over the rows that are drawn; finished shards are kept."""
         store = collect_activations(
-            context.tap,
+            context.corpus_tap,
             context.corpus,
             context.folder / ACTIVATIONS,
             dtype=context.job.activation_dtype,

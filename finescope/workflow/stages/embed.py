@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finescope.corpus.badrows import BadRow, check_bad, said_of
 from finescope.errors import InputError
+from finescope.storage.files import write_text
 from finescope.storage.identity import differences, sha256_json
 from finescope.storage.manifest import begun_with
 from finescope.workflow.engines.local import Local
-from finescope.workflow.layout import ACTIVATIONS, CODES
+from finescope.workflow.layout import ACTIVATIONS, BAD_ROWS, CODES
 from finescope.workflow.pulse import Pulse, announce, fall_silent
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
@@ -77,7 +80,7 @@ class Embed(Stage):
         rows = self._rows(context)
         store = embed(
             context.sae,
-            context.tap,
+            context.corpus_tap if self.rows == "corpus" else context.tap,
             rows,
             context.folder / CODES[self.rows],
             self._how(context),
@@ -85,6 +88,8 @@ class Embed(Stage):
             engine=context.engine if self.expensive else Local(),
             work=lambda embedder: EmbedWork(job, self.rows, embedder.order, rows.activations, embedder),
         )
+        if self.rows == "corpus":
+            write_bad_rows(context.folder / BAD_ROWS, store.bad_rows)
         refused = context.refused.get(self.rows)
         return {
             "rows": len(store),
@@ -92,6 +97,7 @@ class Embed(Stage):
             "activation_dtype": store.facts["source"]["activation_dtype"],
             "tokens": store.num_tokens,
             "sinks": store.num_sinks,
+            "bad_rows": [row.plain() for row in store.bad_rows],
             "refused_chats": refused.words if refused is not None else "",
             "autoencoder": [] if context.given is None else list(context.given.about),
             "warnings": [] if context.given is None else list(context.given.warnings),
@@ -105,7 +111,7 @@ class Embed(Stage):
         """
         return embed_shards(
             context.sae,
-            context.tap,
+            context.corpus_tap if self.rows == "corpus" else context.tap,
             self._rows(context),
             context.folder / CODES[self.rows],
             self._how(context),
@@ -211,6 +217,7 @@ class EmbedWork:
             )
         tap, sae = open_model(self.job)
         tap = tap.rounding_to(wanted["tap"]["activation_dtype"])
+        tap = tap.setting_aside(self.job.max_bad_rows if self.rows == "corpus" else 0)
         for name, found in (("tap", tap.fingerprint()), ("sae", sae_fingerprint(sae))):
             if sha256_json(wanted[name]) != sha256_json(found):
                 changed = differences(wanted[name], found, name)
@@ -299,7 +306,17 @@ def embed(
     fall_silent(folder)
     if words := words_of(store):
         reporter.say(f"{rows.task}: {words}")
+    if bad := said_of(store.bad_rows):
+        reporter.say(f"{rows.task}: {bad}")
     return store
+
+
+def write_bad_rows(path: Path, rows: Sequence[BadRow]) -> None:
+    """Write a line of JSON for each row that was set aside; no file where there is none."""
+    if rows:
+        write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def embed_shards(
@@ -322,13 +339,15 @@ def embed_shards(
         How many of them were made now.
 
     Raises:
-        InputError: rows that have changed or are broken, or NaN activations (the document is named).
+        InputError: rows that have changed or are broken, NaN activations (the document is named), or more of
+            these than may be set aside, by all processes together.
         StoreError: another run holds the folder alone, or it holds other work; or the disk is full.
     """
     from finescope.activations.batches import TooLargeError
     from finescope.corpus.plan import missing
     from finescope.embeddings.embedder import Embedder, order_for
-    from finescope.storage.shards import SharedShards
+    from finescope.embeddings.store import bad_rows_of
+    from finescope.storage.shards import SharedShards, finished_shards
     from finescope.workflow.precision import WIDE, rounded_work
 
     def rounded(tap: ActivationTap, mode: str) -> int:
@@ -353,7 +372,9 @@ def embed_shards(
                 if said == WIDE != tap.activation_dtype:
                     raise TooLargeError("activations of other shards are")  # another process has found them
                 shared.check()
-                pulse(shard)
+                _, entry = pulse(shard)
+                if bad_rows_of([entry]):  # what others have set aside counts too
+                    check_bad(bad_rows_of(finished_shards(order.files).shards.values()), tap.max_bad_rows)
                 before += shard.rows
         return len(left)
 

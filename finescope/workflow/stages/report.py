@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finescope.corpus.badrows import BadRow, said_of
 from finescope.progress import counted
 from finescope.report.data import About, Measured, Passage, RunData, ShownRow
 from finescope.report.explain import Explanation, explain
@@ -233,6 +234,7 @@ def _warnings(context: Context, selection: Selection, metrics: dict[str, Any]) -
         )
     said = [*selection.unfilled, *about_targets(metrics["targets_found"])]
     facts = context.ledger.facts("embed-corpus")
+    said.append(said_of(map(BadRow.from_plain, facts.get("bad_rows") or ())))
     said += filter(None, [facts.get("refused_chats"), *(facts.get("warnings") or [])])
-    found += (f"{words[:1].upper()}{words[1:]}." for words in said)
+    found += (f"{words[:1].upper()}{words[1:]}." for words in said if words)
     return found

@@ -53,7 +53,8 @@ class FindSinks(Stage):
         if job.sinks == "keep":
             return {}
         if job.sae_path is not None:
-            return {"max_norm": norm_limit(context.sae_place, context.tap, context.corpus, context.reporter)}
+            tap, corpus = context.corpus_tap, context.corpus
+            return {"max_norm": norm_limit(context.sae_place, tap, corpus, context.reporter)}
         from finescope.activations import ActivationStore
 
         return asdict(find_in(ActivationStore(context.folder / ACTIVATIONS), context.reporter))

@@ -88,7 +88,7 @@ class Train(Stage):
 
             rows = context.corpus.rows(records=False)
             make_folder(place.parent)
-            write_json(place, choose_coordinates(context.tap, rows, count, seed=context.job.seed))
+            write_json(place, choose_coordinates(context.corpus_tap, rows, count, seed=context.job.seed))
         return list(read_json(place))
 
 
