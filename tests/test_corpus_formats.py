@@ -222,3 +222,20 @@ def test_zstd_with_a_window_as_long_as_dumps_have(tmp_path: Path) -> None:
     path = tmp_path / "dump.jsonl.zst"
     path.write_bytes(stream.compress(_lines(RECORDS[:3])) + stream.flush())
     assert [row.id for row in open_corpus(path)] == ["r0", "r1", "r2"]
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+def test_all_streams_of_a_packed_file_are_read(tmp_path: Path, ending: str) -> None:
+    """`cat a.xz b.xz` makes several; between them xz may have zeros, where Python's own reader stops."""
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    one, two, three = (pack(_lines(RECORDS[part : part + 1000])) for part in (0, 1000, 2000))
+    path = tmp_path / f"c.jsonl{ending}"
+    for between, after in ((b"", b""), (b"\0" * 4, b""), (b"\0" * (1 << 21), b"\0" * 8)):
+        path.write_bytes(one + between + two + pack(b"") + between + three + after)
+        corpus = open_corpus(path)
+        assert [row.record for row in corpus] == RECORDS
+        assert corpus.fingerprint()["sources"][0]["bytes"] == path.stat().st_size
+    for damaged in (one + b"garbage", one + two[:9], one + two[:-3], one + b"\0\0\0\0x", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"c\.jsonl\{ending}:\d+: can't be unpacked"):
+            list(open_corpus(path))

@@ -8,7 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from finescope.corpus.files import File, HashedReader
@@ -35,9 +35,9 @@ def opened(file: File, packing: str, *, hashed: bool = True) -> Any:
     if packing == ".zst":
         return io.BufferedReader(ZstdReader(raw, file.label), _BUFFER)
     if packing == ".bz2":
-        return io.BufferedReader(bz2.BZ2File(raw), _BUFFER)
+        return io.BufferedReader(StreamReader(raw, bz2.BZ2Decompressor), _BUFFER)
     if packing == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(raw), _BUFFER)
+        return io.BufferedReader(StreamReader(raw, lzma.LZMADecompressor), _BUFFER)
     return raw
 
 
@@ -55,6 +55,60 @@ def unpacking(place: str, packing: str) -> Iterator[None]:
             f"{place}: can't be {'unpacked' if packing in PACKED else 'read'} ({error}); "
             "the file is truncated or corrupt"
         ) from error
+
+
+class StreamReader(io.RawIOBase):
+    """Raw stream over what several streams of bzip2 or xz hold, one after the other.
+
+    Zero bytes may stand between and after them: xz pads its streams so. Python's own files end there, and
+    where a later stream is damaged, without a word; here that is an error.
+    """
+
+    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
+        self._file, self._new = file, new
+        self._stream: Any = None
+        self._begun = False
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        if not len(buffer):
+            return 0
+        while True:
+            if self._stream is None and not self._next_stream():
+                return 0
+            block = b""
+            if self._stream.needs_input:
+                block = self._rest or self._file.read(_BUFFER)
+                self._rest = b""
+                if not block:
+                    raise EOFError("it ends within a stream")
+            found = self._stream.decompress(block, len(buffer))
+            if self._stream.eof:
+                self._rest, self._stream = self._stream.unused_data, None
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+    def _next_stream(self) -> bool:
+        """Begin the next stream; return whether there is one."""
+        while True:
+            self._rest = self._rest or self._file.read(_BUFFER)
+            if not self._rest:
+                if self._begun:
+                    return False
+                raise EOFError("it is empty")
+            if self._begun:
+                self._rest = self._rest.lstrip(b"\0")
+            if self._rest:
+                self._stream, self._begun = self._new(), True
+                return True
 
 
 class ZstdReader(io.RawIOBase):
