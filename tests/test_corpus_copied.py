@@ -473,6 +473,23 @@ def test_categories_of_many_files_can_be_read_again(tmp_path: Path, within: bool
     assert "dictionary<values=string, indices=int32" in str(got.schema.field("c").type)
 
 
+@pytest.mark.parametrize("within", ["", "struct", "list"])
+def test_a_dictionary_may_have_an_entry_for_null(tmp_path: Path, within: str) -> None:
+    """pyarrow's own writer of Parquet takes none, and says so when the rows are written."""
+    column: pa.Array = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1], pa.int8()), ["a", "b", None])
+    if within == "struct":
+        column = pa.StructArray.from_arrays([column], ["k"])
+    elif within == "list":
+        column = pa.ListArray.from_arrays([0, 1, 2, 3, 4], column)
+    table = pa.table({"text": list("wxyz"), "c": column})
+    with pa.ipc.new_file(str(tmp_path / "c.arrow"), table.schema) as file:
+        file.write_table(table)
+    corpus = open_corpus(tmp_path / "c.arrow")
+    corpus.scan(output=".parquet")
+    copy_rows(tmp_path / "out.parquet", corpus, [2, 0, 3])
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == table.take([2, 0, 3]).to_pylist()
+
+
 def test_notes_of_datasets_follow_types_that_have_changed(tmp_path: Path) -> None:
     """Its reader casts columns to what the note says: a whole number too large for it, or another zone."""
     (tmp_path / "in").mkdir()

@@ -103,6 +103,9 @@ def test_broken_files_are_named_with_their_line(tmp_path: Path, data: bytes, wor
     ("data", "header"),
     [
         (b'"a, b, c";text\n1;x\n', ["a, b, c", "text"]),
+        (b"sep=;\r\nid,of,all;text\r\n1;x\r\n", ["id,of,all", "text"]),
+        (b"\xef\xbb\xbfsep=|\nid|text\n1|x\n", ["id", "text"]),
+        (b"id,text\r1,a;b;c;d\r", ["id", "text"]),
         (b"\r\n\nid;text\n1;x\n", ["id", "text"]),
         (b'\xef\xbb\xbf"id;of;all"\ttext\n1\tx\n', ["id;of;all", "text"]),
     ],

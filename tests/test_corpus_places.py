@@ -195,8 +195,9 @@ def test_rows_in_a_list_within_one_object_are_refused_by_name(tmp_path: Path) ->
             ({"train": {"rows": [{"text": "a" * 60}] * rows}}, r"'train\.rows'"),
         ):
             (tmp_path / "a.json").write_text(json.dumps({"version": 1, **held}, indent=1))
-            with pytest.raises(InputError, match=rf"a\.json is one object that holds rows in {words}"):
-                open_corpus(tmp_path)
+            for source in (tmp_path, tmp_path / "a.json"):
+                with pytest.raises(InputError, match=rf"a\.json is one object that holds rows in {words}"):
+                    open_corpus(source)
     (tmp_path / "a.json").write_text(json.dumps({"features": [{"name": "text"}], "long": "x" * (1 << 21)}))
     assert open_corpus(tmp_path).left_out == ["a.json (one object without text)"]
 

@@ -207,6 +207,25 @@ def _rebuilt(kind: Any, leaf: Callable[[Any], Any]) -> Any:
     return _list_like(kind, _rebuilt(kind.value_type, leaf))
 
 
+def decoded(kind: Any) -> Any:
+    """Return a type with the values of dictionaries in their places."""
+    from pyarrow import types
+
+    return _rebuilt(kind, lambda leaf: leaf.value_type if types.is_dictionary(leaf) else leaf)
+
+
+def names_null(array: Any) -> bool:
+    """Return whether a dictionary in an array has an entry for null, which Parquet's writer refuses."""
+    from pyarrow import types
+
+    kind = array.type
+    if types.is_dictionary(kind):
+        return bool(array.dictionary.null_count)
+    if types.is_struct(kind):
+        return any(names_null(array.field(at)) for at in range(kind.num_fields))
+    return bool((types.is_list(kind) or types.is_large_list(kind)) and names_null(array.values))
+
+
 def _list_like(kind: Any, values: Any) -> Any:
     """Return a type of lists as another is, of other values."""
     import pyarrow as pa

@@ -22,6 +22,8 @@ from finescope.errors import InputError
 CSV_ENDINGS = tuple(ending + packed for ending in (".csv", ".tsv") for packed in ("", *PACKED))
 _DELIMITERS = ",;\t"
 _QUOTED = re.compile(r'"[^"]*"')
+_NAMED = re.compile(rb"sep=([,;\t|])")
+"""A line before the header, by which Excel knows the delimiter."""
 _HEAD = 1 << 16
 _LONGEST = 2**31 - 1
 """Characters of a cell; the csv module's own limit is 131 072."""
@@ -31,7 +33,7 @@ class CsvSource(TableSource):
     """Rows of a CSV file. A number stays the text that it was: ``007`` is no 7, and no cell is null.
 
     Cells may be quoted as RFC 4180 has it, and hold line ends. Commas, semicolons or tabs part them: those of
-    which the header has most outside of quotes.
+    which the header has most outside of quotes, or the one that a line ``sep=;`` before the header names.
     """
 
     suffix = ".jsonl"
@@ -89,8 +91,11 @@ class CsvSource(TableSource):
             with self._reading(1):
                 first = raw.peek(_HEAD).removeprefix(BOM).lstrip(b"\r\n")
                 first = re.split(rb"[\r\n]", first, maxsplit=1)[0]
+            named = _NAMED.fullmatch(first)
             unquoted = _QUOTED.sub("", first.decode("utf-8", "replace"))
             delimiter = "\t" if self._tabs else max(_DELIMITERS, key=unquoted.count)
+            if named is not None:
+                delimiter = named[1].decode()
             lines = csv.reader(
                 io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True
             )
@@ -100,7 +105,7 @@ class CsvSource(TableSource):
                     row = next(lines, None)
                 if row is None:
                     return
-                if not row:
+                if not row or (named is not None and lines.line_num == 1):
                     continue
                 if not header:
                     header = row

@@ -56,7 +56,10 @@ def find(source: PathLike, split: str | None, content: ContentReader) -> Found:
     if place.is_folder(place.path):
         return _some(_in_folder(place, place.path, split, content), f"{place.path} is a folder without")
     if place.exists(place.path):
-        return Found([_source(place.file(place.path, {}))])
+        file = place.file(place.path, {})
+        if file.name.lower().endswith(".json"):
+            describes(file, content)  # refuses rows within an object; one that is alone is read as a row
+        return Found([_source(file)])
     matches = place.matches() if glob.has_magic(place.path) else []
     if matches:
         return _some(_in_pattern(place, matches, split, content), f"{place.path} matches no")
