@@ -108,7 +108,9 @@ def test_conversations_are_read_from_every_kind(folder: Path, add: AddScores) ->
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_actors_of_a_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 a busy machine starves them
     ray = pytest.importorskip("ray", reason="ray isn't installed (pip install 'finescope[ray]')")
+    pytest.importorskip("pandas", reason="Ray Data imports pandas (pip install 'ray[data]')")
     ray.init("local", num_cpus=2, object_store_memory=100 << 20, log_to_driver=False, include_dashboard=False)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
