@@ -32,6 +32,7 @@ from finescope.storage.pieces import Pieces
 from finescope.workflow import context
 from finescope.workflow.engines.processes import Processes
 from finescope.workflow.run import Run
+from finescope.workflow.setrun import SetsRun
 from support.cli_job import save_job, write_jsonl
 from support.run_files import contents, curated, job_of
 
@@ -230,6 +231,18 @@ def test_tasks_count_what_the_others_have_set_aside(job: Path, one: Path, tmp_pa
     assert (tmp_path / "run/bad_rows.jsonl").read_bytes() == (one / "bad_rows.jsonl").read_bytes()
     found, expected = (CodeStore(place / "codes/corpus").codes() for place in (tmp_path / "run", one))
     assert torch.equal(found.values, expected.values)
+
+
+def test_they_are_said_once_for_all_target_sets(job: Path, one: Path, tmp_path: Path) -> None:
+    sets = [f"{name}={job / 'seeds.jsonl'}" for name in ("a", "b")]
+    asked = job_of(
+        job, tmp_path / "run", **settings(job, targets="", target_sets=sets), sae_path=str(one / "sae")
+    )
+    lines = SetsRun(asked, Reporter(quiet=True)).curate().lines()
+    assert len(lines) == 3
+    assert lines[2] == "set aside, because they can't be embedded: 3 rows"
+    assert (tmp_path / "run/bad_rows.jsonl").read_bytes() == (one / "bad_rows.jsonl").read_bytes()
+    assert "row 5 (corpus.jsonl:6)" in (tmp_path / "run/sets/a/report.html").read_text()
 
 
 def test_a_target_is_never_set_aside(job: Path, one: Path, tmp_path: Path) -> None:

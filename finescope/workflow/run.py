@@ -79,10 +79,13 @@ class Outcome:
 
     def lines(self) -> list[str]:
         """Return in words what was written."""
-        found = [f"{len(self.selection):,} rows in {self.curated}"]
-        if self.bad_rows:
-            found.append(f"set aside, because they can't be embedded: {counted(self.bad_rows, 'row')}")
-        return found
+        return [f"{len(self.selection):,} rows in {self.curated}", *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """Return in words what is to be known of the corpus, whatever the targets."""
+        if not self.bad_rows:
+            return []
+        return [f"set aside, because they can't be embedded: {counted(self.bad_rows, 'row')}"]
 
 
 class Run:

@@ -53,8 +53,9 @@ class SetsOutcome:
 
     def lines(self) -> list[str]:
         """Return in words what was written."""
-        found = [f"{name}: {line}" for name, outcome in self.sets.items() for line in outcome.lines()]
-        return found + ([f"all of them in {self.mixture}"] if self.mixture else [])
+        found = [f"{name}: {outcome.lines()[0]}" for name, outcome in self.sets.items()]
+        found += [f"all of them in {self.mixture}"] if self.mixture else []
+        return found + next(iter(self.sets.values())).remarks()
 
 
 class SetsRun(Run):
