@@ -238,3 +238,13 @@ def test_a_set_of_a_run_with_several(tmp_path: Path) -> None:
     for name in ("animals", "sky"):
         found = finescope.score_texts(folder / "run" / "sets" / name, texts)
         assert found.score.tolist() == kept(folder / "run" / "sets" / name)["score"]
+
+
+def test_an_autoencoder_that_was_given_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run" / "sae", tmp_path / "sae")
+    run = save_run(tmp_path / "job", "--sae", tmp_path / "sae", "--scorer", "contrast")
+    texts = [row["text"] for row in read(tmp_path / "job" / "corpus.jsonl")][:20]
+    (tmp_path / "sae").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="sae"):
+        RowScorer(run)
+    assert RowScorer(run, sae=str(tmp_path / "moved")).score(texts).score.tolist() == kept(run)["score"][:20]
