@@ -435,7 +435,8 @@ def open_corpus(
     Args:
         source: a file (.jsonl, .ndjson or .json with one object a line or an array of objects, .csv, .tsv,
             each also .gz, .zst, .bz2 or .xz; .parquet; .arrow, .feather), a folder of such files and folders
-            or a pattern (in order of name; folders called ``key=value`` give columns), a folder written by
+            or a pattern (in order of name, all formats; what is passed over stands in ``Corpus.left_out``;
+            folders called ``key=value`` give columns), a folder written by
             ``save_to_disk``, all of these also as an ``fsspec`` URL; ``hf:NAME``, ``hf:NAME:SPLIT`` or
             ``hf:NAME:CONFIG:SPLIT`` for a dataset of the Hugging Face hub; a list of any of these, or a list
             of dictionaries.
