@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
 PROOF ?= proof
+JOBS ?= auto
 
 .PHONY: demo proof test quick bench lint docs format clean
 
@@ -30,7 +31,7 @@ proof: $(VENV)/.installed
 	$(BIN)/finescope prove benchmarks/proof/plan.yaml --out $(PROOF)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 
 # A minute's worth: a file or two of each part, each test once.
 QUICK := layers import packaging results checks_agree config job_values cli_usage cli_errors codes reference \

@@ -21,6 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Workers of pytest-xdist share the processors.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // _WORKERS))
+
 # The CUDA kernels compiled for the CPU (tests/cuda_on_cpu), to stand in for the CPU operations.
 EMULATED = os.environ.get("FINESCOPE_TEST_CUDA_ON_CPU")
 if EMULATED:
