@@ -132,6 +132,7 @@ import os, signal, torch
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.sae import train_sae
 torch.set_num_threads({torch.get_num_threads()})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background work is born without
 def progress(record):
     if record["step"] >= 12:
         os.kill(os.getpid(), {int(kind)})
