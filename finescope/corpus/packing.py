@@ -57,18 +57,11 @@ def unpacking(place: str, packing: str) -> Iterator[None]:
         ) from error
 
 
-class StreamReader(io.RawIOBase):
-    """Raw stream over what several streams of bzip2 or xz hold, one after the other.
+class _Unpacker(io.RawIOBase):
+    """Raw stream of what is unpacked from a file, which it closes."""
 
-    Zero bytes may stand between and after them: xz pads its streams so. Python's own files end there, and
-    where a later stream is damaged, without a word; here that is an error.
-    """
-
-    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
-        self._file, self._new = file, new
-        self._stream: Any = None
-        self._begun = False
-        self._rest = b""
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
 
     def readable(self) -> bool:
         return True
@@ -76,6 +69,21 @@ class StreamReader(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+class StreamReader(_Unpacker):
+    """Raw stream over what several streams of bzip2 or xz hold, one after the other.
+
+    Zero bytes may stand between and after them: xz pads its streams so. Python's own files end there, and
+    where a later stream is damaged, without a word; here that is an error.
+    """
+
+    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
+        super().__init__(file)
+        self._new = new
+        self._stream: Any = None
+        self._begun = False
+        self._rest = b""
 
     def readinto(self, buffer: Any) -> int:
         if not len(buffer):
@@ -111,7 +119,7 @@ class StreamReader(io.RawIOBase):
                 return True
 
 
-class ZstdReader(io.RawIOBase):
+class ZstdReader(_Unpacker):
     """Raw stream over zstd's decompressor that reports its errors, and a missing end, as ``OSError``."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -125,20 +133,13 @@ class ZstdReader(io.RawIOBase):
         self._error = zstandard.ZstdError
         # Dumps are packed with windows of up to 2 GiB (--long=31), of which what a file needs is allotted.
         self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._file = file
+        super().__init__(file)
         self._frame: Any = None
         self._ready = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            block = self._file.read(1 << 20)
+            block = self._file.read(_BUFFER)
             if not block:
                 if self._frame is not None:
                     raise OSError("the last zstd frame has no end")
