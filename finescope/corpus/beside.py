@@ -70,11 +70,13 @@ def without_tables_beside(found: Found, content: ContentReader) -> Found:
     """
     if all(isinstance(source, CsvSource) for source in found.sources):
         return found
-    tables = [source for source in found.sources if _says_nothing(source, content)]
-    return Found(
-        [source for source in found.sources if source not in tables],
-        [*found.left_out, *(f"{source.name} (a table without text)" for source in tables)],
-    )
+    kept = Found(left_out=list(found.left_out))
+    for source in found.sources:
+        if _says_nothing(source, content):
+            kept.left_out.append(f"{source.name} (a table without text)")
+        else:
+            kept.sources.append(source)
+    return kept
 
 
 def _says_nothing(source: Source, content: ContentReader) -> bool:
