@@ -88,8 +88,6 @@ _OF_ROWS = ("id", "tokens", "valid", "is_target")
 _OF_TARGETS = ("score", "nearest_target_index", "nearest_similarity")
 _CRC32 = "text_crc32"
 """A column that tables made of codes without texts lack."""
-_SHARED = ("index", *_OF_ROWS, _CRC32)
-"""Columns that don't depend on the targets."""
 
 
 def write_scores(path: PathLike, scored: ScoredRows, *, rows: bool = True) -> None:
@@ -107,11 +105,13 @@ def write_scores(path: PathLike, scored: ScoredRows, *, rows: bool = True) -> No
     import pyarrow.parquet as pq
 
     notes = {"settings": scored.settings, "scorer": scored.table.scorer, "target_ids": scored.target_ids}
-    columns, kept = _columns(scored), dict[str, Any]()
-    if not rows:
+    columns, kept = _target_columns(scored), dict[str, Any]()
+    if rows:
+        shared = _row_columns(scored)
+        columns = {name: shared.pop(name) for name in ("index", "id")} | columns | shared
+    else:
         # Scores hardly shrink, and there is one table a set.
         kept = {"use_dictionary": ["nearest_target", "nearest_target_index"], "compression": "none"}
-        columns = {name: column for name, column in columns.items() if name not in _SHARED}
     written = pa.table(columns).replace_schema_metadata({"finescope": json.dumps(notes)})
     with atomic_path(path) as temporary:
         pq.write_table(written, temporary, **kept)
@@ -126,29 +126,37 @@ def write_rows(path: PathLike, scored: ScoredRows) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {name: column for name, column in _columns(scored).items() if name in _SHARED}
+    written = pa.table(_row_columns(scored)).replace_schema_metadata({"finescope": "{}"})
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata({"finescope": "{}"}), temporary)
+        pq.write_table(written, temporary)
 
 
-def _columns(scored: ScoredRows) -> dict[str, Any]:
+def _row_columns(scored: ScoredRows) -> dict[str, Any]:
+    """What doesn't depend on the targets."""
     import pyarrow as pa
 
-    table = scored.table
     columns = {
-        "index": pa.array(np.arange(len(table), dtype=np.int64)),
+        "index": pa.array(np.arange(len(scored.table), dtype=np.int64)),
         "id": _as_column(scored.ids),
-        "score": pa.array(table.score),
-        "nearest_target": _picked(scored.target_ids, table.nearest_target),
-        "nearest_target_index": pa.array(table.nearest_target),
-        "nearest_similarity": pa.array(table.nearest_similarity),
         "tokens": pa.array(scored.tokens),
-        "valid": pa.array(table.valid),
+        "valid": pa.array(scored.table.valid),
         "is_target": pa.array(scored.is_target),
     }
     if scored.crc32 is not None:
         columns[_CRC32] = pa.array(scored.crc32)
     return columns
+
+
+def _target_columns(scored: ScoredRows) -> dict[str, Any]:
+    import pyarrow as pa
+
+    table = scored.table
+    return {
+        "score": pa.array(table.score),
+        "nearest_target": _picked(scored.target_ids, table.nearest_target),
+        "nearest_target_index": pa.array(table.nearest_target),
+        "nearest_similarity": pa.array(table.nearest_similarity),
+    }
 
 
 @dataclass(frozen=True)
