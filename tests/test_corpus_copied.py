@@ -197,6 +197,39 @@ def test_types_that_do_not_go_together_are_refused_at_first(tmp_path: Path, name
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "value"),
+    [
+        (
+            pa.struct([("a", pa.list_(pa.null())), ("b", pa.int32())]),
+            pa.struct([("a", pa.list_(pa.null())), ("b", pa.int64())]),
+            {"a": [None, None], "b": 1},
+        ),
+        (pa.list_(pa.list_(pa.null())), pa.large_list(pa.list_(pa.null())), [[None] * 4, None]),
+        (
+            pa.list_(pa.struct([("a", pa.large_list(pa.null()))])),
+            pa.list_(pa.struct([("a", pa.large_list(pa.null())), ("b", pa.string())])),
+            [None, {"a": [None, None, None]}],
+        ),
+    ],
+    ids=["struct", "lists", "list of structs"],
+)
+def test_lists_of_nulls_stay_as_long_as_they_are(
+    tmp_path: Path, first: pa.DataType, second: pa.DataType, value: Any
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number, kind in enumerate((first, second)):
+        _table(tmp_path / "in" / f"{number}.parquet", pa.array([value, None, value], kind))
+    corpus = open_corpus(str(tmp_path / "in"))
+    corpus.scan(output=".parquet")
+    for rows in ([0], [2, 1, 0, 5, 4]):
+        copy_rows(tmp_path / "out.parquet", corpus, rows)
+        written = pq.read_table(tmp_path / "out.parquet")
+        written.validate(full=True)
+        wanted = [None if at in (1, 4) else without_nulls(value) for at in rows]
+        assert plain(written["c"]) == wanted
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
         (pa.array([2**53 + 1]), pa.array([0.5])),

@@ -226,6 +226,56 @@ def names_null(array: Any) -> bool:
     return bool((types.is_list(kind) or types.is_large_list(kind)) and names_null(array.values))
 
 
+def recast(column: Any, kind: Any) -> Any:
+    """Return a chunked array in another type.
+
+    Where lists of nulls stay such inside what changes around them, pyarrow (26.0.1) gives these nulls the
+    number of the lists: there it is done part by part, none of which is cast into its own type.
+
+    Raises:
+        ArrowException, ValueError: a value that doesn't fit, or types that pyarrow can't cast.
+    """
+    import pyarrow as pa
+
+    if not _lists_nulls(column.type):
+        return column.cast(kind)
+    chunks = (
+        chunk.take(pa.array(range(len(chunk)), pa.int64())) for chunk in column.chunks
+    )  # without offset
+    return pa.chunked_array([_recast(chunk, kind) for chunk in chunks], kind)
+
+
+def _recast(array: Any, kind: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import types
+
+    if array.type == kind:
+        return array
+    if types.is_struct(array.type) and types.is_struct(kind):
+        members = [
+            _recast(array.field(field.name), field.type)
+            if array.type.get_field_index(field.name) >= 0
+            else pa.nulls(len(array), field.type)
+            for field in kind
+        ]
+        return pa.StructArray.from_arrays(members, fields=list(kind), mask=array.is_null())
+    wide = {types.is_list: (pa.ListArray, pa.int32()), types.is_large_list: (pa.LargeListArray, pa.int64())}
+    made = next((made for is_list, made in wide.items() if is_list(kind)), None)
+    if made is None or not any(is_list(array.type) for is_list in wide):
+        return array.cast(kind)
+    values, offsets = _recast(array.values, kind.value_type), array.offsets.cast(made[1])
+    return made[0].from_arrays(offsets, values, type=kind, mask=array.is_null())
+
+
+def _lists_nulls(kind: Any) -> bool:
+    """Return whether there are lists of nothing but nulls in a type."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(_lists_nulls(field.type) for field in kind)
+    return hasattr(kind, "value_field") and (types.is_null(kind.value_type) or _lists_nulls(kind.value_type))
+
+
 def _list_like(kind: Any, values: Any) -> Any:
     """Return a type of lists as another is, of other values."""
     import pyarrow as pa

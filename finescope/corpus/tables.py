@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from finescope import hub
-from finescope.corpus.arrowtypes import decoded, names_null
+from finescope.corpus.arrowtypes import decoded, names_null, recast
 from finescope.corpus.dotted import holders, leaves
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
@@ -207,7 +207,7 @@ def fitted(table: Any, schema: Any, place: str) -> Any:
         try:
             if any(map(names_null, column.chunks)):
                 column = column.cast(decoded(column.type))
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            columns.append(column if column.type == field.type else recast(column, field.type))
         except (pa.ArrowException, ValueError) as error:
             raise InputError(
                 f"{place}: column {field.name!r} can't be brought from {column.type} to {field.type}, as "
