@@ -87,6 +87,7 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx512": _AVX512,
         "avx512_vnni": _VNNI,
         "avx512_bf16": (*_VNNI, "-mavx512bf16"),
+        "amx": (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     },
     # The registers of NEON belong to the baseline; its levels say by a macro that they use its intrinsics.
     "arm": {"scalar": (), "neon": _NEON, "neon_dot": (*_NEON, "-march=armv8.2-a+dotprod")},

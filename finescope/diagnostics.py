@@ -23,6 +23,7 @@ _BRINGS = {
     "avx512": "registers of 512 bits",
     "avx512_vnni": "four products of bytes in one instruction of 512 bits (Ice Lake, Zen 4 and later)",
     "avx512_bf16": "products of bfloat16 (Sapphire Rapids, Zen 4 and later)",
+    "amx": "products of whole matrices of bytes and bfloat16 (Sapphire Rapids and later Xeons)",
     "neon": "registers of 128 bits",
     "neon_dot": "four products of bytes in one instruction (ARMv8.2 and later)",
 }

@@ -148,10 +148,10 @@ void check_bounds(const char* kind, int64_t B, int64_t N, int64_t d, Metric metr
 
 // Sums of whole numbers are exact, also where their factors are as large as a screen takes them: no lane
 // saturates or leaves its range. Rows go into the kernels as they are, past the rotation.
-void check_sums(ScreenKind kind, int64_t d) {
+void check_sums(ScreenKind kind, int64_t d, int64_t rows) {
   const TopkKernels& kernels = topk_kernels();
   const WholeNumbers& form = kernels.whole[static_cast<int>(kind)];
-  const int64_t units = kind == ScreenKind::int8 ? d / 4 : d / 2, n = 2 * kernels.nr, rows = 13;
+  const int64_t units = kind == ScreenKind::int8 ? d / 4 : d / 2, n = 2 * kernels.nr;
   // Signs and sizes by element: sides of one sign, alternating ones, pairs, lanes, a few large elements,
   // noise.
   const auto element = [&](int64_t pattern, int64_t j) {
@@ -200,7 +200,7 @@ void check_sums(ScreenKind kind, int64_t d) {
     kernels.interleave(w.data() + p * kernels.nr * units, units, units, kernels.nr,
                        panels.data() + p * kernels.nr * units);
   }
-  RowGroups groups(kernels, form, units, rows);
+  RowGroups groups(kernels, kind, units, rows);
   for (int64_t i = 0; i < rows; ++i) groups.put(i, x.data() + i * units);
   const size_t entries = static_cast<size_t>(rows + kSlack);
   std::vector<float> one(entries, 1.0f), none(entries, 0.0f), tau(entries, kOpen);
@@ -384,7 +384,10 @@ int main(int argc, char** argv) {
     check_choice();
     for (ScreenKind kind : {ScreenKind::int8, ScreenKind::int16}) {
       for (int64_t d : {8, 64, 192, 1024, 4096}) {
-        if (screen_available(kind)) check_sums(kind, d);
+        // 77: groups of more rows than half of a screen's, whichever it is, and a rest.
+        for (int64_t rows : {13, 77}) {
+          if (screen_available(kind)) check_sums(kind, d, rows);
+        }
       }
     }
     host::random = first;

@@ -58,6 +58,7 @@ def builds(text: str) -> dict[str, dict[str, str]]:
         ("topk/avx_vnni.cpp", "avx_vnni"),
         ("topk/avx512_vnni.cpp", "avx512_vnni"),
         ("topk/avx512_bf16.cpp", "avx512_bf16"),
+        ("topk/amx.cpp", "amx"),
         ("topk/neon.cpp", "neon"),
         ("topk/neon_dot.cpp", "neon_dot"),
         ("topk/whole_avx2.cpp", "avx2"),

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -13,8 +17,8 @@
 namespace finescope {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"scalar",      "avx2",        "avx_vnni", "avx512",
-                                           "avx512_vnni", "avx512_bf16", "neon",     "neon_dot"};
+constexpr const char* kNames[kIsaCount] = {"scalar",      "avx2", "avx_vnni", "avx512",  "avx512_vnni",
+                                           "avx512_bf16", "amx",  "neon",     "neon_dot"};
 
 #if defined(__x86_64__)
 
@@ -41,6 +45,17 @@ uint64_t saved_state(const Registers& leaf1) {
   return (uint64_t{high} << 32) | low;
 }
 
+// Linux gives a process the tiles of AMX when it asks for them.
+bool tiles_allowed() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool allowed = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+
 // Each feature is asked for by itself: no level is inferred from the name of a CPU.
 bool cpu_has(Isa isa) {
   const Registers leaf1 = cpuid(1, 0), leaf7 = cpuid(7, 0), leaf7_1 = cpuid(7, 1),
@@ -52,7 +67,7 @@ bool cpu_has(Isa isa) {
                     has(leaf7.b, 5) /* avx2 */ && has(leaf7.b, 8) /* bmi2 */ &&
                     has(extended.c, 5) /* lzcnt */;
 #if defined(FINESCOPE_AVX512_ON_CPU)  // tests/avx512_on_cpu: compiled for AVX2, whatever their name
-  return isa <= Isa::avx512_bf16 && (isa == Isa::scalar || avx2);
+  return isa <= Isa::amx && (isa == Isa::scalar || avx2);
 #endif
   const bool avx512 = avx2 && zmm && has(leaf7.b, 16) /* f */ && has(leaf7.b, 17) /* dq */ &&
                       has(leaf7.b, 28) /* cd */ && has(leaf7.b, 30) /* bw */ && has(leaf7.b, 31) /* vl */;
@@ -70,6 +85,9 @@ bool cpu_has(Isa isa) {
       return vnni;
     case Isa::avx512_bf16:
       return vnni && has(leaf7_1.a, 5);
+    case Isa::amx:
+      return vnni && has(leaf7_1.a, 5) && (state & 0x60000) == 0x60000 && has(leaf7.d, 22) /* bf16 */ &&
+             has(leaf7.d, 24) /* tile */ && has(leaf7.d, 25) /* int8 */ && tiles_allowed();
     default:
       return false;
   }
@@ -145,6 +163,9 @@ std::vector<Isa> compiled_isas() {
 #endif
 #ifdef FINESCOPE_HAVE_AVX512_BF16
       Isa::avx512_bf16,
+#endif
+#ifdef FINESCOPE_HAVE_AMX
+      Isa::amx,
 #endif
 #ifdef FINESCOPE_HAVE_NEON
       Isa::neon,

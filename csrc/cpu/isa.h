@@ -7,8 +7,8 @@
 namespace finescope {
 
 // Worst to best on each platform.
-enum class Isa : int { scalar, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, neon, neon_dot };
-inline constexpr int kIsaCount = 8;
+enum class Isa : int { scalar, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx, neon, neon_dot };
+inline constexpr int kIsaCount = 9;
 
 const char* isa_name(Isa isa);
 
@@ -65,6 +65,6 @@ struct Variants {
 // The whole table, in the common case: each family of registers has its own variant, made from one source.
 #define FINESCOPE_VARIANTS(name)                                                                       \
   &scalar::name, FINESCOPE_IF_AVX2(&avx2::name), nullptr, FINESCOPE_IF_AVX512(&avx512::name), nullptr, \
-      nullptr, FINESCOPE_IF_NEON(&neon::name), nullptr
+      nullptr, nullptr, FINESCOPE_IF_NEON(&neon::name), nullptr
 
 }  // namespace finescope

@@ -1,4 +1,4 @@
-// The intrinsics of AVX-512 and AVX-VNNI that csrc/cpu uses, lane by lane, for processors without them. Given to the
+// The intrinsics of AVX-512, AVX-VNNI and AMX that csrc/cpu uses, lane by lane, for processors without them. Given to the
 // compiler with -include; the files of those levels are then compiled for AVX2 but from the lines for
 // AVX-512.
 //
@@ -14,7 +14,7 @@
 #include <cstring>
 
 #define __AVX512F__ 1
-// Without optimisation these are macros, which no declaration hides.
+// These are macros, some of them without optimisation only, and no declaration hides a macro.
 #undef _mm256_dpbusd_avx_epi32
 #undef _mm256_dpwssd_avx_epi32
 #undef _mm512_cmp_ps_mask
@@ -23,6 +23,11 @@
 #undef _mm512_maskz_cvtps_ph
 #undef _mm512_shuffle_i32x4
 #undef _mm512_slli_epi32
+#undef _tile_dpbf16ps
+#undef _tile_dpbsud
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
 
 // What touches memory of the kernels is checked where they are; the rest would only take its time.
 #define FINESCOPE_MEMORY static inline __attribute__((unused))
@@ -299,6 +304,71 @@ FINESCOPE_LANEWISE __m512 _mm512_dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
     acc[i] = sum;
   }
   return acc;
+}
+
+// --- matrix registers: 8 of 16 rows of 64 bytes, which are there between loadconfig and release, and used whole
+
+namespace lanes {
+typedef uint8_t Matrix[16][64];
+static thread_local Matrix matrix[8] __attribute__((unused));
+static thread_local bool configured __attribute__((unused));
+
+FINESCOPE_MEMORY Matrix& tile(int t) {
+  if (!configured) __builtin_trap();
+  return matrix[t];
+}
+}  // namespace lanes
+
+FINESCOPE_MEMORY void _tile_loadconfig(const void* config) {
+  const auto bytes = lanes::load<lanes::U8>(config);
+  bool whole = bytes[0] == 1 && bytes[1] == 0;
+  for (int t = 0; t < 8; ++t) whole = whole && bytes[16 + 2 * t] == 64 && bytes[48 + t] == 16;
+  if (!whole) __builtin_trap();
+  lanes::configured = true;
+}
+FINESCOPE_MEMORY void _tile_release() {
+  lanes::configured = false;
+}
+FINESCOPE_MEMORY void _tile_zero(int t) {
+  std::memset(lanes::tile(t), 0, sizeof(lanes::Matrix));
+}
+FINESCOPE_MEMORY void _tile_loadd(int t, const void* from, int64_t stride) {
+  for (int i = 0; i < 16; ++i)
+    std::memcpy(lanes::tile(t)[i], static_cast<const char*>(from) + i * stride, 64);
+}
+FINESCOPE_MEMORY void _tile_stored(int t, void* to, int64_t stride) {
+  for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(to) + i * stride, lanes::tile(t)[i], 64);
+}
+// The first factor is the signed one.
+FINESCOPE_LANEWISE void _tile_dpbsud(int sums, int a, int b) {
+  for (int row = 0; row < 16; ++row) {
+    auto acc = lanes::load<lanes::I32>(lanes::tile(sums)[row]);
+    for (int k = 0; k < 64; ++k) {
+      const int32_t x = static_cast<int8_t>(lanes::tile(a)[row][k]);
+      for (int i = 0; i < 16; ++i) acc[i] += x * lanes::tile(b)[k / 4][4 * i + k % 4];
+    }
+    std::memcpy(lanes::tile(sums)[row], &acc, 64);
+  }
+}
+// Even and odd elements are added up apart.
+FINESCOPE_LANEWISE void _tile_dpbf16ps(int sums, int a, int b) {
+  for (int row = 0; row < 16; ++row) {
+    const auto x = lanes::load<lanes::U16>(lanes::tile(a)[row]);
+    auto acc = lanes::load<lanes::F32>(lanes::tile(sums)[row]);
+    lanes::F32 apart[2] = {};
+    for (int k = 0; k < 32; ++k) {
+      const auto y = lanes::load<lanes::U16>(lanes::tile(b)[k / 2]);
+      for (int i = 0; i < 16; ++i) {
+        const float product =
+            std::fma(lanes::widened(x[k]), lanes::widened(y[2 * i + k % 2]), apart[k % 2][i]);
+        apart[k % 2][i] = lanes::flushed(product);
+      }
+    }
+    for (int i = 0; i < 16; ++i) {
+      acc[i] = lanes::flushed(lanes::flushed(acc[i]) + lanes::flushed(apart[0][i] + apart[1][i]));
+    }
+    std::memcpy(lanes::tile(sums)[row], &acc, 64);
+  }
 }
 
 // --- conversions

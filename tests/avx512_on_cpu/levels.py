@@ -24,7 +24,7 @@ FLAGS = ("-DFINESCOPE_AVX512_ON_CPU", "-Wno-psabi")
 
 def emulated(isa: str | None) -> bool:
     """Whether a level is one of those."""
-    return isa is not None and (isa == "avx_vnni" or isa.startswith("avx512"))
+    return isa is not None and (isa in ("avx_vnni", "amx") or isa.startswith("avx512"))
 
 
 def isa_flags() -> dict[str, tuple[str, ...]]:

@@ -90,7 +90,8 @@ bool screen_available(ScreenKind kind) {
 
 ScreenKind best_screen(ScreenChoice choice, const PairSample& sample, const Workers& workers) {
   const bool bytes = screen_available(ScreenKind::int8);
-  const ScreenKind wide = screen_available(ScreenKind::int16)  ? ScreenKind::int16
+  const ScreenKind preferred = topk_kernels().wide;
+  const ScreenKind wide = screen_available(preferred)          ? preferred
                           : screen_available(ScreenKind::bf16) ? ScreenKind::bf16
                                                                : ScreenKind::f32;
   if (choice == ScreenChoice::bf16) return wide;

@@ -39,6 +39,13 @@ TopkKernels with_whole_numbers(TopkKernels kernels) {
   return kernels;
 }
 
+[[maybe_unused]] TopkKernels with_amx(TopkKernels kernels) {
+#ifdef FINESCOPE_HAVE_AMX
+  amx::add_screens(&kernels);
+#endif
+  return kernels;
+}
+
 }  // namespace
 
 const TopkKernels& topk_kernels() {
@@ -46,7 +53,8 @@ const TopkKernels& topk_kernels() {
   static const TopkKernels avx2 = with_whole_numbers(avx2::topk), avx_vnni = with_avx_vnni(avx2);
 #endif
 #ifdef FINESCOPE_HAVE_AVX512
-  static const TopkKernels vnni = with_dot_products(avx512::topk), bf16 = with_bf16(vnni);
+  static const TopkKernels vnni = with_dot_products(avx512::topk), bf16 = with_bf16(vnni),
+                           amx = with_amx(bf16);
 #elif defined(FINESCOPE_HAVE_NEON)
   static const TopkKernels dot = with_dot_products(neon::topk);
 #endif
@@ -57,6 +65,7 @@ const TopkKernels& topk_kernels() {
       FINESCOPE_IF_AVX512(&avx512::topk),
       FINESCOPE_IF_AVX512(&vnni),
       FINESCOPE_IF_AVX512(&bf16),
+      FINESCOPE_IF_AVX512(&amx),
       FINESCOPE_IF_NEON(&neon::topk),
       FINESCOPE_IF_NEON(&dot),
   }};

@@ -11,7 +11,8 @@
 // Both operands are packed in units of 32 bits: four int8, two int16 or bfloat16, or one float32 elements of
 // a row.
 //   panels of w:  [panel][unit][nr]    nr columns (rows of w) side by side: one unit of all of them is two registers
-//   groups of x:  [group][unit][rows]  up to `mr` rows: one unit of each of them is a broadcast
+//   groups of x:  [group][run][rows]   up to `RowForm::most` rows: a run is one unit, which is broadcast, or as many
+//                                      as a matrix register has in a row
 #pragma once
 
 #include <cstdint>
@@ -89,15 +90,25 @@ struct WholeNumbers {
   int32_t chunk;
 };
 
+// How a screen reads rows of x: groups of at most so many, of each in turn so many units.
+struct RowForm {
+  int most;
+  int run = 1;
+  // Bytes of them that stay in the second-level cache while w streams past.
+  int64_t resident = int64_t{448} << 10;
+};
+
 struct TopkKernels {
   int nr;
-  int mr;
   // Rows of x from which on packing pays: it takes as long as screening so many rows where w lies.
   int pack_rows;
   // The share of pairs that, let through by the int8 screen, cost as much as a screen of 16 bits.
   float most_survivors;
   Screen screen[kScreenKinds];  // null: this instruction set has none of that kind
   WholeNumbers whole[kScreenKinds];
+  RowForm rows[kScreenKinds];
+  // The screen of 16 bits, where there are two.
+  ScreenKind wide;
 
   // The row as float32 (exact for 16-bit rows), zeros up to a multiple of 16; returns the bits of the largest
   // magnitude, so a value of 0x7f800000 or more says that there is an infinity or a NaN.
@@ -180,6 +191,9 @@ void topk_screen_int16(const ScreenRows&, const ScreenPanels&, int64_t begin, in
 }  // namespace avx512_vnni
 namespace avx512_bf16 {
 void topk_screen_bf16(const ScreenRows&, const ScreenPanels&, int64_t begin, int64_t end);
+}
+namespace amx {
+void add_screens(TopkKernels* kernels);
 }
 
 }  // namespace finescope

@@ -443,13 +443,14 @@ int64_t pick(const float* score, int64_t n, float lowest, int32_t first, float* 
   return kept;
 }
 
-constexpr TopkKernels make_kernels(int nr, int mr, int pack_rows, float most_survivors, Screen screen_f32) {
+constexpr TopkKernels make_kernels(int nr, int rows, int pack_rows, float most_survivors, Screen screen_f32) {
   return {nr,
-          mr,
           pack_rows,
           most_survivors,
           {screen_f32, nullptr, nullptr, nullptr},
           {{}, {}, {step_int8, 128, 0}, {}},
+          {{rows}, {rows}, {rows}, {rows}},
+          ScreenKind::int16,
           row_to_f32,
           row_to_f64,
           dots<float>,

@@ -79,13 +79,15 @@ uint32_t chunk_start(const uint32_t* units, int64_t n, int32_t offset) {
 
 }  // namespace
 
-RowGroups::RowGroups(const TopkKernels& kernels, const WholeNumbers& form, int64_t units, int64_t rows)
-    : chunk_(form.chunk),
+RowGroups::RowGroups(const TopkKernels& kernels, ScreenKind kind, int64_t units, int64_t rows)
+    : chunk_(kernels.whole[static_cast<int>(kind)].chunk),
       units_(units),
-      length_(units + (chunk_ > 0 ? (units + chunk_ - 1) / chunk_ : 0)),
-      offset_(form.offset) {
-  const int64_t groups = (rows + kernels.mr - 1) / kernels.mr;
-  data.resize(static_cast<size_t>(rows * length_));
+      run_(kernels.rows[static_cast<int>(kind)].run),
+      length_(round_up(units, run_) + (chunk_ > 0 ? (units + chunk_ - 1) / chunk_ : 0)),
+      offset_(kernels.whole[static_cast<int>(kind)].offset) {
+  const int64_t most = kernels.rows[static_cast<int>(kind)].most, groups = (rows + most - 1) / most;
+  // Matrix registers are filled whole: what follows the last rows is read, and of no consequence.
+  data.resize(static_cast<size_t>(rows * length_ + (run_ > 1 ? most * run_ : 0)));
   offset.resize(static_cast<size_t>(groups));
   row.resize(static_cast<size_t>(groups + 1));
   for (int64_t g = 0; g <= groups; ++g) {
@@ -97,7 +99,13 @@ RowGroups::RowGroups(const TopkKernels& kernels, const WholeNumbers& form, int64
 void RowGroups::put(int64_t i, const uint32_t* units) {
   while (i >= row[group_ + 1]) ++group_;
   const int64_t height = row[group_ + 1] - row[group_];
-  uint32_t* out = data.data() + row[group_] * length_ + (i - row[group_]);
+  uint32_t* out = data.data() + row[group_] * length_ + (i - row[group_]) * run_;
+  if (run_ > 1) {
+    for (int64_t u = 0; u < units_; u += run_, out += height * run_) {
+      std::copy(units + u, units + std::min(u + run_, units_), out);
+    }
+    return;
+  }
   for (int64_t u = 0; u < units_; ++u, out += height) {
     if (chunk_ > 0 && u % chunk_ == 0) {
       *out = chunk_start(units + u, std::min(chunk_, units_ - u), offset_);
@@ -121,7 +129,7 @@ void PackedRows::pack(const ScreenPlan& plan, int64_t first, int64_t n) {
   shift.assign(static_cast<size_t>(n), 0.0);
   rounding.assign(static_cast<size_t>(n), 0.0);
   state.assign(static_cast<size_t>(n), kScreen);
-  groups = RowGroups(plan.kernels, form, q.units, n);
+  groups = RowGroups(plan.kernels, q.kind, q.units, n);
   std::vector<float> row(static_cast<size_t>(q.padded));
   std::vector<uint32_t> units(static_cast<size_t>(q.padded));
   for (int64_t i = 0; i < n; ++i) {

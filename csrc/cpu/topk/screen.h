@@ -33,19 +33,19 @@ struct ScreenPlan {
   void add_bias();
 };
 
-// Rows of x in units, as a screen reads them: in groups of nearly one height, unit by unit.
+// Rows of x in units, as a screen reads them: in groups of nearly one height, run by run of units.
 struct RowGroups {
   std::vector<uint32_t> data;
   std::vector<int64_t> offset;  // of each group, in bytes
   std::vector<int32_t> row;     // [groups + 1] first row of each group
 
   RowGroups() = default;
-  RowGroups(const TopkKernels& kernels, const WholeNumbers& form, int64_t units, int64_t rows);
+  RowGroups(const TopkKernels& kernels, ScreenKind kind, int64_t units, int64_t rows);
   // Rows come in order.
   void put(int64_t i, const uint32_t* units);
 
  private:
-  int64_t chunk_ = 0, units_ = 0, length_ = 0, group_ = 0;
+  int64_t chunk_ = 0, units_ = 0, run_ = 1, length_ = 0, group_ = 0;
   int32_t offset_ = 0;
 };
 

@@ -11,8 +11,6 @@ namespace {
 // memory, of which a candidate takes 32 bytes.
 constexpr int64_t kSuperblockRows = 8192;
 constexpr int64_t kCandidates = int64_t{3} << 18;
-// Low-precision rows of x that stay in the second-level cache while w streams past.
-constexpr int64_t kBlockBytes = int64_t{448} << 10;
 constexpr int64_t kBlockRows = 320;
 // Their candidates before they are sifted.
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
@@ -86,7 +84,8 @@ class Search {
   // Many rows of x: every worker has its own. Returns how many were screened before there were candidates
   // enough.
   int64_t split_rows(int64_t n) {
-    const int64_t fit = std::min(kBlockBytes / (plan_.packed.units * 4), kBufferBytes / (plan_.capacity * 8));
+    const int64_t resident = plan_.kernels.rows[static_cast<int>(plan_.packed.kind)].resident;
+    const int64_t fit = std::min(resident / (plan_.packed.units * 4), kBufferBytes / (plan_.capacity * 8));
     const int64_t tall = std::clamp<int64_t>(fit, 14, kBlockRows);
     const int64_t blocks = round_up((n + tall - 1) / tall, workers_.threads);
     prepare(n);
