@@ -275,10 +275,12 @@ Packed pack(const PackRequest& r, const Workers& workers, char* memory) {
                 r.centre != nullptr ? at<float>(memory, layout.along) : nullptr,
                 squared_mean};
 
-  // A block of rows is read once and stays in cache until its panels are written.
-  constexpr int64_t kBlockBytes = int64_t{2} << 20;
-  const int64_t tall = std::min<int64_t>(
-      4096, std::max<int64_t>(4 * kernels.nr, kBlockBytes / (q.padded * 4) / kernels.nr * kernels.nr));
+  // A block of rows is read once and stays in cache until its panels are written. Where rows are sorted by size,
+  // a panel has a few to choose from.
+  constexpr int64_t kBlockBytes = int64_t{512} << 10;
+  const int64_t least = (in_whole_numbers(r.kind) ? 4 : 1) * kernels.nr;
+  const int64_t tall =
+      std::clamp<int64_t>(kBlockBytes / (q.padded * 4) / kernels.nr * kernels.nr, least, 4096);
   std::vector<Array<float>> rows(static_cast<size_t>(workers.threads));
   std::vector<std::vector<uint32_t>> units(static_cast<size_t>(workers.threads));
   for_each(workers, (r.n + tall - 1) / tall, [&](int64_t task, int worker) {
