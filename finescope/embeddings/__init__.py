@@ -6,6 +6,7 @@ extract   activations that are there to codes in memory
 words     texts as counts of words, kept beside the codes
 store     document codes on disk: CSR shards, ids and metadata
 writer    writing such a store
+alone     a row that ends who reads it, found by reading row by row
 embedder  what makes a shard of codes of a shard of rows, in any process
 rows      a corpus through model, SAE and pooler into a store
 inmemory  rows that belong to no store, to what one would hold of them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from finescope.activations.batches import DTYPES
 from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import Shard, ShardReader
+from finescope.embeddings.alone import TIMES, Alone
 from finescope.embeddings.pooler import Encoder, Pooler, ShardBuilder
 from finescope.embeddings.store import KIND
 from finescope.embeddings.writer import fixed_facts, shard_of_codes
@@ -20,6 +21,9 @@ from finescope.storage.files import PathLike
 from finescope.storage.identity import differences, sha256_tensors
 from finescope.storage.shardfiles import ShardFiles
 from finescope.storage.shards import printable
+
+ENDS = f"alone, it has ended {TIMES} processes that read it"
+"""Why a row is set aside that no process outlives."""
 
 if TYPE_CHECKING:
     from finescope.activations.batches import ActivationBatch
@@ -155,8 +159,27 @@ class Embedder:
             raise ValueError("there is no corpus that planned shards could be read from")
         return shard.number, self.embed(shard, self._reader.read(shard))
 
-    def embed(self, shard: Shard, rows: list[Row]) -> ShardEntry:
-        """Embed the rows of a shard, write it and note that it is whole."""
+    def carefully(self, shard: Shard, ended: int, how: str) -> tuple[int, ShardEntry]:
+        """Embed a planned shard that ends the processes which are at it, row by row; see ``__call__``.
+
+        A row that ends two of them is set aside, as one that gives NaN is.
+
+        Args:
+            shard: the shard.
+            ended: how many processes have ended while they did this.
+            how: how the last one ended.
+
+        Raises:
+            FineScopeError: processes end, but not at any one row.
+        """
+        if self._reader is None:
+            raise ValueError("there is no corpus that planned shards could be read from")
+        note = self._pieces.alone(shard.number)
+        alone = Alone(note, self.order.files.identity, how, first=ended == 0)
+        return shard.number, self.embed(shard, self._reader.read(shard), alone)
+
+    def embed(self, shard: Shard, rows: list[Row], alone: Alone | None = None) -> ShardEntry:
+        """Embed the rows of a shard, write it and note that it is whole; ``alone``: row by row."""
         files, width = self.order.files, self.order.files.facts["dense_width"]
         built = ShardBuilder(self._pooler, width, len(rows))
         left = list(range(len(rows)))
@@ -169,15 +192,19 @@ class Embedder:
         for piece, notes in self._pieces.found(shard.number):
             if notes["digest"] == shard.digest:
                 left = sorted(set(left).difference(built.take_back(piece)))
-        bad: list[BadRow] = []
-        chosen = [rows[place] for place in left]
-        for batch in self._tap.batches(chosen, chunk_rows=max(1, len(chosen))):
-            self._add(built, batch, left)
-            bad = [
-                BadRow(shard.first + place, printable(rows[place].place), rows[place].id, why)
-                for place, why in sorted(built.aside.items())
-            ]
-            check_bad(bad, self._tap.max_bad_rows)
+        for place in alone.aside if alone is not None else ():
+            built.set_aside(place, ENDS)
+        left = [place for place in left if place not in built.aside]
+
+        def bad_so_far() -> list[BadRow]:
+            named = [(rows[place], shard.first + place, why) for place, why in sorted(built.aside.items())]
+            found = [BadRow(number, printable(row.place), row.id, why) for row, number, why in named]
+            return check_bad(found, self._tap.max_bad_rows)
+
+        bad = bad_so_far()
+        for batch, places in self._batches(rows, left, alone):
+            self._add(built, batch, places)
+            bad = bad_so_far()
             if built.new and self._pieces.due():
                 self._pieces.write(shard.number, built.piece(), {"digest": shard.digest})
         made = shard_of_codes(
@@ -199,6 +226,16 @@ class Embedder:
         files.note(shard.number, entry)
         self._pieces.clear(shard.number)
         return entry
+
+    def _batches(
+        self, rows: list[Row], left: list[int], alone: Alone | None
+    ) -> Iterator[tuple[ActivationBatch, list[int]]]:
+        """Yield batches of the rows at some places, and the places of the documents in each."""
+        parts = [left] if alone is None else ([place] for place in alone.of(left))
+        for places in parts:
+            chosen = [rows[place] for place in places]
+            for batch in self._tap.batches(chosen, chunk_rows=max(1, len(chosen))):
+                yield batch, places
 
     def _label(self, row: Row) -> str:
         value = row.record.get(self.order.label_column or "")

@@ -202,7 +202,7 @@ class ShardBuilder:
             low, high = batch.offsets[number], batch.offsets[number + 1]
             place = document.index if places is None else places[document.index]
             if document.bad:
-                self._set_aside(place, document.bad)
+                self.set_aside(place, document.bad)
                 continue
             self._add_dense(place, document.parts, part, batch.activations[low:high])
             tokens = read[number + 1] - read[number]
@@ -224,7 +224,7 @@ class ShardBuilder:
             self._pool(whole, parts, ragged=True)
         return self.num_done - before
 
-    def _set_aside(self, place: int, reason: str) -> None:
+    def set_aside(self, place: int, reason: str) -> None:
         """Forget what is known of a document. It is in no piece, so that whoever resumes finds it again."""
         if place in self.aside:
             return

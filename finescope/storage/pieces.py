@@ -78,13 +78,19 @@ class Pieces:
     def clear(self, shard: int | None = None) -> None:
         """Forget the pieces of a shard, which is written; None: of all."""
         if shard is None:
-            for path in self._directory.glob("piece-*.safetensors"):
+            for path in self._directory.glob("piece-*"):
                 with contextlib.suppress(OSError):
                     path.unlink()
         else:
             self._turn_to(shard)
             self._remove(0)
+            with contextlib.suppress(OSError):
+                self.alone(shard).unlink()
         self._count, self._last = 0, time.monotonic()
+
+    def alone(self, shard: int) -> Path:
+        """Return where is noted what is known of a shard that ends who is at it; it goes with the pieces."""
+        return self._directory / f"piece-{shard:05d}.json"
 
     def _turn_to(self, shard: int) -> None:
         if shard != self._shard:

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,15 @@ class Pulse:
 
     def __call__(self, shard: Shard) -> tuple[int, ShardEntry]:
         """Embed a shard; see ``Embedder``."""
+        return self._watched(shard, self._embedder)
+
+    def carefully(self, shard: Shard, ended: int, how: str) -> tuple[int, ShardEntry]:
+        """Embed a shard row by row; see ``Embedder``."""
+        return self._watched(shard, lambda shard: self._embedder.carefully(shard, ended, how))
+
+    def _watched(
+        self, shard: Shard, embed: Callable[[Shard], tuple[int, ShardEntry]]
+    ) -> tuple[int, ShardEntry]:
         beat = self._beat
         beat.shard, beat.first, beat.rows, beat.done, beat.tokens = (
             shard.number,
@@ -75,7 +84,7 @@ class Pulse:
         )
         self._say()
         try:
-            found = self._embedder(shard)
+            found = embed(shard)
         except Exception as error:
             beat.error = f"{type(error).__name__}: {error}"
             self._say()

@@ -1,26 +1,49 @@
 """Workers elsewhere, and the loop that keeps them at work: what engines with several processes share.
 
 A worker is started, says when it is ready, gets one shard at a time and answers each. One that is gone is
-replaced, and its shard given to another.
+replaced, and its shard given to another; one that ends several is done carefully, where the work knows how.
 """
 
 from __future__ import annotations
 
 import pickle
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from finescope.corpus.plan import Shard
+from finescope.embeddings.alone import REMEDY
 from finescope.errors import FineScopeError
 from finescope.workflow.engines.engine import Result
 
 TRIES = 3
-"""How often a shard may end the worker that is at it before it isn't given to another."""
+"""How often a shard may end the worker that is at it before it is done carefully, or not at all."""
 
 Worker = TypeVar("Worker")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be done.
+
+    Attributes:
+        shard: the shard.
+        ended: how many workers it has ended.
+        how: how the last of them did.
+        carefully: how many of them have ended while they did it carefully; None: it isn't done so.
+    """
+
+    shard: Shard
+    ended: int = 0
+    how: str = ""
+    carefully: int | None = None
+
+    def after(self, how: str, careful: bool) -> Task:
+        """Return the task after it has ended another worker."""
+        ended = self.ended + 1
+        return Task(self.shard, ended, how, ended - TRIES if careful and ended >= TRIES else None)
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,7 @@ class Crew(Protocol[Worker]):
     def start(self) -> Worker:
         """Start a worker, which will answer ``Ready``."""
 
-    def give(self, worker: Worker, shard: Shard) -> None:
+    def give(self, worker: Worker, task: Task) -> None:
         """Have a worker that waits work on a shard; that it is gone, its answer tells."""
 
     def answers(self, workers: Sequence[Worker]) -> list[tuple[Worker, Answer]]:
@@ -69,11 +92,12 @@ class Crew(Protocol[Worker]):
         """End all workers at once."""
 
 
-def at_work(crew: Crew[Worker], shards: Sequence[Shard], size: int) -> Iterator[Any]:
+def at_work(crew: Crew[Worker], work: Any, shards: Sequence[Shard], size: int) -> Iterator[Any]:
     """Yield the results of shards as workers finish them.
 
     Args:
         crew: of the workers.
+        work: what they do.
         shards: each is given to one worker at a time.
         size: workers, at most.
 
@@ -81,8 +105,9 @@ def at_work(crew: Crew[Worker], shards: Sequence[Shard], size: int) -> Iterator[
         FineScopeError: workers end while they load, or a shard has ended several.
         Whatever the work raises.
     """
-    waiting, tried = deque(shards), Counter[int]()
-    at: dict[Worker, Shard | None] = {}
+    waiting = deque(Task(shard) for shard in shards)
+    careful = getattr(work, "careful", False)
+    at: dict[Worker, Task | None] = {}
     idle: list[Worker] = []
     left, lost = len(shards), 0
     try:
@@ -90,22 +115,22 @@ def at_work(crew: Crew[Worker], shards: Sequence[Shard], size: int) -> Iterator[
             at[crew.start()] = None
         while left:
             for worker, answer in crew.answers([*at, *idle]):
-                shard = at.pop(worker, None)
+                task = at.pop(worker, None)
                 if isinstance(answer, Failed):
                     raise answer.error from RuntimeError(answer.trace)
                 if isinstance(answer, Gone):
                     if worker in idle:
                         idle.remove(worker)
-                    elif shard is None:
+                    elif task is None:
                         lost += 1
                         if lost >= TRIES:
                             raise FineScopeError(_lost(f"{lost} workers ended while they loaded", answer.how))
                     else:
-                        tried[shard.number] += 1
-                        if tried[shard.number] >= TRIES:
-                            rows = f"rows {shard.first} to {shard.end - 1} ended {TRIES} workers"
+                        task = task.after(answer.how, careful)
+                        if task.ended >= TRIES and not careful:
+                            rows = f"rows {task.shard.first} to {task.shard.end - 1} ended {TRIES} workers"
                             raise FineScopeError(_lost(rows, answer.how))
-                        waiting.appendleft(shard)
+                        waiting.appendleft(task)
                     if len(at) + len(idle) < min(size, left):
                         at[crew.start()] = None
                     continue
@@ -114,18 +139,15 @@ def at_work(crew: Crew[Worker], shards: Sequence[Shard], size: int) -> Iterator[
                     yield answer.result
                 idle.append(worker)
             while idle and waiting:
-                worker, shard = idle.pop(), waiting.popleft()
-                at[worker] = shard
-                crew.give(worker, shard)
+                worker, task = idle.pop(), waiting.popleft()
+                at[worker] = task
+                crew.give(worker, task)
     finally:
         crew.dismiss()
 
 
 def _lost(what: str, how: str) -> str:
-    return (
-        f"{what}, one after the other; the last {how}. Short of memory, systems kill what takes most: use "
-        "fewer --workers or a smaller --batch-tokens, and run again; finished shards are kept"
-    )
+    return f"{what}, one after the other; the last {how}. {REMEDY}"
 
 
 def opened(work: Any) -> Callable[[Shard], Any] | Failed:
@@ -136,10 +158,12 @@ def opened(work: Any) -> Callable[[Shard], Any] | Failed:
         return failure(error)
 
 
-def answer(do: Callable[[Shard], Any], shard: Shard) -> Answer:
+def answer(do: Any, task: Task) -> Answer:
     """Do work on a shard, in the worker."""
     try:
-        return Done(do(shard))
+        if task.carefully is None:
+            return Done(do(task.shard))
+        return Done(do.carefully(task.shard, task.carefully, task.how))
     except BaseException as error:
         return failure(error)
 

@@ -17,7 +17,11 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Work(Protocol[Result_co]):
-    """Work on planned shards. It can be pickled, and is opened once in each process that does some."""
+    """Work on planned shards. It can be pickled, and is opened once in each process that does some.
+
+    Where it has an attribute ``careful`` that is true, what it opens has a method ``carefully(shard, ended,
+    how)`` for a shard that ends the processes which are at it.
+    """
 
     def open(self) -> Callable[[Shard], Result_co]:
         """Load what is needed, and return what works on one shard after the other."""

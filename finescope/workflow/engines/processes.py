@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from finescope.corpus.plan import Shard
-from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, answer, at_work, opened
+from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, Task, answer, at_work, opened
 from finescope.workflow.engines.engine import Result, Work
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -39,7 +39,7 @@ class Processes:
         """See ``Engine``."""
         if not shards:
             return iter(())
-        return at_work(_Processes(work, self.workers, self.device), shards, self.workers)
+        return at_work(_Processes(work, self.workers, self.device), work, shards, self.workers)
 
 
 @dataclass(eq=False)
@@ -84,8 +84,8 @@ class _Processes:
         self._send(worker, self._work)
         return worker
 
-    def give(self, worker: _Process, shard: Shard) -> None:
-        self._send(worker, shard)
+    def give(self, worker: _Process, task: Task) -> None:
+        self._send(worker, task)
 
     def _send(self, worker: _Process, words: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is gone, as its line will say

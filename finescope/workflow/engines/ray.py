@@ -14,7 +14,17 @@ from typing import Any
 
 from finescope.corpus.plan import Shard
 from finescope.errors import InputError
-from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, answer, at_work, failure, opened
+from finescope.workflow.engines.crew import (
+    Answer,
+    Failed,
+    Gone,
+    Ready,
+    Task,
+    answer,
+    at_work,
+    failure,
+    opened,
+)
 from finescope.workflow.engines.engine import Result, Work
 
 _NAMES = ("CPU", "GPU")
@@ -50,7 +60,7 @@ class Ray:
         """
         if not shards:
             return iter(())
-        return at_work(_Actors(work, self), shards, self.workers)
+        return at_work(_Actors(work, self), work, shards, self.workers)
 
 
 class _Hand:
@@ -71,8 +81,8 @@ class _Hand:
         self._do = opened(work)
         return self._do if isinstance(self._do, Failed) else Ready()
 
-    def do(self, shard: Shard) -> Answer:
-        return answer(self._do, shard)
+    def do(self, task: Task) -> Answer:
+        return answer(self._do, task)
 
 
 @dataclass(eq=False)
@@ -149,8 +159,8 @@ class _Actors:
         self._all.append(worker)
         return worker
 
-    def give(self, worker: _Actor, shard: Shard) -> None:
-        worker.pending = worker.handle.do.remote(shard)
+    def give(self, worker: _Actor, task: Task) -> None:
+        worker.pending = worker.handle.do.remote(task)
 
     def answers(self, workers: Sequence[_Actor]) -> list[tuple[_Actor, Answer]]:
         waiting = {worker.pending: worker for worker in workers if worker.pending is not None}

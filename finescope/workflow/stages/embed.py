@@ -181,6 +181,7 @@ class EmbedWork:
         order: what is made of them.
         activations: stored activations of some of these rows, or None.
         here: what embeds in this process, where all is loaded already; it isn't sent to others.
+        careful: what it opens knows how to do shards that end workers.
     """
 
     job: Job
@@ -188,6 +189,7 @@ class EmbedWork:
     order: Order
     activations: Path | None
     here: Embedder | None
+    careful = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "here": None}
