@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from build_native import ALL_ISAS
+
 HERE = Path(__file__).parent
 README, RESULTS = HERE.parent / "README.md", HERE / "RESULTS.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -53,12 +55,12 @@ once; in sparse search, of copying the lists of all latents that the queries hol
 
 
 def results(folder: Path = HERE / "results") -> list[dict[str, Any]]:
-    """The newest result of every machine and instruction set, the widest instruction set first."""
+    """The newest result of every machine and instruction set, the best instruction set first."""
     newest: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):  # their names begin with the date
         found = json.loads(path.read_text())
         newest[tuple(str(found["machine"][name]) for name in ("processor", "isa", "threads"))] = found
-    return sorted(newest.values(), key=lambda found: str(found["machine"]["isa"]), reverse=True)
+    return sorted(newest.values(), key=lambda found: ALL_ISAS.index(found["machine"]["isa"]), reverse=True)
 
 
 def machine(result: dict[str, Any]) -> str:

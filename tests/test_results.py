@@ -37,13 +37,13 @@ def test_the_newest_of_each_machine_counts(tmp_path: Path) -> None:
     for date, isa, ratio in [
         ("2026-01-02", "avx2", 2.0),
         ("2026-01-01", "avx2", 9.0),
-        ("2025-01-01", "b", 3.0),
+        ("2025-01-01", "amx", 3.0),
     ]:
         (tmp_path / f"{date}-{isa}.json").write_text(json.dumps(result(date, isa, ratio)))
     held = table.results(tmp_path)
     lines = table.summary(held).splitlines()
     assert lines[2].endswith("| 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 |")
-    wide, narrow = "b (torch 2, finescope 0, 2025-01-01)", "avx2 (torch 2, finescope 0, 2026-01-02)"
+    wide, narrow = "amx (torch 2, finescope 0, 2025-01-01)", "avx2 (torch 2, finescope 0, 2026-01-02)"
     assert lines[-1] == f"P, 2 threads, {wide}; P, 2 threads, {narrow}."
     assert table.document(held).count("| 0.5 |") == 2 * len(table.ROWS)
 
