@@ -146,6 +146,8 @@ def test_a_folder_of_nested_rows_beside_other_things(tmp_path: Path, model: Path
     assert (
         "left out of lang=en/part.json and 1 more: dataset_info.json (one object without text)" in done.stderr
     )
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert stages["embed-corpus"]["left_out"] == ["dataset_info.json (one object without text)"]
     curated = [json.loads(line) for line in (tmp_path / "out" / "curated.jsonl").read_text().splitlines()]
     originals = {row["id"]: row for row in nested}
     for row in curated:

@@ -32,7 +32,7 @@ from finescope.storage.identity import sha256_json
 from finescope.storage.mapping import MappedFile
 
 FORMAT = "finescope-index"
-_VERSION = 3  # 2: packed copies that may hold a common mean; 3: none in bfloat16
+_VERSION = 3  # 2: packed copies may hold a common mean; 3: int16, not bfloat16, where there is no AMX
 _REMEDY = "save the index again"
 _DTYPES = {
     "F64": torch.float64,

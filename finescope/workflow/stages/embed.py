@@ -98,6 +98,7 @@ class Embed(Stage):
             "tokens": store.num_tokens,
             "sinks": store.num_sinks,
             "bad_rows": [row.plain() for row in store.bad_rows],
+            "left_out": _some(context.rows(self.rows).left_out),
             "refused_chats": refused.words if refused is not None else "",
             "autoencoder": [] if context.given is None else list(context.given.about),
             "warnings": [] if context.given is None else list(context.given.warnings),
@@ -139,6 +140,12 @@ class Embed(Stage):
         """What activations are rounded to, at first: as the SAE's were, and the targets' as the corpus'."""
         before = "activations" if self.rows == "corpus" else "embed-corpus"
         return str(context.ledger.facts(before).get("activation_dtype", context.job.activation_dtype))
+
+
+def _some(names: Sequence[str], most: int = 100) -> list[str]:
+    """Return names for a manifest, which a folder of thousands shall not fill."""
+    more = len(names) - most
+    return [*names[:most], f"and {more:,} more"] if more > 0 else list(names)
 
 
 @dataclass(frozen=True)
