@@ -93,6 +93,8 @@ ISA_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "arm": {"scalar": (), "neon": _NEON, "neon_dot": (*_NEON, "-march=armv8.2-a+dotprod")},
     "other": {"scalar": ()},
 }
+# What the assembler must know, which may be older than the compiler, where intrinsics are made of it.
+_ASSEMBLED = {"amx": '__asm__("tdpbsud %tmm2, %tmm1, %tmm0");'}
 ALL_ISAS = tuple(dict.fromkeys(name for isas in ISA_FLAGS.values() for name in isas))
 
 
@@ -250,7 +252,9 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
     torch = build_tools.find_torch()
     includes = [root / "csrc", build_tools.find_pybind11(torch), torch.include, Path(python_include)]
     isas = tuple(
-        name for name, flags in ISA_FLAGS[arch].items() if not compiles(compiler, (*baseline, *flags), "")
+        name
+        for name, flags in ISA_FLAGS[arch].items()
+        if not compiles(compiler, (*baseline, *flags), _ASSEMBLED.get(name, ""))
     )
     targets = [_cpu_target(root, arch, isas)]
     isas = tuple(name for name in isas if any(source.isa == name for source in targets[0].sources))

@@ -12,6 +12,11 @@ namespace {
 constexpr int kTileRows = 16, kRun = 16;  // rows of a tile, and units in each
 constexpr int kRunBytes = kRun * 4, kStepBytes = kRun * kColumns * 4;
 
+// GCC's intrinsics for tiles don't say what memory they read: this has it written before.
+inline void written(const void* memory) {
+  __asm__ volatile("" : : "r"(memory) : "memory");
+}
+
 // All tiles whole.
 inline void configure() {
   struct alignas(64) {
@@ -20,6 +25,7 @@ inline void configure() {
     uint8_t rows[16] = {};
   } config;
   for (int t = 0; t < 8; ++t) config.row_bytes[t] = kRunBytes, config.rows[t] = kTileRows;
+  written(&config);
   _tile_loadconfig(&config);
 }
 
@@ -101,6 +107,7 @@ void multiply_panels(const ScreenRows& rows, const ScreenPanels& w, int64_t begi
     if (w.valid[p] == 0) continue;
     const char* panel = w.packed + p * w.panel_bytes;
     __builtin_memcpy(tail, panel + whole * kColumns * 4, (w.units - whole) * kColumns * 4);
+    written(tail);
     const char* after = panel + w.panel_bytes;
     Next next{after, p + 1 < end ? after + w.panel_bytes : after, (kStepBytes / rows.groups + 63) / 64 * 64};
     for (int32_t g = 0; g < rows.groups; ++g) {
