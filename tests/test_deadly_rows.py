@@ -50,18 +50,20 @@ def run(job: Path, engine: object, allowed: int, name: str = "run") -> CodeStore
 
 
 def test_they_are_set_aside_and_nothing_else_changes(tmp_path: Path) -> None:
-    job = job_with(tmp_path, {0: deadly.DEADLY, 12: deadly.MOODY, 14: deadly.DEADLY, 33: deadly.DEADLY})
+    job = job_with(tmp_path, {0: deadly.DEADLY, 1: deadly.DEADLY, 12: deadly.MOODY, 33: deadly.DEADLY})
     mortals = deadly.Mortals()
     store, plain = run(job, mortals, 3), CodeStore(tmp_path / "plain/codes/corpus")
-    assert [row.row for row in store.bad_rows] == [0, 14, 33]
-    assert str(store.bad_rows[0]) == "row 0 (corpus.jsonl:1): alone, it has ended 2 processes that read it"
-    assert mortals.started == 2 * crew.TRIES + 3 * 2 + 1
+    assert [row.row for row in store.bad_rows] == [0, 1, 33]
+    assert (
+        str(store.bad_rows[0]) == "row 0 (corpus.jsonl:1): by itself, it has ended 2 processes that read it"
+    )
+    assert mortals.started == 2 * crew.TRIES + 3 * 2 + 2  # one of them ended at 1 on its way to 0
     assert not list(store.directory.glob("piece-*"))
     found, wanted = store.codes(), plain.codes()
     for number in range(len(wanted)):
         low, high = found.indptr[number : number + 2].tolist()
         first, last = wanted.indptr[number : number + 2].tolist()
-        if number in (0, 14, 33):
+        if number in (0, 1, 33):
             assert low == high
             continue
         assert torch.equal(found.indices[low:high], wanted.indices[first:last])
@@ -70,7 +72,7 @@ def test_they_are_set_aside_and_nothing_else_changes(tmp_path: Path) -> None:
 
 def test_without_the_option_the_row_is_named(tmp_path: Path) -> None:
     job = job_with(tmp_path, {21: deadly.DEADLY})
-    with pytest.raises(InputError, match=r"row 21 \(corpus.jsonl:22\): alone, it has ended 2 processes"):
+    with pytest.raises(InputError, match=r"row 21 \(corpus.jsonl:22\): by itself, it has ended 2 processes"):
         run(job, deadly.Mortals(), 0)
     assert [row.row for row in run(job, deadly.Mortals(), 1).bad_rows] == [21]
 
@@ -93,27 +95,75 @@ def test_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert contents(store.directory) == contents(tmp_path / "mortals/codes/corpus")
 
 
-def test_what_is_noted_between_processes(tmp_path: Path) -> None:
-    note, rows = tmp_path / "note.json", list(range(6))
+class Deaths:
+    """Workers one after the other on a shard of so many rows, of which some are left to be done."""
 
-    def dies_at(place: int | None, *, first: bool = False) -> tuple[list[int], list[int]]:
-        alone, seen = Alone(note, "work", "fell", first=first), []
-        for at in alone.of([row for row in rows if row not in alone.aside]):
+    def __init__(self, path: Path, rows: int, left: list[int] | None = None) -> None:
+        self.path, self.rows, self.left = path, rows, list(range(rows)) if left is None else left
+        self.ended = 0
+
+    def at(self, place: int | None, *, after: bool = False) -> tuple[list[int], list[int]]:
+        """What a worker set aside and read that ends at a place, or ``after`` all rows."""
+        alone, seen = Alone(self.path, "work", self.ended, "fell"), []
+        self.ended += 1
+        for at in alone.of([row for row in self.left if row not in alone.aside], self.rows):
             seen.append(at)
-            if at == place:
+            if at == place and not after:
                 break
         return alone.aside, seen
 
-    assert dies_at(3, first=True) == ([], [0, 1, 2, 3])
-    assert dies_at(3) == ([], [0, 3])  # after another: who ends there ends anywhere
-    assert dies_at(4) == ([3], [0, 1, 2, 4])
-    assert dies_at(1) == ([3], [0, 4, 1])  # the other has passed this time
-    assert dies_at(1) == ([3], [0, 1])
-    assert dies_at(None) == ([3, 1], [0, 2, 4, 5])
-    assert Alone(note, "other work", "fell", first=True).aside == []
-    dies_at(0, first=True)
-    dies_at(1)
-    dies_at(0)
-    dies_at(1)
-    with pytest.raises(FineScopeError, match="at no one row of it; the last fell"):
-        dies_at(1)
+
+def test_what_is_noted_between_workers(tmp_path: Path) -> None:
+    dies = Deaths(tmp_path / "note", 6)
+    assert dies.at(3) == ([], [0, 1, 2, 3])
+    assert dies.at(3) == ([], [0, 3])  # after another: who ends there ends anywhere
+    assert dies.at(4) == ([3], [0, 1, 2, 4])
+    assert dies.at(1) == ([3], [0, 4, 1])  # the other has passed this time
+    assert dies.at(1) == ([3], [0, 1])
+    assert dies.at(None) == ([3, 1], [0, 2, 4, 5])
+
+
+def test_two_such_rows_at_the_head_of_what_is_left(tmp_path: Path) -> None:
+    dies = Deaths(tmp_path / "note", 8, [5, 6, 7])
+    assert dies.at(5) == ([], [5])
+    assert dies.at(6) == ([], [6])
+    assert dies.at(6) == ([], [7, 6])
+    assert dies.at(5) == ([6], [5])
+    assert dies.at(5) == ([6], [7, 5])
+    assert dies.at(None) == ([6, 5], [7])
+
+
+def test_what_ends_elsewhere_is_no_rows_fault(tmp_path: Path) -> None:
+    for rows, left in ((16, None), (16, [14, 15]), (2, None), (1, None)):
+        dies = Deaths(tmp_path / f"{rows}-{left}", rows, left)
+        for _ in range(3):
+            assert dies.at(None, after=True)[0] == []  # after its last row
+        with pytest.raises(FineScopeError, match="at no one row of it; the last fell"):
+            dies.at(None)
+    alone = Deaths(tmp_path / "single", 1)
+    assert alone.at(0) == ([], [0])  # there is no other to tell by
+    assert alone.at(0) == ([], [0])
+    before = Deaths(tmp_path / "before", 9)
+    before.ended = 3  # none of them came so far as to note anything
+    with pytest.raises(FineScopeError, match="at no one row"):
+        before.at(None)
+
+
+def test_an_earlier_runs_note_is_none(tmp_path: Path) -> None:
+    first = Deaths(tmp_path / "note", 6)
+    first.at(3)
+    first.at(3)
+    assert Deaths(tmp_path / "note", 6).at(None) == ([], [0, 1, 2, 3, 4, 5])
+    (tmp_path / "note").write_text("[]")
+    assert Deaths(tmp_path / "note", 6).at(None) == ([], [0, 1, 2, 3, 4, 5])
+
+
+def test_workers_that_never_begin_are_not_started_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "MOST", 7)
+    job = job_with(tmp_path, {})
+    mortals = deadly.Mortals()
+    mortals.give = lambda worker, task: setattr(worker, "answer", crew.Gone("fell"))  # type: ignore[method-assign]
+    with pytest.raises(FineScopeError, match="rows 0 to 15 ended 7 workers"):
+        run(job, mortals, 9)

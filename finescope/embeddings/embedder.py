@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from finescope.storage.identity import differences, sha256_tensors
 from finescope.storage.shardfiles import ShardFiles
 from finescope.storage.shards import printable
 
-ENDS = f"alone, it has ended {TIMES} processes that read it"
+ENDS = f"by itself, it has ended {TIMES} processes that read it"
 """Why a row is set aside that no process outlives."""
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Embedder:
         if self._reader is None:
             raise ValueError("there is no corpus that planned shards could be read from")
         note = self._pieces.alone(shard.number)
-        alone = Alone(note, self.order.files.identity, how, first=ended == 0)
+        alone = Alone(note, self.order.files.identity, ended, how)
         return shard.number, self.embed(shard, self._reader.read(shard), alone)
 
     def embed(self, shard: Shard, rows: list[Row], alone: Alone | None = None) -> ShardEntry:
@@ -192,7 +193,10 @@ class Embedder:
         for piece, notes in self._pieces.found(shard.number):
             if notes["digest"] == shard.digest:
                 left = sorted(set(left).difference(built.take_back(piece)))
-        for place in alone.aside if alone is not None else ():
+        if alone is None:  # what an earlier run has noted is of no use to a later one
+            with contextlib.suppress(OSError):
+                self._pieces.alone(shard.number).unlink()
+        for place in set(left).intersection(alone.aside if alone is not None else ()):
             built.set_aside(place, ENDS)
         left = [place for place in left if place not in built.aside]
 
@@ -206,6 +210,8 @@ class Embedder:
             self._add(built, batch, places)
             bad = bad_so_far()
             if built.new and self._pieces.due():
+                if alone is not None:
+                    alone.passed()
                 self._pieces.write(shard.number, built.piece(), {"digest": shard.digest})
         made = shard_of_codes(
             built.codes(),
@@ -231,11 +237,12 @@ class Embedder:
         self, rows: list[Row], left: list[int], alone: Alone | None
     ) -> Iterator[tuple[ActivationBatch, list[int]]]:
         """Yield batches of the rows at some places, and the places of the documents in each."""
-        parts = [left] if alone is None else ([place] for place in alone.of(left))
+        parts = [left] if alone is None else ([place] for place in alone.of(left, len(rows)))
         for places in parts:
             chosen = [rows[place] for place in places]
             for batch in self._tap.batches(chosen, chunk_rows=max(1, len(chosen))):
-                yield batch, places
+                if alone is None or places[0] in left:
+                    yield batch, places
 
     def _label(self, row: Row) -> str:
         value = row.record.get(self.order.label_column or "")

@@ -21,6 +21,9 @@ from finescope.workflow.engines.engine import Result
 TRIES = 3
 """How often a shard may end the worker that is at it before it is done carefully, or not at all."""
 
+MOST = 64
+"""How many workers a shard may end that is done carefully."""
+
 Worker = TypeVar("Worker")
 
 
@@ -127,8 +130,9 @@ def at_work(crew: Crew[Worker], work: Any, shards: Sequence[Shard], size: int) -
                             raise FineScopeError(_lost(f"{lost} workers ended while they loaded", answer.how))
                     else:
                         task = task.after(answer.how, careful)
-                        if task.ended >= TRIES and not careful:
-                            rows = f"rows {task.shard.first} to {task.shard.end - 1} ended {TRIES} workers"
+                        if task.ended >= (MOST if careful else TRIES):
+                            ended = f"ended {task.ended} workers"
+                            rows = f"rows {task.shard.first} to {task.shard.end - 1} {ended}"
                             raise FineScopeError(_lost(rows, answer.how))
                         waiting.appendleft(task)
                     if len(at) + len(idle) < min(size, left):

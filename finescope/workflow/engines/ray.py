@@ -178,7 +178,7 @@ class _Actors:
         try:
             found: Answer = self._ray.get(reference)
             return found
-        except self._ray.exceptions.RayActorError as error:
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
             self._end(worker)
             return Gone(f"was lost with its process or its machine ({str(error).splitlines()[0]})")
         except Exception as error:  # what Ray itself raises: an answer that can't be fetched, no memory
