@@ -102,13 +102,13 @@ class Deaths:
         self.path, self.rows, self.left = path, rows, list(range(rows)) if left is None else left
         self.ended = 0
 
-    def at(self, place: int | None, *, after: bool = False) -> tuple[list[int], list[int]]:
-        """What a worker set aside and read that ends at a place, or ``after`` all rows."""
+    def at(self, place: int | None) -> tuple[list[int], list[int]]:
+        """What a worker set aside and read that ends at a place; None: after all rows, if at all."""
         alone, seen = Alone(self.path, "work", self.ended, "fell"), []
         self.ended += 1
         for at in alone.of([row for row in self.left if row not in alone.aside], self.rows):
             seen.append(at)
-            if at == place and not after:
+            if at == place:
                 break
         return alone.aside, seen
 
@@ -137,7 +137,7 @@ def test_what_ends_elsewhere_is_no_rows_fault(tmp_path: Path) -> None:
     for rows, left in ((16, None), (16, [14, 15]), (2, None), (1, None)):
         dies = Deaths(tmp_path / f"{rows}-{left}", rows, left)
         for _ in range(3):
-            assert dies.at(None, after=True)[0] == []  # after its last row
+            assert dies.at(None)[0] == []
         with pytest.raises(FineScopeError, match="at no one row of it; the last fell"):
             dies.at(None)
     alone = Deaths(tmp_path / "single", 1)
@@ -147,6 +147,16 @@ def test_what_ends_elsewhere_is_no_rows_fault(tmp_path: Path) -> None:
     before.ended = 3  # none of them came so far as to note anything
     with pytest.raises(FineScopeError, match="at no one row"):
         before.at(None)
+
+
+def test_who_lives_finishes_the_shard_whatever_was_before(tmp_path: Path) -> None:
+    single = Deaths(tmp_path / "single", 1)
+    for place in (0, 0, 0, 0, None):
+        assert single.at(place) == ([], [0])
+    several = Deaths(tmp_path / "several", 4)
+    for place in (2, 0, 1):
+        several.at(place)
+    assert several.at(None) == ([], [3, 1, 0, 2])
 
 
 def test_an_earlier_runs_note_is_none(tmp_path: Path) -> None:

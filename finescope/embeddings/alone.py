@@ -39,7 +39,7 @@ class Alone:
         Raises:
             FineScopeError: workers end, but not at any one row.
         """
-        self._path, self._identity, self._ended, self._how = path, identity, ended, how
+        self._path, self._identity, self._ended = path, identity, ended
         self.aside: list[int] = []
         self._died: list[int] = []  # places where a worker has ended
         self._elsewhere, noted = 0, 0
@@ -59,8 +59,11 @@ class Alone:
             self._died.append(place)
         self._elsewhere += ended - noted  # those that have ended before they could note anything
         self._suspect: int | None = place
-        self._check()
-        self._note(None, 0)
+        if self._elsewhere >= _ELSEWHERE:
+            raise FineScopeError(
+                f"workers end at this shard, but at no one row of it; the last {how}. {REMEDY}"
+            )
+        self.passed()
 
     def of(self, places: Sequence[int], rows: int) -> Iterator[int]:
         """Yield places one after the other, each once those before are done.
@@ -71,29 +74,21 @@ class Alone:
         Args:
             places: what there is to do.
             rows: of the shard.
-
-        Raises:
-            FineScopeError: workers end, but not at any one row.
         """
-        suspect, done = self._suspect, set[int]()
+        suspect, other = self._suspect, None
         if suspect is not None and suspect in places:
-            self._elsewhere += 1  # unless this worker comes to the suspect, and ends there
-            harmless = (place for place in (*places, *range(rows)) if self._harmless(place))
-            other = next(harmless, None)
+            other = next((place for place in (*places, *range(rows)) if self._harmless(place)), None)
             if other is not None:
+                self._elsewhere += 1  # unless this worker comes to the suspect, and ends there
                 self._note(other, 1)
                 yield other
                 self._elsewhere -= 1
                 self._note(suspect, TIMES)
-            else:
-                self._note(None, 0)  # nothing to tell by
-            yield suspect
-            done = {suspect, *([other] if other is not None else [])}
+            yield suspect  # with nothing noted where there is no other to tell by
         if suspect is not None:
-            self._elsewhere += 1
-            self._check()
+            self._elsewhere += 1  # the worker before has, as this row does no harm
         for place in places:
-            if place not in done:
+            if place not in (suspect, other):
                 self._note(place, 1)
                 yield place
         self.passed()
@@ -104,12 +99,6 @@ class Alone:
 
     def _harmless(self, place: int) -> bool:
         return place not in self._died and place not in self.aside and place != self._suspect
-
-    def _check(self) -> None:
-        if self._elsewhere >= _ELSEWHERE:
-            raise FineScopeError(
-                f"workers end at this shard, but at no one row of it; the last {self._how}. {REMEDY}"
-            )
 
     def _note(self, place: int | None, times: int) -> None:
         known = {"aside": self.aside, "died": self._died, "elsewhere": self._elsewhere}

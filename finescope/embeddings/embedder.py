@@ -23,9 +23,6 @@ from finescope.storage.identity import differences, sha256_tensors
 from finescope.storage.shardfiles import ShardFiles
 from finescope.storage.shards import printable
 
-ENDS = f"by itself, it has ended {TIMES} processes that read it"
-"""Why a row is set aside that no process outlives."""
-
 if TYPE_CHECKING:
     from finescope.activations.batches import ActivationBatch
     from finescope.activations.store import ActivationStore
@@ -33,6 +30,9 @@ if TYPE_CHECKING:
     from finescope.corpus.reader import Corpus
     from finescope.corpus.row import Row
     from finescope.storage.manifest import ShardEntry
+
+ENDS = f"by itself, it has ended {TIMES} processes that read it"
+"""Why a row is set aside that no process outlives."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ class Embedder:
                 more of them than the tap may set aside.
             StoreError: the disk is full.
         """
-        if self._reader is None:
-            raise ValueError("there is no corpus that planned shards could be read from")
-        return shard.number, self.embed(shard, self._reader.read(shard))
+        return shard.number, self.embed(shard, self._read(shard))
 
     def carefully(self, shard: Shard, ended: int, how: str) -> tuple[int, ShardEntry]:
         """Embed a planned shard that ends the processes which are at it, row by row; see ``__call__``.
@@ -173,11 +171,14 @@ class Embedder:
         Raises:
             FineScopeError: processes end, but not at any one row.
         """
-        if self._reader is None:
-            raise ValueError("there is no corpus that planned shards could be read from")
         note = self._pieces.alone(shard.number)
         alone = Alone(note, self.order.files.identity, ended, how)
-        return shard.number, self.embed(shard, self._reader.read(shard), alone)
+        return shard.number, self.embed(shard, self._read(shard), alone)
+
+    def _read(self, shard: Shard) -> list[Row]:
+        if self._reader is None:
+            raise ValueError("there is no corpus that planned shards could be read from")
+        return self._reader.read(shard)
 
     def embed(self, shard: Shard, rows: list[Row], alone: Alone | None = None) -> ShardEntry:
         """Embed the rows of a shard, write it and note that it is whole; ``alone``: row by row."""
