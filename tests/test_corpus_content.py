@@ -66,6 +66,18 @@ SHAPES: dict[str, Any] = {
         {"role": "assistant", "content": ["the kitten", None]},
     ],
     "one part": [{"role": "user", "content": {"type": "text", "text": "which tail"}}, PLAIN[1]],
+    "words of a part in an object": [
+        {"role": "user", "content": [{"type": "text", "text": {"value": "which tail", "annotations": []}}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "the kitten"}]},
+    ],
+    "parts instead of content": [
+        {"role": "user", "parts": [{"text": "which tail"}, {"inlineData": {"data": "aGk="}}]},
+        {"role": "model", "content": {"content_type": "text", "parts": ["the kitten"]}},
+    ],
+    "empty strings for what isn't there": [
+        {**PLAIN[0], "from": "", "value": ""},
+        {"role": "", "content": "", "from": "gpt", "value": "the kitten"},
+    ],
 }
 
 
@@ -151,6 +163,94 @@ def test_an_empty_list_of_calls_is_none(tmp_path: Path) -> None:
     messages = [{"role": "assistant", "content": "a", "tool_calls": []}]
     assert _row({"messages": messages, "tools": []}).messages == [{"role": "assistant", "content": "a"}]
     assert _row({"messages": messages, "tools": []}).tools is None
+
+
+PARTS: dict[str, tuple[Any, str]] = {
+    "an answer that is data": ({"temperature": 22, "unit": "C"}, '{"temperature": 22, "unit": "C"}'),
+    "data with a text": ({"text": "warm", "degrees": 22}, '{"text": "warm", "degrees": 22}'),
+    "a list of data": ([{"title": "whale"}, {"title": "tide"}], '{"title": "whale"}\n{"title": "tide"}'),
+    "JSON in a part": ([{"type": "json", "json": {"found": 3}}], '{"json": {"found": 3}}'),
+    "calls of other makers": (
+        [{"toolUse": {"name": "lookup", "input": {"topic": "whale"}}}],
+        '{"toolUse": {"name": "lookup", "input": {"topic": "whale"}}}',
+    ),
+    "an answer in parts": (
+        [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "small tide"}]}],
+        "small tide",
+    ),
+    "an answer in data": (
+        [{"type": "tool_result", "content": {"temperature": 22}}],
+        '{"temperature": 22}',
+    ),
+    "thoughts in parts": (
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "fathom"}]}, {"text": "kitten"}],
+        "fathom\nkitten",
+    ),
+    "thoughts as text": ([{"type": "reasoning", "text": "fathom"}, {"text": "kitten"}], "fathom\nkitten"),
+    "a summary of thoughts": (
+        [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "fathom"}]}, {"text": "kitten"}],
+        "fathom\nkitten",
+    ),
+    "a document": (
+        [{"type": "document", "title": "Tides", "source": {"type": "text", "data": "of the sea"}}],
+        "Tides\nof the sea",
+    ),
+    "what has no words": (
+        [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}},
+            {"type": "input_audio", "input_audio": {"data": "aGk="}},
+            {"type": "file", "file": {"file_data": "aGk="}},
+            {"type": "document", "source": {"type": "base64", "data": "aGk="}},
+            {"image": "a.png"},
+            {"type": "text", "text": None, "index": 0},
+            {"type": "redacted_thinking", "data": "aGk="},
+            {"text": "kitten", "thinking": None},
+        ],
+        "kitten",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (name, form)
+        for name, (content, _) in PARTS.items()
+        for form in ("list", "JSON", *(["table"] if isinstance(content, list) else []))
+    ],
+)
+def test_no_words_of_a_message_go_unread(tmp_path: Path, name: str, form: str) -> None:
+    content, wanted = PARTS[name]
+    messages: Any = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    if form == "table":  # every part with the keys of all
+        messages[0]["content"] = [{"type": "text", "text": "hi"}]
+        pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "c.parquet")
+        (row,) = open_corpus(tmp_path / "c.parquet")
+    else:
+        row = _row({"messages": json.dumps(messages) if form == "JSON" else messages})
+    assert row.content == f"user: hi\nassistant: {wanted}"
+
+
+def test_conversations_in_strings_are_read_or_refused() -> None:
+    """As JSON, as Python prints them (pandas' to_csv), or not at all: never as their own source."""
+    for written in (json.dumps(PLAIN), json.dumps(PLAIN, indent=1), str(PLAIN), f"\n {PLAIN}"):
+        assert _row({"messages": written}).messages == PLAIN
+        assert _row({"said": {"messages": written}}, text_column="said.messages").messages == PLAIN
+    row = _row({"messages": str(PLAIN).replace("tail", r"t\d")})  # which Python warns of
+    assert row.content == "user: which t\\d\nassistant: the kitten"
+    for empty in ("[]", " null ", ""):
+        (row, _) = open_corpus([{"messages": empty}, {"text": "x"}])
+        assert row.empty
+        assert _row({"messages": empty, "prompt": "a", "completion": "b"}).content == "a\n\nb"
+    for broken, words in (
+        (str(PLAIN).replace("}, {", "}\n {"), "is no JSON"),  # as numpy prints an array of objects
+        (json.dumps(PLAIN)[:-4], "is no JSON"),
+        ('[{"speaker": "a", "text": "b"}]', r"has the keys \['speaker', 'text'\]"),
+    ):
+        with pytest.raises(InputError, match=rf"rows:0: .*column 'messages'.*{words}|{words}"):
+            _row({"messages": broken})
+    for text in ("[1, 2]", '["a", "b"]', "{'a': 1}", "[{'role': ", "[]"):
+        assert _row({"answer": text, "question": "q"}).content == f"q\n\n{text}"
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])

@@ -6,10 +6,15 @@ mixed at will; content as text or as parts; tool calls as OpenAI, Anthropic and 
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from finescope.corpus.parts import said_in
 from finescope.corpus.row import Message, describe
 from finescope.errors import InputError
 
@@ -27,7 +32,9 @@ REFUSED = ("plain", "stop")
 """What becomes of a conversation that a chat template refuses: it is read as plain lines, or stops all."""
 _CALLERS = ("function_call", "tool_call")
 """Roles of messages whose content is a call."""
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
+_NOT_PYTHON = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+_LISTS_OBJECTS = re.compile(r"\[\s*\{")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -58,16 +65,48 @@ def parse_conversation(value: Any, column: str, place: str, *, full_rows: bool =
     ]
 
 
-def conversation_in_json(text: str) -> Any:
-    """Return the list or object of lists that a string holds as JSON, if it is a conversation; else None."""
-    if text.lstrip()[:1] not in ("[", "{"):
+def conversation_in_text(text: str, place: str, *, expected: str | None = None) -> Any:
+    """Return the list or object of lists that a string holds, if it is a conversation; else None.
+
+    Args:
+        text: JSON; under a name that conversations have, also what Python prints of a list, as it stands in
+            tables that pandas wrote.
+        place: for messages.
+        expected: that name, if the string stands under one.
+
+    Raises:
+        InputError: under such a name, what begins as a list of objects is nothing that can be read.
+    """
+    stripped = text.strip()
+    if expected and stripped in ("[]", "null"):
+        return []
+    if stripped[:1] not in ("[", "{"):
         return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = _parsed(stripped, python=expected is not None)
     messages = _turned(value) if isinstance(value, dict) else value
-    return messages if isinstance(messages, list) and messages and all(map(_is_message, messages)) else None
+    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+        return messages
+    if expected and _LISTS_OBJECTS.match(stripped):
+        if not isinstance(messages, list):
+            raise InputError(
+                f"{place}: column {expected!r} holds a string that begins like a list of messages and is no "
+                f"JSON ({stripped[:40]!r}); write it with json.dumps"
+            )
+        return messages  # what is wrong with them is said when they are parsed
+    return None
+
+
+def _parsed(text: str, *, python: bool) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not python:
+        return None
+    with warnings.catch_warnings(), contextlib.suppress(*_NOT_PYTHON):
+        warnings.simplefilter("ignore")  # about backslashes in its strings
+        return ast.literal_eval(text)
+    return None
 
 
 def is_conversation(value: Any) -> bool:
@@ -132,9 +171,12 @@ def _is_message(value: Any) -> bool:
 
 
 def _taken(message: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    """Remove ``keys`` from a message; return the first of them that says something."""
-    found = [message.pop(key, None) for key in keys]
-    return next((value for value in found if value is not None), None)
+    """Remove ``keys`` from a message; return the first of them that says something.
+
+    Tables made from several kinds of messages fill what a message lacks with nulls, some with empty strings.
+    """
+    found = [value for key in keys if (value := message.pop(key, None)) is not None]
+    return next((value for value in found if value != ""), found[0] if found else None)
 
 
 def _message(message: Any, where: str, full_rows: bool) -> Message:
@@ -146,24 +188,26 @@ def _message(message: Any, where: str, full_rows: bool) -> Message:
     }
     role, content = _taken(others, _ROLE_KEYS), _taken(others, _CONTENT_KEYS)
     calls = [*_calls(others.pop("tool_calls", None)), *_calls(others.pop("function_call", None))]
-    said: dict[str, Any] = {"content": content}
+    reasoning = None
     if not isinstance(content, (str, type(None))):
-        said = _from_parts(content, where)
-        calls += said.pop("tool_calls")
-    said.setdefault("reasoning_content", next((others[key] for key in _REASONING if key in others), None))
-    silent = content is None and not calls and said["reasoning_content"] is None
+        said = said_in(content, where)
+        content, calls = "\n".join(said.texts), [*calls, *said.calls]
+        reasoning = "\n".join(said.reasoning) if said.reasoning else None
+    if reasoning is None:
+        reasoning = next((others[key] for key in _REASONING if key in others), None)
+    silent = content is None and not calls and reasoning is None
     if not isinstance(role, str) or (silent and not set(_CONTENT_KEYS) & set(message)):
         raise InputError(
             f"{where} has the keys {sorted(map(str, message))}; it needs strings under 'role' and 'content' "
             "(or 'from' and 'value')"
         )
     if role in _CALLERS:
-        made = [call for call in _calls(said["content"]) if isinstance(call["function"], Mapping)]
+        made = [call for call in _calls(content) if isinstance(call["function"], Mapping)]
         role, calls = "assistant", [*calls, *made]
-        said["content"] = "" if made else said["content"]
-    parsed = {"role": _ROLES.get(role, role), "content": said["content"] or "", **others}
-    if said["reasoning_content"] is not None:
-        parsed["reasoning_content"] = said["reasoning_content"]
+        content = "" if made else content
+    parsed = {"role": _ROLES.get(role, role), "content": content or "", **others}
+    if reasoning is not None:
+        parsed["reasoning_content"] = reasoning
     if calls:
         parsed["tool_calls"] = calls
     return parsed
@@ -196,39 +240,3 @@ def _loaded(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
-
-
-def _from_parts(content: Any, where: str) -> dict[str, Any]:
-    """Return text, reasoning and tool calls of content in parts; images, sounds and the like have no text."""
-    texts: list[str] = []
-    reasoning: list[str] = []
-    calls: list[Any] = []
-    if not isinstance(content, (list, Mapping)):
-        raise InputError(
-            f"{where}: its content is {describe(content)}; it must be a string or a list of parts"
-        )
-    for part in [content] if isinstance(content, Mapping) else content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and part.get("type") == "tool_use":
-            function = {"name": part.get("name"), "arguments": part.get("input") or {}}
-            calls.append({"type": "function", "function": function})
-        elif isinstance(part, Mapping) and part.get("type") == "tool_result":
-            inner = part.get("content")
-            texts.append(inner if isinstance(inner, str) else _from_parts(inner or [], where)["content"])
-        elif isinstance(part, Mapping):
-            reasoning += _strings(part, "thinking")
-            texts += _strings(part, "text", "refusal")
-        elif part is not None:
-            raise InputError(
-                f"{where}: a part of its content is {describe(part)}, neither text nor an object"
-            )
-    return {
-        "content": "\n".join(texts),
-        "reasoning_content": "\n".join(reasoning) if reasoning else None,
-        "tool_calls": calls,
-    }
-
-
-def _strings(part: Mapping[str, Any], *keys: str) -> list[str]:
-    return [part[key] for key in keys if isinstance(part.get(key), str)]

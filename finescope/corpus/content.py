@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from finescope.corpus.chat import conversation_in_json, is_conversation, parse_conversation, parse_tools
+from finescope.corpus.chat import conversation_in_text, is_conversation, parse_conversation, parse_tools
 from finescope.corpus.dotted import cell, held, prefixes
 from finescope.corpus.row import Message, body, describe, transcript
 from finescope.errors import InputError, nearest_names
@@ -173,7 +173,8 @@ def _cell(name: str, value: Any, place: str, full_rows: bool, *, joined: bool) -
     if value is None:
         return Content("")
     if isinstance(value, str):
-        turns = None if name == TEXT else conversation_in_json(value)
+        expected = name if name.rpartition(".")[2] in CHATS else None
+        turns = None if name == TEXT else conversation_in_text(value, place, expected=expected)
         if turns is None:
             return Content(value)
         value = turns
