@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -176,6 +177,30 @@ def test_files_of_several_formats_are_one_corpus_and_said_to_be(
     assert "files of several formats, all of which are read: 1 .csv, 1 .jsonl" in done.stderr
     assert "left out of a.csv and 1 more: rows.csv (a table without text)" in done.stderr
     assert pq.read_table(tmp_path / "out" / "scores.parquet")["id"].to_pylist() == [row["id"] for row in rows]
+
+
+def test_the_output_may_lie_beside_the_rows(tmp_path: Path, model: Path, seeds: Path) -> None:
+    """What a run has written is none of the rows of the next, nor of its own workers."""
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.Table.from_pylist(_rows()), data / "rows.parquet")
+    folders = ["run", "run", "other"]
+    for number, folder in enumerate(folders):
+        done = _curate(model, seeds, data, "--out", data / folder, "-k", 3 + number, "--workers", 2)
+        assert done.exit_code == 0, done.stderr
+        assert f"{len(_rows())} rows of rows.parquet against" in done.stderr
+        assert ("left out of rows.parquet: run (work of FineScope)" in done.stderr) == (number > 0)
+        assert len(pq.read_table(data / folder / "curated.parquet")) == 3 + number
+
+
+def test_files_of_one_name_with_other_rows_are_said(tmp_path: Path, model: Path, seeds: Path) -> None:
+    data, rows = tmp_path / "data", _rows()
+    data.mkdir()
+    write_jsonl(data / "a.jsonl", rows[9:])
+    write_jsonl(data / "a.ndjson", rows[:9])
+    done = _curate(model, seeds, data)
+    assert done.exit_code == 0, done.stderr
+    assert "a.jsonl and a.ndjson differ, so both are read" in done.stderr
 
 
 def test_what_could_fail_in_writing_is_found_before_the_model_runs(

@@ -242,6 +242,72 @@ def test_hidden_files_are_said_and_patterns_mean_the_same_everywhere(tmp_path: P
         open_corpus(f"{tmp_path}/*.md")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train.csv", "train.jsonl"),
+        ("train.jsonl", "train.jsonl.gz"),
+        ("csv/train.csv", "parquet/train-00000-of-00001.parquet"),
+        ("a.arrow", "lang=en/b.tsv"),
+    ],
+)
+def test_rows_that_lie_there_in_two_formats_do_not_count_twice(
+    tmp_path: Path, memory: Any, one: str, other: str
+) -> None:
+    rows = [{"text": f"row {number}\nof it", "n": str(number)} for number in range(30)]
+    _put_in(tmp_path, one, *rows)
+    _put_in(tmp_path, other, *rows[:25])
+    memory.put(f"{tmp_path}/", "/twice/", recursive=True)
+    for source in (tmp_path, f"{tmp_path}/**", "memory://twice"):
+        with pytest.raises(InputError, match=rf"{one} and {other} begin with the same rows"):
+            open_corpus(source)
+    corpus = open_corpus([tmp_path / one, tmp_path / other])  # asked for by name
+    assert len(list(corpus)) == 55
+    assert len(list(open_corpus(tmp_path / other))) == 25
+
+
+def test_files_of_one_name_with_other_rows_are_read_and_said(tmp_path: Path) -> None:
+    _put_in(tmp_path, "train.csv", {"text": "a"}, {"text": "b"})
+    _put_in(tmp_path, "train.jsonl", {"text": "c"}, {"text": "b"})
+    _put_in(tmp_path, "more.jsonl.gz", {"text": "a"})  # one row may be like another
+    corpus = open_corpus(tmp_path)
+    assert [row.text for row in corpus] == list("aabcb")
+    assert corpus.remarks == ["train.csv and train.jsonl differ, so both are read"]
+    (tmp_path / "train.csv").write_text('text\n"broken')
+    with pytest.raises(InputError, match=r"train\.csv:2: broken CSV"):
+        list(open_corpus(tmp_path))
+
+
+RUN = ["stages/train.json", "sae/metrics.jsonl", "codes/corpus/shard-00000.parquet", "curated.jsonl"]
+PLANNED = ["config.yaml", "plan.parquet"]
+STORE = ["manifest.json", "shard-00000.safetensors", "shard-00000.parquet"]
+
+
+@pytest.mark.parametrize("names", [RUN, PLANNED, STORE])
+def test_what_was_made_of_the_rows_is_none_of_them(tmp_path: Path, memory: Any, names: list[str]) -> None:
+    """An output folder beside the data: the next run must not read what the last has written."""
+    root = _put(tmp_path / "in", a_jsonl="ab")
+    for name in names:
+        path = root / "x" / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.table({"id": ["z"], "text": ["z"]}), path)
+        else:
+            path.write_text('{"id": "z", "text": "z"}\n')
+    memory.put(f"{root}/", "/made/", recursive=True)
+    for source in (root, f"{root}/**", f"{root}/*", "memory://made", "memory://made/**"):
+        corpus = open_corpus(source)
+        assert [row.id for row in corpus] == ["a", "b"]
+        assert next(name for name in corpus.left_out if "FineScope" in name).endswith(
+            "out (work of FineScope)"
+        )
+    with pytest.raises(InputError, match=r"out is a folder that FineScope works in"):
+        open_corpus(root / "x" / "out")
+    if names == RUN:  # what a run has chosen may be asked for
+        assert _ids(root / "x" / "out" / "curated.jsonl") == "z"
+        assert _ids(f"{root}/x/*/curated.jsonl") == _ids(f"{root}/x/out/*.jsonl") == "z"
+
+
 def test_a_folder_with_descriptions_only(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text('{"mine": {}}')
     (tmp_path / "README.md").write_text("x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,12 @@ from finescope.errors import InputError
 
 _CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
 _POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
+_WORK = (
+    ({"stages"}, {"activations", "codes", "config.yaml", "plan.parquet", "sae"}),
+    ({"config.yaml", "plan.parquet"}, {"config.yaml"}),
+    ({"manifest.json"}, {"shard-00000.safetensors"}),
+)
+"""Names in a folder, all of the first and one of the second, that say that this package works in it."""
 _HEAD = 1 << 20
 _LONGEST = 1 << 24
 """Bytes of a description, at most."""
@@ -27,15 +33,17 @@ _DEPTH = 2
 
 @dataclass
 class Found:
-    """Sources in their order, and what was seen and left out."""
+    """Sources in their order, what was seen and left out, and what is to be said of both."""
 
     sources: list[Source] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
         """Append what was found in another place."""
         self.sources += other.sources
         self.left_out += other.left_out
+        self.remarks += other.remarks
 
 
 def is_cache(name: str) -> bool:
@@ -44,6 +52,14 @@ def is_cache(name: str) -> bool:
     They lie beside the rows that they were made of.
     """
     return _CACHE.fullmatch(name) is not None
+
+
+def is_work(names: Collection[str]) -> bool:
+    """Return whether a folder with these names in it is that of a run, or a store, of this package.
+
+    Output folders are often put beside the data. What lies in them was made of the rows.
+    """
+    return any(all_of <= set(names) and not one_of.isdisjoint(names) for all_of, one_of in _WORK)
 
 
 def refuse_pointer(file: File) -> None:

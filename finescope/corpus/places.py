@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from finescope.corpus.beside import Found, describes, is_cache, refuse_pointer, without_tables_beside
+from finescope.corpus.beside import Found, describes, is_cache, is_work, refuse_pointer, without_tables_beside
 from finescope.corpus.content import ContentReader
+from finescope.corpus.copies import refuse_copies
 from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
 from finescope.corpus.delta import LOG, commits, live
 from finescope.corpus.files import File
 from finescope.corpus.jsonfiles import JSON_ENDINGS, JsonSource
+from finescope.corpus.place import Place
 from finescope.corpus.source import Source
 from finescope.corpus.tables import ArrowSource, DatasetSource, ParquetSource
-from finescope.errors import InputError, StoreError, nearest_names
+from finescope.errors import InputError, StoreError
 from finescope.storage.files import PathLike, read_json
-from finescope.storage.remote import file_system, is_url, protocols
 
 FORMATS = (
     ".jsonl, .json, .csv or .tsv (also .gz, .zst, .bz2, .xz), .parquet, .arrow, .feather, a folder of those, "
@@ -50,11 +51,13 @@ def find(source: PathLike, split: str | None, content: ContentReader) -> Found:
     text = os.fspath(source)
     if text.startswith("hf:") and not text.startswith("hf://"):
         return Found([DatasetSource(text[3:], split=split)])
-    place = _Place.at(text)
+    place = Place.at(text)
     if place.over_http and not glob.has_magic(place.path):  # asking whether it is a folder would download it
         return Found([_source(place.file(place.path, {}))])
     if place.is_folder(place.path):
-        return _some(_in_folder(place, place.path, split, content), f"{place.path} is a folder without")
+        return _some(
+            _in_folder(place, place.path, split, content), f"{place.path} is a folder without", content
+        )
     if place.exists(place.path):
         file = place.file(place.path, {})
         if file.name.lower().endswith(".json"):
@@ -62,76 +65,19 @@ def find(source: PathLike, split: str | None, content: ContentReader) -> Found:
         return Found([_source(file)])
     matches = place.matches() if glob.has_magic(place.path) else []
     if matches:
-        return _some(_in_pattern(place, matches, split, content), f"{place.path} matches no")
+        return _some(_in_pattern(place, matches, split, content), f"{place.path} matches no", content)
     raise InputError(place.absence())
 
 
-def _some(found: Found, lack: str) -> Found:
+def _some(found: Found, lack: str, content: ContentReader) -> Found:
     if not found.sources:
         held = f"; it holds {', '.join(found.left_out[:5])}" if found.left_out else ""
         raise InputError(f"{lack} corpus files{held}; wanted: {FORMATS}")
+    found.remarks += refuse_copies(found.sources, content)
     return found
 
 
-@dataclass
-class _Place:
-    """A path on the local disk or in an ``fsspec`` file system."""
-
-    path: str
-    system: Any = None
-
-    @classmethod
-    def at(cls, text: str) -> _Place:
-        if not is_url(text):
-            return cls(os.path.expanduser(text))
-        system, path = file_system(text)
-        return cls(path, system)
-
-    @property
-    def over_http(self) -> bool:
-        return self.system is not None and "http" in protocols(self.system)
-
-    def file(self, path: str, constants: dict[str, Any], root: str | None = None) -> File:
-        label = path[len(root) :].lstrip("/") if root is not None else ""
-        return File(path, self.system, dict(constants), label)
-
-    def is_folder(self, path: str) -> bool:
-        if self.system is None:
-            return os.path.isdir(path)
-        with self.file(path, {}).reading():
-            return bool(self.system.isdir(path))
-
-    def exists(self, path: str) -> bool:
-        if self.system is None:
-            return os.path.exists(path)
-        with self.file(path, {}).reading():
-            return bool(self.system.exists(path))
-
-    def matches(self) -> list[str]:
-        if self.system is None:
-            return sorted(glob.glob(self.path, recursive=True))
-        with self.file(self.path, {}).reading():
-            return sorted(self.system.glob(self.path))
-
-    def children(self, folder: str) -> list[str]:
-        """Return the paths in a folder, in order of name."""
-        if self.system is None:
-            return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
-        with self.file(folder, {}).reading():
-            return sorted(name.rstrip("/") for name in self.system.ls(folder, detail=False))
-
-    def absence(self) -> str:
-        message = f"{self.path} does not exist"
-        parent, name = os.path.split(self.path)
-        if self.system is not None:
-            return message
-        if os.path.isdir(parent or "."):
-            near = nearest_names(name, os.listdir(parent or "."))
-            return f"{message}; did you mean {os.path.join(parent, near[0])}?" if near else message
-        return f"{message}, nor does its folder"
-
-
-def _in_folder(place: _Place, folder: str, split: str | None, content: ContentReader) -> Found:
+def _in_folder(place: Place, folder: str, split: str | None, content: ContentReader) -> Found:
     saved = _saved_dataset(place, folder, split)
     if saved is not None:
         return Found([saved])
@@ -159,7 +105,7 @@ def _take(found: Found, file: File, content: ContentReader | None) -> None:
 class _Walk:
     """A walk through a folder; says in ``left_out`` what it passes over that might have been data."""
 
-    place: _Place
+    place: Place
     root: str
     left_out: list[str]
 
@@ -169,8 +115,19 @@ class _Walk:
         """Yield (file, what its folders say of its rows), depth first; saved datasets come as (folder,
         None)."""
         children = self.place.children(folder)
+        if is_work(set(map(posixpath.basename, children))):
+            self._refuse_root(folder)
+            self.left_out.append(f"{folder[len(self.root) :].strip('/')} (work of FineScope)")
+            return iter(())
         found = self._children(folder, children, constants or {}, above)
         return self._of_table(folder, found) if posixpath.join(folder, LOG) in children else found
+
+    def _refuse_root(self, folder: str) -> None:
+        if folder == self.root:
+            raise InputError(
+                f"{folder} is a folder that FineScope works in, and holds what was made of rows; the rows "
+                "that a run has chosen are in its file curated.*"
+            )
 
     def _of_table(
         self, folder: str, found: Iterator[tuple[str, dict[str, Any] | None]]
@@ -224,7 +181,7 @@ class _Walk:
             self.left_out.append(f"{name} (hidden)")
 
 
-def _leads_to(place: _Place, path: str, root: str) -> str | None:
+def _leads_to(place: Place, path: str, root: str) -> str | None:
     """Return where within a folder else the folder or file at a path lies, if links lead there; else None."""
     if place.system is not None:
         return None
@@ -268,14 +225,20 @@ def _whole(value: str) -> int | None:
     return number if str(number) == value and -(2**63) <= number < 2**63 else None
 
 
-def _in_pattern(place: _Place, matches: list[str], split: str | None, content: ContentReader) -> Found:
+def _in_pattern(place: Place, matches: list[str], split: str | None, content: ContentReader) -> Found:
     found = Found()
     seen: set[str] = set()
     base = _without_magic(place.path)
     matches = [path for path in matches if not _passed(path[len(base) :], place.path[len(base) :])]
+    works = _Works(place, base)
     for path in matches:
         if any(path.startswith(f"{folder}/") for folder in seen):
             continue  # in a folder that matched itself
+        work = works.around(path)
+        if work is not None:
+            found.left_out.append(f"{work[len(base) :].strip('/')} (work of FineScope)")
+            seen.add(work)
+            continue
         other = _leads_to(place, path, base)
         if other is not None and posixpath.join(base, other) in matches:
             found.left_out.append(f"{path[len(base) :].lstrip('/')} (a link to {other})")
@@ -293,6 +256,31 @@ def _in_pattern(place: _Place, matches: list[str], split: str | None, content: C
             constants = _constants(posixpath.dirname(path), base)
             _take(found, place.file(path, constants, base), content if len(matches) > 1 else None)
     return without_tables_beside(found, content)
+
+
+class _Works:
+    """Tells the matches of a pattern that lie in folders that this package works in.
+
+    A pattern for the rows that runs have chosen, ``runs/*/curated.jsonl``, asks for files there.
+    """
+
+    def __init__(self, place: Place, base: str) -> None:
+        self._place, self._base = place, base
+        self._asked = posixpath.basename(place.path).startswith("curated")
+        self._known: dict[str, bool] = {}
+
+    def around(self, path: str) -> str | None:
+        """Return the folder of such work that a match is, or lies in; None if there is none."""
+        if self._asked:
+            return None
+        folder = path if self._place.is_folder(path) else posixpath.dirname(path)
+        while len(folder) > len(self._base):
+            if folder not in self._known:
+                self._known[folder] = is_work(set(map(posixpath.basename, self._place.children(folder))))
+            if self._known[folder]:
+                return folder
+            folder = posixpath.dirname(folder)
+        return None
 
 
 def _passed(path: str, pattern: str) -> bool:
@@ -338,14 +326,14 @@ def _source(file: File) -> Source:
     raise InputError(f"{file.path}: the format {ending or 'without an ending'} isn't read; wanted: {FORMATS}")
 
 
-def _is_saved_dataset(place: _Place, folder: str) -> bool:
+def _is_saved_dataset(place: Place, folder: str) -> bool:
     def holds(name: str) -> bool:
         return place.exists(posixpath.join(folder, name))
 
     return holds("dataset_dict.json") or (holds("state.json") and holds("dataset_info.json"))
 
 
-def _saved_dataset(place: _Place, folder: str, split: str | None) -> ArrowSource | None:
+def _saved_dataset(place: Place, folder: str, split: str | None) -> ArrowSource | None:
     """Return a folder that ``datasets``' ``save_to_disk`` wrote, read without that package; else None."""
     if not _is_saved_dataset(place, folder):
         return None
@@ -365,7 +353,7 @@ def _saved_dataset(place: _Place, folder: str, split: str | None) -> ArrowSource
     return ArrowSource([place.file(path, {}) for path in files], name)
 
 
-def _json(place: _Place, path: str) -> dict[str, Any]:
+def _json(place: Place, path: str) -> dict[str, Any]:
     if place.system is None:
         try:
             return dict(read_json(path))

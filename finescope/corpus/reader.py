@@ -51,6 +51,7 @@ class Corpus:
         name: short name for messages.
         stats: counts of the last full pass; None before it.
         left_out: what lay beside the files and isn't read, by name.
+        remarks: what else is to be said of the files, in words.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Corpus:
         empty: str = "skip",
         lenient: bool = False,
         left_out: Sequence[str] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
         """Wrap sources; ``open_corpus`` is the usual way to make one."""
         if empty not in ("skip", "error"):
@@ -75,7 +77,7 @@ class Corpus:
         self._limit, self._empty, self._lenient = limit, empty, lenient
         self._outputs: dict[str, Output] = {}
         self._stems = Counter(source.stem for source in self._sources)
-        self.left_out = list(left_out)
+        self.left_out, self.remarks = list(left_out), list(remarks)
         self.stats: CorpusStats | None = None
         first = self._sources[0].name
         self.name = first if len(self._sources) == 1 else f"{first} and {len(self._sources) - 1} more"
@@ -451,7 +453,8 @@ def open_corpus(
         lenient: take the default columns where those named are missing.
 
     Raises:
-        InputError: nothing there, or a format that isn't read. Contents are checked while reading.
+        InputError: nothing there, a format that isn't read, or, in a folder or pattern, the same rows in two
+            formats. Contents are checked while reading.
     """
     content = ContentReader(text_column, text_template, lenient=lenient)
     found = Found()
@@ -477,4 +480,5 @@ def open_corpus(
         empty=empty,
         lenient=lenient,
         left_out=found.left_out,
+        remarks=found.remarks,
     )

@@ -41,6 +41,8 @@ class Check(Stage):
         if len(formats) > 1:
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in formats.items())
             say(f"{context.corpus.name} are files of several formats, all of which are read: {kinds}")
+        for remark in context.corpus.remarks:
+            say(remark)
         if context.corpus.left_out:
             say(f"left out of {context.corpus.name}: {_few(context.corpus.left_out)}")
         for column, zones in context.corpus.output(context.output_ending).moved.items():
