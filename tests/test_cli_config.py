@@ -16,7 +16,7 @@ from finescope.cli import COMMANDS, main
 from finescope.cli.common import read_config
 from finescope.cli.options import job_from
 from finescope.config import SaeConfig, TrainingConfig
-from finescope.curation.selection import SelectionConfig
+from finescope.curation.limits import SelectionConfig
 from finescope.fields import Configuration, docs_of, fields_of
 from finescope.storage.yaml12 import dump_yaml, load_yaml
 from finescope.workflow.job import Job

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from finescope.activations import ActivationTap
 from finescope.cli import main
 from finescope.corpus import files
-from finescope.curation.selection import SelectionConfig
+from finescope.curation.limits import SelectionConfig
 from finescope.progress import Reporter
 from finescope.storage.files import read_json
 from finescope.workflow import probe

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from finescope.config import CurationConfig, SaeConfig, SaeFacts, TrainingConfig
-from finescope.curation.selection import SelectionConfig
+from finescope.curation.limits import SelectionConfig
 from finescope.workflow.job import Job
 
 VALUES: list[Any] = [

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 import finescope.workflow
+from finescope.curation.limits import REASONS
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.selection import REASONS, Selection
+from finescope.curation.selected import Selection
 from finescope.errors import InputError, StoreError
 from finescope.progress import Reporter
 from finescope.workflow.context import Context
 from finescope.workflow.job import Job
+from finescope.workflow.scored import ScoredRows
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.activations import CollectActivations
 from finescope.workflow.stages.check import Check
@@ -31,7 +33,7 @@ from finescope.workflow.stages.select import Select
 from finescope.workflow.stages.sets import SET_FOLDERS, IndexSets, ManifestSets, ScoreSets, SelectSets
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
-from finescope.workflow.tables import ScoredRows, read_selection, write_scores, write_selection
+from finescope.workflow.tables import read_selection, write_scores, write_selection
 
 STAGES = [
     Check(), CollectActivations(), FindSinks(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(),
@@ -192,7 +194,7 @@ def test_a_selection_comes_back_from_its_file(tmp_path: Path) -> None:
     write_selection(tmp_path / "selection.parquet", rows, made)
     found = read_selection(tmp_path / "selection.parquet")
     assert found.indices.tolist() == [4, 1]
-    assert found.reason.tolist() == reason.tolist()
+    assert np.asarray(found.reason).tolist() == reason.tolist()
     assert found.counts == made.counts
     assert (found.tokens, found.config) == (17, made.config)
     with pytest.raises(StoreError, match="does not exist; select the rows again"):

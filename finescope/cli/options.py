@@ -13,7 +13,7 @@ import click
 from annotated_types import Ge, Gt, Le
 
 from finescope.cli.common import merge_options, read_config
-from finescope.curation.selection import SelectionConfig
+from finescope.curation.limits import SelectionConfig
 from finescope.errors import InputError
 from finescope.fields import Field, Metavar, Section, docs_of, fields_of
 from finescope.workflow.engines.engine import Engine

@@ -88,7 +88,7 @@ def command(
         write_scores(out or "scores.parquet", scored)
         for words in about_targets(scored.targets_in_corpus):
             reporter.say(words)
-        click.echo(f"{len(scored.table):,} scores ({job.recipe().name}) in {out or 'scores.parquet'}")
+        click.echo(f"{len(scored):,} scores ({job.recipe().name}) in {out or 'scores.parquet'}")
         return
     sets = _named(target_codes)
     folder = _folder(out)

@@ -147,11 +147,10 @@ def _from_sets(
     kind: str | None,
     given: dict[str, Any],
 ) -> None:
-    from finescope.curation.sets import select_sets
     from finescope.embeddings.store import CodeStore
     from finescope.storage.remote import is_url
     from finescope.workflow.context import open_job_corpus
-    from finescope.workflow.sets import read_sets, write_set_rows
+    from finescope.workflow.sets import read_sets, select_each, write_set_rows
     from finescope.workflow.tables import corpus_as_scored
 
     if is_url(given["out"]):
@@ -164,15 +163,13 @@ def _from_sets(
     if limits.look_at_codes and codes is None:
         raise click.UsageError("--near-duplicate and --diversity need --codes.")
     scored = read_sets(source)
-    first = next(iter(scored.values()))
-    selections = select_sets(
-        {name: rows.table for name, rows in scored.items()},
+    recipe = next(iter(scored.values())).recipe
+    selections = select_each(
+        scored,
         limits,
         exclusive=exclusive,
         shares=shares,
-        scorer=None if codes is None else corpus_as_scored(CodeStore(codes), first.recipe),
-        tokens=first.tokens,
-        exclude=first.is_target,
+        scorer=None if codes is None else corpus_as_scored(CodeStore(codes), recipe),
     )
     corpus = open_job_corpus(job)
     ending = corpus.suffix if kind is None else f".{kind}"

@@ -32,7 +32,7 @@ class KnownRows:
     """
 
     ids: Sequence[str]
-    crc32: NDArray[np.uint32] | None = None
+    crc32: NDArray[np.uint32] | Sequence[int] | None = None
     name: str = "corpus"
 
     def refuse_changed(self, number: int, row: Row) -> None:

@@ -1,7 +1,10 @@
 """Curation: which rows of a corpus belong to the domain of the targets.
 
 scoring     how near every row is to the targets, and why; a folder of its own
-selection   top-k, fraction, thresholds, token budget, per-target lists, clusters, duplicates, diversity
+limits      top-k, fraction, thresholds, token budget, quotas: their fields, and what they say of rows alone
+selected    what a selection is
+best        the best rows by score alone, in one pass
+selection   the same where codes or labels have a say: per-target lists, clusters, duplicates, diversity
 sets        several target sets: whose row it is
 shares      shares of a whole, as they are written and as they come to
 enrichment  latents more frequent in some rows than in others
@@ -35,6 +38,7 @@ from finescope.curation.intervals import (
     jackknife_interval,
     percentile_interval,
 )
+from finescope.curation.limits import REASONS, STRATEGIES, SelectionConfig
 from finescope.curation.metrics import (
     METRICS_VERSION,
     average_precision,
@@ -64,7 +68,8 @@ from finescope.curation.scoring.scorers import SCORERS
 from finescope.curation.scoring.sums import parse_scorer, z_add
 from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.scoring.weighting import WEIGHTINGS, document_frequency, idf_weights
-from finescope.curation.selection import REASONS, STRATEGIES, Selection, SelectionConfig, select
+from finescope.curation.selected import Selection
+from finescope.curation.selection import select
 from finescope.curation.sets import select_sets
 from finescope.embeddings.pooler import repool
 from finescope.storage.identity import text_hash

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finescope.codes import SparseCodes
 from finescope.config import CurationConfig
 from finescope.curation.blocks import FloatArray
+from finescope.curation.limits import SelectionConfig
 from finescope.curation.quality import curation_quality
 from finescope.curation.scoring.base import SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces
@@ -16,7 +17,8 @@ from finescope.curation.scoring.fitted import fitting
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.selection import Selection, SelectionConfig, select
+from finescope.curation.selected import Selection
+from finescope.curation.selection import select
 from finescope.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.blocks import BoolArray, IntArray
+from finescope.curation.limits import REASONS, SelectionConfig, shared
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.selection import REASONS, Selection, SelectionConfig, select, shared
+from finescope.curation.selected import Selection
+from finescope.curation.selection import select
 from finescope.errors import InputError
 
 
@@ -90,6 +92,7 @@ def select_sets(
         taken = table if own is None else dataclasses.replace(table, valid=table.valid & (own == place))
         found[name] = select(taken, of_set[name], tokens=tokens, exclude=exclude, **given)
         if own is not None:
-            invalid = found[name].reason == REASONS.index("invalid")
-            found[name].reason[invalid & table.valid & (own >= 0)] = REASONS.index("other_set")
+            reason = found[name].reason = np.array(found[name].reason)
+            left_out = (reason == REASONS.index("invalid")) & table.valid & (own >= 0)
+            reason[left_out] = REASONS.index("other_set")
     return found

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.blocks import IntArray, PickedRows
+from finescope.curation.limits import SelectionConfig
 from finescope.curation.scoring.evidence import Evidence, Spaces
 from finescope.curation.scoring.fitted import Scoring
 from finescope.curation.scoring.presets import PRESETS, Preset
-from finescope.curation.selection import SelectionConfig, select
+from finescope.curation.selection import select
 from finescope.demo.text import find_model
 from finescope.progress import Reporter
 from finescope.proof.plan import DOMAIN, FIXED, MATCHED, MIXTURE, RANDOM, Arm, ProofPlan, parse_arm

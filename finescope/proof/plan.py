@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from finescope.config import Widths
+from finescope.curation.limits import SelectionConfig
 from finescope.curation.scoring.presets import PRESETS
 from finescope.curation.scoring.sums import is_scorer
-from finescope.curation.selection import SelectionConfig
 from finescope.errors import InputError
 from finescope.fields import (
     Allowed,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
     from finescope.workflow.probe import Sample, Speed
-    from finescope.workflow.tables import ScoredRows
+    from finescope.workflow.scored import Scored
 
 _SEEN_ROWS = 1024
 MAX_COMPARED = 300_000
@@ -117,7 +117,7 @@ class Context:
         self.refused: dict[str, Refused] = {}
         self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
-        self._scored: tuple[Any, ScoredRows] | None = None
+        self._scored: tuple[Any, Scored] | None = None
         self.corpus = self._open_corpus()
         self.targets = self._open_targets()
 
@@ -390,7 +390,7 @@ class Context:
         compared = self.job.label_column is not None and len(self.store(CORPUS_CODES)) <= MAX_COMPARED
         return compared or "texts" in parse_scorer(self.job.recipe().scorer).needs
 
-    def scored(self) -> ScoredRows:
+    def scored(self) -> Scored:
         """Return the scores in the folder, read anew when they have been written anew.
 
         Raises:

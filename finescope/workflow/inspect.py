@@ -11,14 +11,15 @@ import numpy as np
 
 from finescope.curation.blocks import PickedRows
 from finescope.curation.enrichment import Enriched, enriched, holders, neighbours
-from finescope.curation.selection import REASONS
+from finescope.curation.limits import REASONS
 from finescope.errors import FineScopeError, InputError
 from finescope.report.explain import BACKGROUND_ROWS, CONSTANT, explain
 from finescope.report.latents import LatentWords, latent_examples
 from finescope.workflow.layout import CORPUS_CODES, SAE, SELECTION
+from finescope.workflow.scored import Scored
 from finescope.workflow.stages.report import passages
 from finescope.workflow.stages.score import same_sae
-from finescope.workflow.tables import ScoredRows, read_selection
+from finescope.workflow.tables import read_selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class Sight:
     neighbours: list[tuple[int, float]]
 
 
-def find_rows(scored: ScoredRows, names: Sequence[str]) -> NDArray[np.int64]:
+def find_rows(scored: Scored, names: Sequence[str]) -> NDArray[np.int64]:
     """Return the rows that some ids name, or "#N" for row N, counted from 0.
 
     Raises:
@@ -131,8 +132,9 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.known))
     found = context.scoring.contributions(rows)
     ranking = scored.table.ranking()
-    place = np.zeros(len(scored.table), np.int64)
+    place = np.zeros(len(scored), np.int64)
     place[ranking] = np.arange(1, ranking.size + 1)
+    reasons = np.asarray(selection.reason)
     rank = {int(row): at for at, row in enumerate(selection.indices, start=1)}
     listed = [
         {"codes": [share.value for share in shares], "words": [value for _, value in said]}
@@ -144,7 +146,7 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
             id=scored.ids[row],
             score=float(scored.table.score[row]),
             place=int(place[row]) or None,
-            reason=REASONS[selection.reason[row]],
+            reason=REASONS[reasons[row]],
             rank=rank.get(row),
             nearest=scored.nearest_id(row),
             similarity=float(scored.table.nearest_similarity[row]),

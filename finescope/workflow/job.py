@@ -11,11 +11,11 @@ from typing import Annotated, Any
 from finescope.config import SaeConfig, SaeFacts, TrainingConfig
 from finescope.corpus.chat import REFUSED
 from finescope.corpus.output import FORMATS
+from finescope.curation.limits import SelectionConfig
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import TABLE
 from finescope.curation.scoring.sums import is_scorer, parse_scorer
 from finescope.curation.scoring.weighting import WEIGHTINGS
-from finescope.curation.selection import SelectionConfig
 from finescope.embeddings.pooler import POOLINGS
 from finescope.errors import InputError
 from finescope.fields import (

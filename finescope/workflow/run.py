@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finescope.curation.selection import Selection
+from finescope.curation.selected import Selection
 from finescope.errors import InputError
 from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
@@ -34,6 +34,7 @@ from finescope.workflow.layout import (
 from finescope.workflow.ledger import FOLDER as STAGES
 from finescope.workflow.planned import Plan, read_plan, write_plan
 from finescope.workflow.pulse import announce
+from finescope.workflow.scored import Scored
 from finescope.workflow.sending import sending
 from finescope.workflow.share import Share
 from finescope.workflow.stage import Stage
@@ -47,7 +48,7 @@ from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select, curated_path
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
-from finescope.workflow.tables import ScoredRows, read_rows, read_scores, read_selection
+from finescope.workflow.tables import read_rows, read_scores, read_selection
 
 _WORDS = {
     "train": "training",
@@ -71,7 +72,7 @@ class Outcome:
     """Rows of the corpus that were set aside."""
 
     @cached_property
-    def scored(self) -> ScoredRows:
+    def scored(self) -> Scored:
         """The scores of all rows."""
         shared = self.folder.parent.parent / ROWS if self.folder.parent.name == SET_FOLDERS else None
         of_rows = read_rows(shared) if shared is not None and shared.exists() else None

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from finescope.sae import Autoencoder
     from finescope.workflow.labels import LabelCount
     from finescope.workflow.opening import Given
-    from finescope.workflow.tables import RowTable, ScoredRows
+    from finescope.workflow.saved import SavedTable
+    from finescope.workflow.scored import Scored
 
 
 class SetsContext(Context):
@@ -102,7 +103,7 @@ class SetsContext(Context):
         return None if column is None else self.corpus_labels(column)[0]
 
     @cached_property
-    def row_table(self) -> RowTable:
+    def row_table(self) -> SavedTable:
         """What is true of the rows whatever the set."""
         from finescope.workflow.tables import read_rows
 
@@ -115,7 +116,7 @@ class SetsContext(Context):
         for each in self.sets.values():
             each.__dict__.pop("scoring", None)
 
-    def scored(self) -> ScoredRows:
+    def scored(self) -> Scored:
         """Refuse: there is one table a set."""
         raise InputError(
             f"{self.folder} holds the target sets {', '.join(self.sets)}: name the folder of one, such as "
@@ -212,7 +213,7 @@ class SetContext(Context):
         state, _ = map_tensors(self.folder / SCORER)
         return Scoring(self.run.spaces, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
 
-    def scored(self) -> ScoredRows:
+    def scored(self) -> Scored:
         """Return the scores of all rows.
 
         Raises:

@@ -6,19 +6,21 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finescope.curation.best import select_best
 from finescope.curation.scoring.evidence import Evidence, Spaces
 from finescope.curation.scoring.fitted import Scoring, score_together
+from finescope.curation.sets import select_sets
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import make_folder, read_json, write_json
 from finescope.workflow.layout import SETS
+from finescope.workflow.scored import Scored, ScoredRows
 from finescope.workflow.stages.score import check_comparable, marked
 from finescope.workflow.tables import (
     SCORE_COLUMNS,
-    ScoredRows,
     curated_columns,
     evidence_of,
     read_rows,
@@ -30,8 +32,9 @@ from finescope.workflow.tables import (
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
+    from finescope.curation.limits import SelectionConfig
     from finescope.curation.scoring.presets import Preset
-    from finescope.curation.selection import Selection
+    from finescope.curation.selected import Selection
     from finescope.embeddings.store import CodeStore
 
 MIXTURE = "mixture"
@@ -107,7 +110,7 @@ def check_set_name(name: str) -> None:
         )
 
 
-def write_sets(folder: Path, scored: Mapping[str, ScoredRows]) -> None:
+def write_sets(folder: Path, scored: Mapping[str, Scored]) -> None:
     """Write a folder that holds ``NAME.parquet`` for every set, and ``rows.parquet``: what they share.
 
     Raises:
@@ -120,8 +123,8 @@ def write_sets(folder: Path, scored: Mapping[str, ScoredRows]) -> None:
     write_json(folder / SETS, {"format": "finescope-sets", "sets": list(scored)})
 
 
-def read_sets(folder: Path) -> dict[str, ScoredRows]:
-    """Read what ``write_sets`` wrote.
+def read_sets(folder: Path) -> dict[str, Scored]:
+    """Open what ``write_sets`` wrote.
 
     Raises:
         StoreError: a file is missing or damaged.
@@ -136,11 +139,44 @@ def read_sets(folder: Path) -> dict[str, ScoredRows]:
     return {name: read_scores(folder / f"{name}.parquet", rows) for name in names}
 
 
+def select_each(
+    scored: Mapping[str, Scored],
+    limits: SelectionConfig,
+    *,
+    exclusive: bool = False,
+    shares: Mapping[str, float] | None = None,
+    **arguments: Any,
+) -> dict[str, Selection]:
+    """Select rows for every target set, of saved scores.
+
+    Where every set is for itself, and its scores alone decide, no table is held in memory.
+
+    Args:
+        scored: by set.
+        limits, exclusive, shares, arguments: as ``select_sets``.
+
+    Raises:
+        ValueError, InputError: as ``select_sets``.
+    """
+    if not (exclusive or shares is not None or limits.look_at_codes or limits.quotas):
+        return {name: select_best(len(rows), rows.row_blocks, limits) for name, rows in scored.items()}
+    rows = next(iter(scored.values()))
+    return select_sets(
+        {name: each.table for name, each in scored.items()},
+        limits,
+        exclusive=exclusive,
+        shares=shares,
+        tokens=rows.tokens,
+        exclude=rows.is_target,
+        **arguments,
+    )
+
+
 def write_set_rows(
     folder: Path,
     ending: str,
     corpus: Corpus,
-    scored: Mapping[str, ScoredRows],
+    scored: Mapping[str, Scored],
     selections: Mapping[str, Selection],
     *,
     mixed: bool,
@@ -170,7 +206,7 @@ def write_set_rows(
 
 
 def write_mixture(
-    path: Path, corpus: Corpus, scored: Mapping[str, ScoredRows], selections: Mapping[str, Selection]
+    path: Path, corpus: Corpus, scored: Mapping[str, Scored], selections: Mapping[str, Selection]
 ) -> None:
     """Write the selected rows of all sets into one file, with ``SET_COLUMN``.
 
@@ -189,11 +225,14 @@ def write_mixture(
         for rank in range(len(selection))
     )
     names, chosen = list(selections), list(selections.values())
-    parts = [curated_columns(scored[name], selection.indices) for name, selection in selections.items()]
+    picked = {name: scored[name].at(selection.indices) for name, selection in selections.items()}
+    parts = [curated_columns(each) for each in picked.values()]
     columns = {}
     for column in SCORE_COLUMNS:
         values = [parts[at][column][rank].as_py() for _, at, rank in places]
         columns[column] = pa.array(values, parts[0][column].type)
     columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
     rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
-    copy_rows(path, corpus, rows, columns=columns, known=scored[names[0]].known)
+    unique = np.unique(rows)
+    known = scored[names[0]].known_at(unique, scored[names[0]].at(unique))
+    copy_rows(path, corpus, rows, columns=columns, known=known)

@@ -14,8 +14,9 @@ from finescope.activations.batches import DTYPES
 from finescope.activations.identity import model_bytes
 from finescope.codes import SparseCodes
 from finescope.corpus.source import record_as_line
+from finescope.curation.limits import REASONS, SelectionConfig
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.selection import REASONS, Selection, SelectionConfig
+from finescope.curation.selected import Selection
 from finescope.embeddings.extract import extract_embeddings
 from finescope.embeddings.store import KIND
 from finescope.embeddings.writer import shard_of_codes
@@ -26,10 +27,11 @@ from finescope.storage.shardfiles import ShardFiles
 from finescope.workflow.cost import Throughput, Workload
 from finescope.workflow.layout import PLAN
 from finescope.workflow.probe import Sample
+from finescope.workflow.scored import ScoredRows
 from finescope.workflow.setcontext import SetsContext
 from finescope.workflow.stages.activations import sample_limit
 from finescope.workflow.stages.train import plan_for
-from finescope.workflow.tables import SCORE_COLUMNS, ScoredRows, write_rows, write_scores, write_selection
+from finescope.workflow.tables import SCORE_COLUMNS, write_rows, write_scores, write_selection
 
 if TYPE_CHECKING:
     from finescope.config import SaeConfig

@@ -33,6 +33,15 @@ class ScoreTable:
     def __len__(self) -> int:
         return int(self.score.size)
 
+    def __getitem__(self, rows: slice) -> ScoreTable:
+        return ScoreTable(
+            self.score[rows],
+            self.nearest_target[rows],
+            self.nearest_similarity[rows],
+            self.valid[rows],
+            self.scorer,
+        )
+
     def ranking(self) -> IntArray:
         """Return the valid rows by (score descending, row ascending), int64 [≤N]."""
         return rank_rows(self.score, self.valid)

@@ -12,14 +12,15 @@ from finescope.curation.metrics import METRICS_VERSION, domain_distribution, pre
 from finescope.curation.quality import curation_quality
 from finescope.storage.files import write_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
+from finescope.workflow.scored import Scored
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, read_selection
+from finescope.workflow.tables import read_selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.curation.scoring.presets import Preset
-    from finescope.curation.selection import Selection
+    from finescope.curation.selected import Selection
     from finescope.workflow.context import Context
     from finescope.workflow.job import Job
     from finescope.workflow.labels import Labels
@@ -60,9 +61,7 @@ class Evaluate(Stage):
         write_json(context.folder / METRICS, metrics)
 
 
-def _compare(
-    context: Context, labels: Labels, scored: ScoredRows, selection: Selection
-) -> list[MethodResult]:
+def _compare(context: Context, labels: Labels, scored: Scored, selection: Selection) -> list[MethodResult]:
     with context.reporter.task("comparing with baselines", None, "methods") as task:
         lines = compare_methods(
             labels.relevant,
@@ -85,7 +84,7 @@ def methods_of(job: Job) -> tuple[str | Preset, ...]:
     return METHODS if recipe.name in (*METHODS, "supplement") else (recipe, *METHODS)
 
 
-def label_metrics(labels: Labels, scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, Any]:
+def label_metrics(labels: Labels, scored: Scored, selected: NDArray[np.int64]) -> dict[str, Any]:
     """Measure the selected rows against the labels. Target rows count neither as found nor as missed."""
     relevant = labels.relevant
     findable = relevant & ~scored.is_target & scored.table.valid
@@ -101,7 +100,7 @@ def label_metrics(labels: Labels, scored: ScoredRows, selected: NDArray[np.int64
     }
 
 
-def base_metrics(scored: ScoredRows, selected: NDArray[np.int64]) -> dict[str, Any]:
+def base_metrics(scored: Scored, selected: NDArray[np.int64]) -> dict[str, Any]:
     """Return counts and the score distribution: what every metrics file starts with."""
     table = scored.table
     finite = table.score[table.valid]

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from finescope.corpus import Corpus
     from finescope.corpus.known import KnownRows
     from finescope.curation.compare import MethodResult
-    from finescope.curation.selection import Selection
+    from finescope.curation.selected import Selection
     from finescope.workflow.context import Context
     from finescope.workflow.labels import Labels
-    from finescope.workflow.tables import ScoredRows
+    from finescope.workflow.scored import Scored
 
 LONGEST_TEXT = 20_000
 """Characters of a text that are read for the page; of longer ones it shows the beginning."""
@@ -122,7 +122,7 @@ def passages(corpus: Corpus, wanted: Sequence[int], known: KnownRows) -> Iterato
 
 def _shown_rows(
     context: Context,
-    scored: ScoredRows,
+    scored: Scored,
     explanation: Explanation,
     texts: Mapping[int, Passage],
     labels: Labels | None,
@@ -152,7 +152,7 @@ def _shown_rows(
     ]
 
 
-def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: dict[str, Any]) -> About:
+def _about(context: Context, scored: Scored, selection: Selection, metrics: dict[str, Any]) -> About:
     labels = context.labels
     name = " and ".join(labels.targets) if labels is not None else context.targets.name
     seconds = [
@@ -162,7 +162,7 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
     return About(
         title=f"Curated: {name}",
         subtitle=(
-            f"{len(selection):,} of {counted(len(scored.table), 'row')} of {context.corpus.name}, chosen by "
+            f"{len(selection):,} of {counted(len(scored), 'row')} of {context.corpus.name}, chosen by "
             f"{counted(len(scored.target_ids), 'target')}"
         ),
         asked=_asked(context, scored, selection),
@@ -173,7 +173,7 @@ def _about(context: Context, scored: ScoredRows, selection: Selection, metrics: 
     )
 
 
-def _asked(context: Context, scored: ScoredRows, selection: Selection) -> list[tuple[str, str]]:
+def _asked(context: Context, scored: Scored, selection: Selection) -> list[tuple[str, str]]:
     job, recipe, remark = context.job, context.job.recipe(), context.scoring.remark
     trained = context.ledger.facts("train")
     sae = "trained on the corpus"

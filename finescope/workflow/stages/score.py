@@ -13,8 +13,9 @@ from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
 from finescope.storage.files import write_tensors
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
+from finescope.workflow.scored import ScoredRows
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, write_scores
+from finescope.workflow.tables import write_scores
 
 if TYPE_CHECKING:
     from finescope.curation.scoring.table import ScoreTable

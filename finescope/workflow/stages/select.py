@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finescope.corpus import OUTPUTS
-from finescope.curation.selection import Selection, SelectionConfig, select
+from finescope.curation.best import select_best
+from finescope.curation.limits import SelectionConfig
+from finescope.curation.selected import Selection
+from finescope.curation.selection import select
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
+from finescope.workflow.scored import Scored
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import ScoredRows, about_targets, write_curated, write_selection
+from finescope.workflow.tables import about_targets, write_curated, write_selection
 
 if TYPE_CHECKING:
     from finescope.codes import SparseCodes
@@ -44,7 +48,7 @@ class Select(Stage):
         _say(context.reporter, scored, selection, limits.k)
 
 
-def write_chosen(context: Context, scored: ScoredRows, selection: Selection) -> None:
+def write_chosen(context: Context, scored: Scored, selection: Selection) -> None:
     """Write the selected rows, and what became of the others."""
     write_curated(curated_path(context), context.corpus, scored, selection.indices)
     for ending in OUTPUTS:
@@ -54,7 +58,7 @@ def write_chosen(context: Context, scored: ScoredRows, selection: Selection) -> 
 
 
 def select_rows(
-    scored: ScoredRows,
+    scored: Scored,
     limits: SelectionConfig,
     corpus: CorpusScorer | None,
     targets: SparseCodes | None,
@@ -69,6 +73,8 @@ def select_rows(
         targets: those of the targets, likewise, where the strategy looks at them.
         labels: of the rows, where there are quotas.
     """
+    if not limits.look_at_codes and not limits.quotas:
+        return select_best(len(scored), scored.row_blocks, limits)
     return select(
         scored.table,
         limits,
@@ -85,8 +91,8 @@ def curated_path(context: Context) -> Path:
     return context.folder / f"curated{context.output_ending}"
 
 
-def _say(reporter: Reporter, scored: ScoredRows, selection: Selection, wanted: int | None) -> None:
-    reporter.say(f"selected {len(selection):,} of {len(scored.table):,} rows")
+def _say(reporter: Reporter, scored: Scored, selection: Selection, wanted: int | None) -> None:
+    reporter.say(f"selected {len(selection):,} of {len(scored):,} rows")
     if wanted is not None and len(selection) < wanted:
         reasons = ", ".join(
             f"{count:,} {name.replace('_', ' ')}"

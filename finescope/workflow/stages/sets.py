@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finescope.corpus import OUTPUTS
-from finescope.curation.sets import select_sets
 from finescope.curation.shares import parse_shares
 from finescope.errors import InputError
 from finescope.progress import counted
@@ -31,7 +30,7 @@ from finescope.workflow.layout import (
     TARGET_CODES,
 )
 from finescope.workflow.setcontext import SetsContext
-from finescope.workflow.sets import MIXTURE, score_each, write_mixture
+from finescope.workflow.sets import MIXTURE, score_each, select_each, write_mixture
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.manifest import made_with
 from finescope.workflow.stages.score import Score
@@ -105,7 +104,6 @@ class SelectSets(Stage):
         run, job = _sets(context), context.job
         limits = job.selection_config()
         scored = {name: each.scored() for name, each in run.sets.items()}
-        rows = next(iter(scored.values()))
         more: dict[str, Any] = {}
         if limits.look_at_codes:
             more["scorer"] = next(iter(run.sets.values())).scoring.space
@@ -114,15 +112,8 @@ class SelectSets(Stage):
             more["labels"] = run.label_names()
             if more["labels"] is None:
                 raise InputError("quotas are of labels: name their column with --label-column")
-        selections = select_sets(
-            {name: each.table for name, each in scored.items()},
-            limits,
-            exclusive=job.exclusive,
-            shares=parse_shares(job.shares) if job.shares else None,
-            tokens=rows.tokens,
-            exclude=rows.is_target,
-            **more,
-        )
+        shares = parse_shares(job.shares) if job.shares else None
+        selections = select_each(scored, limits, exclusive=job.exclusive, shares=shares, **more)
         for name, each in run.sets.items():
             write_chosen(each, scored[name], selections[name])
             about = about_targets(scored[name].targets_in_corpus)
