@@ -139,17 +139,26 @@ def test_sparse_embeddings_are_searched_as_dense_ones(function: str) -> None:
     ]
 
 
+def _one_by_one(rows: np.ndarray) -> list[torch.Tensor]:
+    """As ``encode(convert_to_tensor=False)`` returns them."""
+    return [row.coalesce() for row in _encoded(rows)]
+
+
 def test_an_index_takes_sparse_embeddings() -> None:
     queries, corpus = _sparse_rows(6), _sparse_rows(90, seed=1)
     codes = [SparseCodes.from_dense(torch.from_numpy(rows)) for rows in (queries, corpus)]
     for metric in ("cosine", "ip"):
         wanted = Index(codes[1], metric=metric).search(codes[0], 7)
-        for make in (_encoded, sp.csr_matrix, sp.coo_array):
+        for make in (_encoded, sp.csr_matrix, sp.coo_array, _one_by_one):
             index = Index(make(corpus[:50]), metric=metric)
             index.add(make(corpus[50:]))
             found = index.search(make(queries), 7)
             assert torch.equal(found[0], wanted[0])
             assert torch.equal(found[1], wanted[1])
+    dense = list(torch.from_numpy(corpus))
+    assert torch.equal(
+        Index(dense).search(dense[:3], 2)[1], Index(torch.stack(dense)).search(dense[:3], 2)[1]
+    )
     counts = sp.csr_matrix(np.array([[2**53, 1], [2**53, 0]], np.int64))
     assert Index(counts, metric="ip").search(sp.csr_matrix([[0, 1]]), 1)[1].item() == 0
     with pytest.raises(TypeError, match="queries must be SparseCodes"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.search import Index
-from finescope.search.rows import as_codes
+from finescope.search.rows import as_codes, stacked
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Rows: TypeAlias = Tensor | SparseCodes
@@ -33,8 +33,7 @@ def rows_of(given: Any, name: str) -> Rows:
     """
     if isinstance(given, SparseCodes):
         return given
-    if isinstance(given, Sequence) and len(given) and isinstance(given[0], Tensor):
-        given = torch.stack(list(given))
+    given = stacked(given)
     if isinstance(given, Tensor):
         _numbers(given.dtype, name, given.dtype == torch.bool or given.is_complex())
         if given.layout != torch.strided:

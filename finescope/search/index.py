@@ -30,6 +30,7 @@ from finescope.search.rows import (
     as_tensor,
     is_sparse,
     sparse_matrix,
+    stacked,
     width_of,
 )
 from finescope.search.streaming import DEFAULT_MEMORY, part_device, stream
@@ -65,7 +66,7 @@ class Index:
         Args:
             corpus: [N,D], a tensor (float16, bfloat16, float32, float64), an array or memory-mapped array
                 (float16, float32, float64), or N sparse codes: SparseCodes, a ``CodeStore``, a sparse matrix
-                of torch or scipy (which is copied).
+                of torch or scipy, or a list of N tensors (which are copied).
             metric: "cosine" or "ip" (inner product).
             ids: whole numbers [N], 0 or more and distinct, what a search returns for each row; the positions
                 0 … N-1 if None.
@@ -161,7 +162,7 @@ class Index:
         """Return the k most similar rows of each query, best first; ties go to the earlier row.
 
         Args:
-            queries: [Q,D], or Q sparse codes or rows of a sparse matrix.
+            queries: [Q,D], or Q sparse codes or rows of a sparse matrix, or a list of Q tensors.
             k: neighbours, 0 or more; more than N pads.
             min_score: drop results whose returned (rounded) score is below this.
             exclude: ids [Q,E], int64, never returned for that query; -1 stands for none.
@@ -179,6 +180,7 @@ class Index:
             TypeError: sparse queries for dense rows or the reverse, wrong dtypes.
         """
         sparse = is_sparse(self._parts[0])
+        queries = stacked(queries)
         if sparse_matrix(queries):
             queries = as_codes(queries)
         if isinstance(queries, SparseCodes) != sparse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -30,7 +30,7 @@ class CodeBlocks(Protocol):
 
 
 #: what users give
-Rows: TypeAlias = Tensor | np.ndarray[Any, Any] | SparseCodes | CodeBlocks
+Rows: TypeAlias = Tensor | np.ndarray[Any, Any] | SparseCodes | CodeBlocks | Sequence[Tensor]
 #: what an index holds
 Part: TypeAlias = Tensor | BlockedRows | SparseCodes | CodeBlocks
 
@@ -42,6 +42,7 @@ def as_part(block: Rows) -> Part:
         ValueError: not two-dimensional.
         TypeError: a dtype or object that can't be searched.
     """
+    block = stacked(block)
     if sparse_matrix(block):
         return as_codes(block)
     if isinstance(block, SparseCodes):
@@ -63,6 +64,13 @@ def as_part(block: Rows) -> Part:
         return block
     here = None if isinstance(block, np.memmap) else in_place(block)
     return BlockedRows(block) if here is None else here
+
+
+def stacked(rows: Any) -> Any:
+    """Tensors in a list, dense or sparse, as one: how encoders return the embeddings of several texts."""
+    if isinstance(rows, Sequence) and len(rows) and all(isinstance(row, Tensor) for row in rows):
+        return torch.stack(list(rows))
+    return rows
 
 
 def sparse_matrix(rows: Any) -> bool:
