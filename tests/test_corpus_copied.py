@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -148,6 +149,12 @@ TOGETHER = {
         ),
     ),
     "null, UUID": (pa.nulls(1), _uuid(b"0" * 16), pa.uuid()),
+    "int64, decimal": (pa.array([3]), pa.array([1], pa.decimal128(9, 2)), pa.decimal128(21, 2)),
+    "int32, decimal within": (
+        pa.array([[{"a": 2**31 - 1}]], pa.list_(pa.struct([("a", pa.int32())]))),
+        pa.array([[{"a": 1}]], pa.list_(pa.struct([("a", pa.decimal128(9, 2))]))),
+        pa.list_(pa.struct([("a", pa.decimal128(12, 2))])),
+    ),
 }
 
 
@@ -227,6 +234,61 @@ def test_lists_of_nulls_stay_as_long_as_they_are(
         written.validate(full=True)
         wanted = [None if at in (1, 4) else without_nulls(value) for at in rows]
         assert plain(written["c"]) == wanted
+
+
+_RUNS = pc.run_end_encode(pa.array(["a", "a", None, "b", "b"]))
+_VIEW = pa.list_view(pa.int64())
+_LISTS = [[1, 2], None, [], [3, None], [4]]
+UNUSUAL = {
+    "a view of lists": (pa.array(_LISTS, _VIEW), pa.list_(pa.int64())),
+    "a large view": (pa.array(_LISTS, pa.large_list_view(pa.int64())), pa.list_(pa.int64())),
+    "a view out of order": (
+        pa.ListViewArray.from_arrays(
+            pa.array([3, 0, 0, 2, 3], pa.int32()),
+            pa.array([1, 2, 0, 2, 1], pa.int32()),
+            pa.array([1, 2, 3, 4]),
+        ),
+        pa.list_(pa.int64()),
+    ),
+    "views within": (
+        pa.array([{"a": [value]} for value in _LISTS], pa.struct([("a", pa.list_(_VIEW))])),
+        pa.struct([("a", pa.list_(pa.list_(pa.int64())))]),
+    ),
+    "a view of structs": (
+        pa.array([[{"a": 1}], None, [], [{"a": 2}, None], []], pa.list_view(pa.struct([("a", pa.int32())]))),
+        pa.list_(pa.struct([("a", pa.int64())])),
+    ),
+    "runs": (_RUNS, pa.string()),
+    "runs within": (pa.StructArray.from_arrays([_RUNS], ["a"]), pa.struct([("a", pa.string())])),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("output", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_views_of_lists_and_runs_are_written_as_lists_and_values(
+    tmp_path: Path, name: str, output: str, beside: bool
+) -> None:
+    column, kind = UNUSUAL[name]
+    (tmp_path / "in").mkdir()
+    table = pa.table({"text": list("vwxyz"), "c": column})
+    with pa.ipc.new_file(str(tmp_path / "in" / "a.arrow"), table.schema) as file:
+        file.write_table(table, max_chunksize=3)
+    others = [pa.scalar(None, kind).as_py()] if beside else []
+    if beside:
+        _table(tmp_path / "in" / "b.parquet", pa.array(others, kind))
+    corpus = open_corpus(tmp_path / "in")
+    corpus.scan(output=output)
+    order = [4, 0, 3, 1, 2, *([5] if beside else [])]
+    copy_rows(tmp_path / f"out{output}", corpus, order)
+    values = [*column.to_pylist(), *others]
+    if output == ".parquet":
+        got = pq.read_table(tmp_path / "out.parquet")["c"]
+        got.validate(full=True)
+        assert plain(got) == [without_nulls(values[at]) for at in order]
+    else:
+        lines = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert [json.loads(line)["c"] for line in lines] == [values[at] for at in order]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
 def promoted(one: Any, other: Any) -> Any:
     """Return the type that holds the values of both, or None."""
     bare = _bare(one), _bare(other)
-    for pair in ((one, other), bare, (_zoned_as(*bare), _zoned_as(*reversed(bare)))):
+    for pair in ((one, other), bare, (_met(*bare), _met(*reversed(bare)))):
         if pair[0] == pair[1]:
             return pair[0]
         found = _promoted(*pair)
@@ -73,16 +73,19 @@ def promoted(one: Any, other: Any) -> Any:
     return None
 
 
-def _zoned_as(one: Any, other: Any) -> Any:
-    """Return a type whose times are in UTC where those of another type of the same build have another
-    zone."""
+def _met(one: Any, other: Any) -> Any:
+    """Return a type that can go together with another of the same build.
+
+    Times are in UTC where those of the other have another zone, whole numbers are decimals where the other's
+    are: pyarrow (26.0.1) gives both together a decimal with a digit too few for the numbers.
+    """
     import pyarrow as pa
     from pyarrow import types
 
     if types.is_struct(one) and types.is_struct(other):
         return pa.struct(
             [
-                field.with_type(_zoned_as(field.type, other.field(field.name).type))
+                field.with_type(_met(field.type, other.field(field.name).type))
                 if other.get_field_index(field.name) >= 0
                 else field
                 for field in one
@@ -90,14 +93,22 @@ def _zoned_as(one: Any, other: Any) -> Any:
         )
     if types.is_map(one) and types.is_map(other):
         return pa.map_(
-            _zoned_as(one.key_type, other.key_type),
-            one.item_field.with_type(_zoned_as(one.item_type, other.item_type)),
+            _met(one.key_type, other.key_type), one.item_field.with_type(_met(one.item_type, other.item_type))
         )
     if hasattr(one, "value_field") and hasattr(other, "value_field"):
-        return _list_like(one, _zoned_as(one.value_type, other.value_type))
+        return _list_like(one, _met(one.value_type, other.value_type))
+    if types.is_integer(one) and types.is_decimal(other):
+        return pa.decimal128(_digits(one), 0)
     if not (types.is_timestamp(one) and types.is_timestamp(other)):
         return one
     return pa.timestamp(one.unit, "UTC") if one.tz and other.tz and one.tz != other.tz else one
+
+
+def _digits(kind: Any) -> int:
+    """Return how many digits the whole numbers of a type may have."""
+    from pyarrow import types
+
+    return len(str(2 ** (kind.bit_width - types.is_signed_integer(kind)) - 1))
 
 
 def _without_zones(kind: Any) -> Any:
@@ -123,7 +134,7 @@ def _promoted(one: Any, other: Any) -> Any:
         found = pa.unify_schemas(both, promote_options="permissive").field("c").type
     except pa.ArrowException:
         return None
-    # Bytes aren't text, and a decimal's digits don't fit into a double: those promotions change values.
+    # Bytes aren't text, a decimal's digits don't fit into a double: those promotions change values.
     changed = [kind for kind in (one, other) for pair in _leaves(kind, found) if _changes(*pair)]
     return None if changed else _optional(found, one, other)
 
@@ -158,6 +169,8 @@ def _changes(one: Any, found: Any) -> bool:
     from pyarrow import types
 
     text = types.is_string(one) or types.is_large_string(one)
+    if types.is_integer(one) and types.is_decimal(found):
+        return bool(found.precision - found.scale < _digits(one))
     return (text and _is_bytes(found)) or (types.is_decimal(one) and types.is_floating(found))
 
 
@@ -226,56 +239,6 @@ def names_null(array: Any) -> bool:
     return bool((types.is_list(kind) or types.is_large_list(kind)) and names_null(array.values))
 
 
-def recast(column: Any, kind: Any) -> Any:
-    """Return a chunked array in another type.
-
-    Where lists of nulls stay such inside what changes around them, pyarrow (26.0.1) gives these nulls the
-    number of the lists: there it is done part by part, none of which is cast into its own type.
-
-    Raises:
-        ArrowException, ValueError: a value that doesn't fit, or types that pyarrow can't cast.
-    """
-    import pyarrow as pa
-
-    if not _lists_nulls(column.type):
-        return column.cast(kind)
-    chunks = (
-        chunk.take(pa.array(range(len(chunk)), pa.int64())) for chunk in column.chunks
-    )  # without offset
-    return pa.chunked_array([_recast(chunk, kind) for chunk in chunks], kind)
-
-
-def _recast(array: Any, kind: Any) -> Any:
-    import pyarrow as pa
-    from pyarrow import types
-
-    if array.type == kind:
-        return array
-    if types.is_struct(array.type) and types.is_struct(kind):
-        members = [
-            _recast(array.field(field.name), field.type)
-            if array.type.get_field_index(field.name) >= 0
-            else pa.nulls(len(array), field.type)
-            for field in kind
-        ]
-        return pa.StructArray.from_arrays(members, fields=list(kind), mask=array.is_null())
-    wide = {types.is_list: (pa.ListArray, pa.int32()), types.is_large_list: (pa.LargeListArray, pa.int64())}
-    made = next((made for is_list, made in wide.items() if is_list(kind)), None)
-    if made is None or not any(is_list(array.type) for is_list in wide):
-        return array.cast(kind)
-    values, offsets = _recast(array.values, kind.value_type), array.offsets.cast(made[1])
-    return made[0].from_arrays(offsets, values, type=kind, mask=array.is_null())
-
-
-def _lists_nulls(kind: Any) -> bool:
-    """Return whether there are lists of nothing but nulls in a type."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return any(_lists_nulls(field.type) for field in kind)
-    return hasattr(kind, "value_field") and (types.is_null(kind.value_type) or _lists_nulls(kind.value_type))
-
-
 def _list_like(kind: Any, values: Any) -> Any:
     """Return a type of lists as another is, of other values."""
     import pyarrow as pa
@@ -288,14 +251,14 @@ def _list_like(kind: Any, values: Any) -> Any:
 
 
 def _bare(kind: Any) -> Any:
-    """Return a type's plain form: no dictionary, no extension, no view."""
+    """Return a type's plain form: no dictionary, no extension, no view, no runs."""
     import pyarrow as pa
     from pyarrow import types
 
     def leaf(kind: Any) -> Any:
         if isinstance(kind, pa.BaseExtensionType):
             return _bare(kind.storage_type)
-        if types.is_dictionary(kind):
+        if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
             return _bare(kind.value_type)
         return _without_view(kind)
 
@@ -325,9 +288,9 @@ def always_fits(one: Any, other: Any) -> bool:
 
 
 def storable(schema: Any) -> Any:
-    """Return the schema that Parquet keeps of one: seconds become milliseconds, views plain strings.
+    """Return the schema that Parquet keeps of one: seconds become milliseconds, views plain strings or lists.
 
-    Indices of dictionaries get 32 bits.
+    Runs become their values; indices of dictionaries get 32 bits.
 
     Raises:
         InputError: a column of a type that Parquet has no place for; names it.
@@ -337,23 +300,26 @@ def storable(schema: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for field in schema:
+    found = pa.schema(
+        [field.with_type(_rebuilt(field.type, _kept)) for field in schema], metadata=schema.metadata
+    )
+    for field, kept in zip(schema, found, strict=True):
         try:
-            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+            pq.ParquetWriter(io.BytesIO(), pa.schema([kept])).close()
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"column {field.name!r} is {field.type}, which Parquet can't hold ({error}); write .jsonl "
                 "(--format jsonl)"
             ) from error
-    return pa.schema(
-        [field.with_type(_rebuilt(field.type, _kept)) for field in schema], metadata=schema.metadata
-    )
+    return found
 
 
 def _kept(kind: Any) -> Any:
     import pyarrow as pa
     from pyarrow import types
 
+    if types.is_run_end_encoded(kind):
+        return _rebuilt(kind.value_type, _kept)
     if types.is_timestamp(kind) and kind.unit == "s":
         return pa.timestamp("ms", kind.tz)
     if types.is_dictionary(kind) and kind.index_type.bit_width < 32:

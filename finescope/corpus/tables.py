@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from finescope import hub
-from finescope.corpus.arrowtypes import decoded, names_null, recast
+from finescope.corpus.arrowtypes import decoded, names_null
 from finescope.corpus.dotted import holders, leaves
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
+from finescope.corpus.recast import recast
 from finescope.corpus.source import BLOCK_ROWS, Look, Mark, Record, Visit, record_as_line, too_few
 from finescope.errors import InputError
 
