@@ -58,6 +58,25 @@ def test_the_template_gets_all_that_the_row_says() -> None:
     assert plain.startswith('tool: {"type": "function"')
 
 
+AS_OBJECT = "{% for c in messages[1].tool_calls %}({{ c.function.arguments['topic'] }}){% endfor %}"
+AS_JSON = "{% for c in messages[1].tool_calls %}{{ '(' + c['function']['arguments'] + ')' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("given", [{"topic": "wü"}, '{ "topic" : "wü" }'])
+def test_arguments_of_calls_are_what_the_template_takes(given: Any) -> None:
+    """Families differ: some take an object, some a string; data sets have either."""
+    calls = [{"function": {"name": "look", "arguments": given}}, {"function": {"name": "stop"}}]
+    (row,) = open_corpus([{"messages": [TALK[0], {"role": "assistant", "tool_calls": calls[:1]}]}])
+    assert Renderer(_tokenizer(AS_OBJECT)).text(row) == "(wü)"
+    assert Renderer(_tokenizer(AS_JSON)).text(row) == '({"topic": "wü"})'
+    assert Renderer(_tokenizer(AS_JSON)).refusal(row) is None
+    (row,) = open_corpus([{"messages": [TALK[0], {"role": "assistant", "tool_calls": calls}]}])
+    with pytest.raises(InputError, match="can only concatenate str"):
+        Renderer(_tokenizer(AS_JSON)).text(row)
+    prints = {Renderer(_tokenizer(template)).fingerprint() for template in (AS_OBJECT, AS_JSON)}
+    assert len(prints) == 2
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the clock that templates see."""

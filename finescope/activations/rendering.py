@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import string
 from typing import Any
 
@@ -120,6 +122,21 @@ class Renderer:
         return sha256_json([self.kind, shown, self._template(None), self._fall_back])
 
     def _render(self, messages: list[Message], tools: list[Any] | None) -> str:
+        """Return a conversation through the template.
+
+        Most templates take the arguments of calls as objects, some (DeepSeek-V3's) only as JSON.
+        """
+        try:
+            return self._applied(messages, tools)
+        except Exception:
+            written = _with_json_arguments(messages)
+            if written == messages:
+                raise
+            with contextlib.suppress(Exception):  # the first error says more
+                return self._applied(written, tools)
+            raise
+
+    def _applied(self, messages: list[Message], tools: list[Any] | None) -> str:
         return str(
             self._tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=self._template(tools), tokenize=False
@@ -132,6 +149,24 @@ class Renderer:
         if template is None and hasattr(self._tokenizer, "get_chat_template") and self.kind != PLAIN:
             template = self._tokenizer.get_chat_template(None, tools)
         return pinned(template) if isinstance(template, str) else template
+
+
+def _with_json_arguments(messages: list[Message]) -> list[Message]:
+    """Return messages whose calls have their arguments as JSON."""
+    return [
+        {**message, "tool_calls": list(map(_in_json, message["tool_calls"]))}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _in_json(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), (dict, list)):
+        return call
+    arguments = json.dumps(function["arguments"], ensure_ascii=False, default=str)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def pinned(template: str) -> str:
