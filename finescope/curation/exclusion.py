@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from finescope.curation.blocks import BoolArray
+from finescope.curation.blocks import BoolArray, IntArray
 from finescope.storage.identity import text_hash
+
+_COUNTS = ("same_text", "same_id", "other_text")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TargetRows:
 
     def counts(self) -> dict[str, int]:
         """Return the three counts by name."""
-        return {name: getattr(self, name) for name in ("same_text", "same_id", "other_text")}
+        return {name: getattr(self, name) for name in _COUNTS}
 
 
 def find_targets(
@@ -90,31 +92,38 @@ def find_targets(
 
 
 def find_all_targets(
-    ids: Any, hashes: Any, sets: Sequence[tuple[Collection[str], Sequence[str | None]]]
-) -> list[TargetRows]:
+    blocks: Iterable[tuple[Any, Any]], sets: Sequence[tuple[Collection[str], Sequence[str | None]]]
+) -> list[tuple[IntArray, dict[str, int]]]:
     """Find the rows that are targets of each of several sets; only rows that may be are looked at one by one.
 
     Args:
-        ids: ids of the N corpus rows, a pyarrow column of strings.
-        hashes: ``text_hash`` of their texts, 16 bytes each, null for none; a pyarrow column.
+        blocks: the N corpus rows in their order: ids, a pyarrow column of strings, and ``text_hash`` of the
+            texts, 16 bytes each, null for none.
         sets: of each set the ids that count and the ``text_hash`` of every text; as ``find_targets``.
+
+    Returns:
+        for each set the rows that are its targets, int64, ascending, and the counts of ``TargetRows``.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    names = pa.array({name for of_set, _ in sets for name in of_set}, ids.type)
+    names = pa.array({name for of_set, _ in sets for name in of_set}, pa.string())
     said = {bytes.fromhex(digest) for _, of_set in sets for digest in of_set if digest is not None}
-    maybe = pc.or_(pc.is_in(ids, names), pc.is_in(hashes, pa.array(said, hashes.type)))
-    rows = np.flatnonzero(maybe.to_numpy())
-    own_ids = ids.take(rows).to_pylist()
-    own_hashes = [None if digest is None else digest.hex() for digest in hashes.take(rows).to_pylist()]
-    found = []
-    for of_set, digests in sets:
-        among = find_targets(own_ids, of_set, hashes=own_hashes, target_hashes=digests)
-        marked = np.zeros(len(ids), np.bool_)
-        marked[rows] = among.marked
-        found.append(dataclasses.replace(among, marked=marked))
-    return found
+    digests = pa.array(said, pa.binary(16))
+    rows: list[list[IntArray]] = [[np.zeros(0, np.int64)] for _ in sets]
+    counts: list[Counter[str]] = [Counter(dict.fromkeys(_COUNTS, 0)) for _ in sets]
+    first = 0
+    for ids, hashes in blocks:
+        maybe = pc.or_(pc.is_in(ids, names), pc.is_in(hashes, digests))
+        places = np.flatnonzero(maybe.to_numpy(zero_copy_only=False))
+        own_ids = ids.take(places).to_pylist()
+        own_hashes = [None if digest is None else digest.hex() for digest in hashes.take(places).to_pylist()]
+        for at, (of_set, wanted) in enumerate(sets):
+            among = find_targets(own_ids, of_set, hashes=own_hashes, target_hashes=wanted)
+            rows[at].append(first + places[among.marked])
+            counts[at].update(among.counts())
+        first += len(ids)
+    return [(np.concatenate(found), dict(of_set)) for found, of_set in zip(rows, counts, strict=True)]
 
 
 def _hashes(texts: Iterable[str | None]) -> list[str | None]:

@@ -219,9 +219,14 @@ class CodeStore(Store):
     def known(self, name: str) -> KnownRows:
         """Return what its rows, called ``name`` in messages, are known by: ids and checksums of the texts."""
         ids = Strings(self.table(["id"])["id"])
-        if not all("checksums" in entry.notes for entry in self._shards):
+        if not self.has_checksums:
             return KnownRows(ids, name=name)
         return KnownRows(ids, self.table(["text_crc32"])["text_crc32"].to_numpy(), name)
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether a checksum of every text is kept."""
+        return all("checksums" in entry.notes for entry in self._shards)
 
     def words(self) -> CountedTexts | None:
         """Return the counts of the N texts' words; None where any shard was written without them."""
@@ -263,6 +268,19 @@ class CodeStore(Store):
         except ValueError as error:
             raise StoreError(f"{self.directory}/{entry.file} is corrupt: {error}") from error
         return codes, dense
+
+
+class StoredLengths:
+    """The numbers of tokens of a store's documents, N of them, which are read when they are asked for."""
+
+    def __init__(self, store: CodeStore) -> None:
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self._store.token_counts().astype(dtype or np.int64, copy=False)
 
 
 class _StoredWords(Sequence[WordCounts]):

@@ -72,6 +72,29 @@ class Store:
         """Return the tables of all shards, or of some, as one."""
         return read_tables(self.directory, self._shards if shards is None else shards, columns)
 
+    def table_blocks(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
+        """Yield the metadata of all rows in order, pyarrow tables of so many rows; the last may have fewer.
+
+        Raises:
+            StoreError: a table is missing or damaged.
+        """
+        import pyarrow as pa
+
+        waiting = list[ShardEntry]()
+        rest = self._table(columns, self._shards[:1]).slice(0, 0)
+        for number, shard in enumerate(self._shards, start=1):
+            waiting.append(shard)
+            held = rest.num_rows + sum(entry.rows for entry in waiting)
+            if held < rows and number < len(self._shards):
+                continue
+            rest = pa.concat_tables([rest, self._table(columns, waiting)], promote_options="permissive")
+            waiting = []
+            while rest.num_rows >= rows:
+                yield rest.slice(0, rows)
+                rest = rest.slice(rows)
+        if rest.num_rows:
+            yield rest
+
     def _starts(self) -> Iterator[tuple[int, ShardEntry]]:
         """Yield every shard with the number of its first row."""
         start = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 
 from finescope.curation.best import select_best
 from finescope.curation.scoring.evidence import Evidence, Spaces
-from finescope.curation.scoring.fitted import Scoring, score_together
+from finescope.curation.scoring.fitted import Scoring, score_in_passes
 from finescope.curation.sets import select_sets
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import make_folder, read_json, write_json
+from finescope.workflow.fresh import FreshScores
 from finescope.workflow.layout import SETS
-from finescope.workflow.scored import Scored, ScoredRows
+from finescope.workflow.scored import Scored
 from finescope.workflow.stages.score import check_comparable, marked
 from finescope.workflow.tables import (
     SCORE_COLUMNS,
@@ -47,7 +47,7 @@ SET_COLUMN = "finescope_set"
 
 def score_sets(
     corpus: CodeStore, sets: Mapping[str, CodeStore], recipe: Preset, *, seed: int = 42
-) -> dict[str, ScoredRows]:
+) -> dict[str, FreshScores]:
     """Score the rows of a code store against several others, in the passes that one of them takes.
 
     A row that is a target of any set is marked in all of them: it is to be found by none.
@@ -74,7 +74,7 @@ def score_each(
     seeds: Mapping[str, Evidence],
     recipe: Preset,
     seed: int,
-) -> dict[str, tuple[ScoredRows, Scoring]]:
+) -> dict[str, tuple[FreshScores, Scoring]]:
     """Score as ``score_sets``, given the corpus' spaces and by set what is known of its targets.
 
     Raises:
@@ -85,15 +85,15 @@ def score_each(
         check_comparable(corpus, targets)
     try:
         scorings = [Scoring(spaces, seeds[name], recipe, seed=seed) for name in sets]
-        tables = score_together(scorings)
+        scores = score_in_passes(scorings)
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    found = marked(corpus, list(sets.values()), scorings, tables)
-    anywhere = functools.reduce(np.logical_or, (scored.is_target for scored in found))
+    found = marked(corpus, list(sets.values()), list(zip(scorings, scores, strict=True)))
+    anywhere = np.unique(np.concatenate([scored.target_rows for scored in found]))
     for name, scored in zip(sets, found, strict=True):
         scored.settings["set"] = name
-        scored.settings["targets"]["of_other_sets"] = int((anywhere & ~scored.is_target).sum())
-        scored.is_target = anywhere
+        scored.settings["targets"]["of_other_sets"] = anywhere.size - scored.target_rows.size
+        scored.target_rows = anywhere
     return dict(zip(sets, zip(found, scorings, strict=True), strict=True))
 
 

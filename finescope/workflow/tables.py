@@ -283,10 +283,12 @@ def corpus_as_scored(store: CodeStore, recipe: Preset) -> CorpusScorer:
 
 def evidence_of(store: CodeStore, texts: CountedTexts | None = None) -> Evidence:
     """Return what a store of codes tells about its rows; ``texts`` stand for words that it doesn't keep."""
+    from finescope.embeddings.store import StoredLengths
+
     return Evidence(
         store,
         str(store.facts.get("pooling", "")),
         store.words() if texts is None else texts,
         None if store.width is None else store,
-        store.token_counts(),
+        StoredLengths(store),
     )

@@ -19,8 +19,9 @@ from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass, 
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
-from finescope.curation.scoring.sums import Sum, added, parse_scorer, total
+from finescope.curation.scoring.sums import Numbers, Sum, added, moments_of, parse_scorer, total
 from finescope.curation.scoring.table import ScoreTable
+from finescope.storage.spill import Spill
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,9 @@ class Scoring:
                 for term, column in zip(terms, columns, strict=True):
                     if isinstance(term, SpaceScorer) and term.space == name:
                         column[part] = term.score(seen, view.targets.everything)
-        score = added(columns, self._scales()) if isinstance(self.scorer, Sum) else columns[0]
+        score = added(columns, self.scales()) if isinstance(self.scorer, Sum) else columns[0]
         score[~valid] = 0.0
-        return ScoreTable(score, *nearest.of(valid), valid, self.scorer.name)
+        return ScoreTable(score, *nearest.of(slice(0, count), valid), valid, self.scorer.name)
 
     def check_others(self) -> None:
         """Refuse to score rows that the corpus doesn't hold where the scorer has nothing to say of them.
@@ -204,13 +205,10 @@ class Scoring:
             for name in self._names
         }
 
-    def summed(self, columns: Sequence[FloatArray]) -> FloatArray:
-        """Return the score that the terms' scores of all rows make, float64 [N]."""
-        if not isinstance(self.scorer, Sum):
-            return columns[0]
-        moments = [(float(column.mean()), float(column.std())) for column in columns]
-        self._moments = torch.tensor(moments, dtype=torch.float64)
-        return added(columns, self.scorer.scales(moments))
+    def learn_moments(self, columns: Sequence[Numbers]) -> None:
+        """Find mean and standard deviation of the terms' scores of all rows, where they are to be summed."""
+        if isinstance(self.scorer, Sum):
+            self._moments = torch.tensor([moments_of(column) for column in columns], dtype=torch.float64)
 
     def contributions(self, rows: IntArray) -> Contributions:
         """Take the scores of some rows apart; each term of a sum is asked for its own.
@@ -224,7 +222,7 @@ class Scoring:
         valid = self.space.valid_at(rows)
         parts: dict[str, Any] = {"codes": csr_matrix((rows.size, self.space.num_latents))}
         constant = np.zeros(rows.size)
-        for (_, term), (factor, offset) in zip(self.scorer.terms, self._scales(), strict=True):
+        for (_, term), (factor, offset) in zip(self.scorer.terms, self.scales(), strict=True):
             constant += offset
             if isinstance(term, Column):
                 constant += factor * self.spaces.column(term)[rows]
@@ -236,7 +234,7 @@ class Scoring:
         constant[~valid] = 0.0
         return Contributions(parts, constant)
 
-    def _scales(self) -> list[tuple[float, float]]:
+    def scales(self) -> list[tuple[float, float]]:
         """What each term's score is multiplied by and what is added, before the terms are summed."""
         if not isinstance(self.scorer, Sum):
             return [(1.0, 0.0)]
@@ -306,7 +304,14 @@ _KEPT = {"texts": "words", "dense": "mean activations", "lengths": "lengths"}
 
 
 def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
+    """Score as ``score_in_passes``; the scores of all rows are held in memory."""
+    return [found.table() for found in score_in_passes(scorings)]
+
+
+def score_in_passes(scorings: Sequence[Scoring]) -> list[Scores]:
     """Score the rows of one corpus against several target sets, in the passes that one of them takes.
+
+    Of very many rows what is found lies on the disk: 12 bytes a row and scoring, and 8 for each of its terms.
 
     Args:
         scorings: of the same ``spaces``.
@@ -317,12 +322,14 @@ def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
     if len({id(scoring.spaces) for scoring in scorings}) != 1:
         raise ValueError("scorings share a pass where they share their spaces; give each the same Spaces")
     shared: list[_Shared] = []
-    passes = [_Pass(scoring, shared) for scoring in scorings]
+    passes = [Scores(scoring, shared) for scoring in scorings]
     views = [each.view() for each in shared]
     for rows, every in one_pass(views, scorings[0].space.block_rows):
         for each, seen in zip(shared, every, strict=True):
             each.add(rows, seen)
-    return [each.table() for each in passes]
+    for found in passes:
+        found.finish()
+    return passes
 
 
 class _Shared:
@@ -333,11 +340,9 @@ class _Shared:
         self._targets: list[Targets] = []
         self._with_mean = False
         self._nearest: list[tuple[Nearest, slice]] = []
-        self._terms: dict[SpaceScorer, list[tuple[Pick, FloatArray]]] = {}
+        self._terms: dict[SpaceScorer, list[tuple[Pick, Spill]]] = {}
 
-    def join(
-        self, view: View, nearest: Nearest | None, terms: Sequence[tuple[SpaceScorer, FloatArray]]
-    ) -> None:
+    def join(self, view: View, nearest: Nearest | None, terms: Sequence[tuple[SpaceScorer, Spill]]) -> None:
         """Take the targets of a view, what collects the nearest of them, and terms with their columns."""
         first = sum(targets.usable.size for targets in self._targets)
         self._targets.append(view.targets)
@@ -363,37 +368,51 @@ class _Shared:
                 column[rows] = scores
 
 
-class _Pass:
-    """What one scoring gathers."""
+class Scores:
+    """The scores of N rows by one scoring, as the passes have found them: given out a block at a time."""
 
     def __init__(self, scoring: Scoring, shared: list[_Shared]):
-        self._scoring = scoring
-        rows, views = scoring.spaces.rows, scoring.views()
-        terms = [scorer for _, scorer in scoring.scorer.terms]
-        self._nearest = Nearest(rows, views["codes"].targets)
-        self._columns = [
-            scoring.spaces.column(term) if isinstance(term, Column) else np.empty(rows) for term in terms
-        ]
+        self._scoring, self._rows = scoring, scoring.spaces.rows
+        views = scoring.views()
+        self._nearest = Nearest(self._rows, views["codes"].targets)
+        self._columns: list[Numbers] = []
+        of_space: dict[str, list[tuple[SpaceScorer, Spill]]] = {name: [] for name in views}
+        for _, term in scoring.scorer.terms:
+            if isinstance(term, Column):
+                self._columns.append(scoring.spaces.column(term))
+                continue
+            self._columns.append(column := Spill(self._rows, np.float64))
+            if isinstance(term, SpaceScorer):
+                of_space[term.space].append((term, column))
         for name, view in views.items():
             place = next((each for each in shared if each.space is view.space), None)
             if place is None:
                 shared.append(place := _Shared(view.space))
-            place.join(
-                view,
-                self._nearest if name == "codes" else None,
-                [
-                    (term, column)
-                    for term, column in zip(terms, self._columns, strict=True)
-                    if isinstance(term, SpaceScorer) and term.space == name
-                ],
-            )
+            place.join(view, self._nearest if name == "codes" else None, of_space[name])
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def scorer(self) -> str:
+        """Name of the scorer."""
+        return self._scoring.scorer.name
+
+    def finish(self) -> None:
+        """Take note that all rows have been seen."""
+        self._scoring.learn_moments(self._columns)
+
+    def __getitem__(self, rows: slice) -> ScoreTable:
+        """Return the scores of rows that stand one after the other."""
+        scoring, valid = self._scoring, self._scoring.space.valid_in(rows)
+        columns = [column[rows] for column in self._columns]
+        score = added(columns, scoring.scales()) if isinstance(scoring.scorer, Sum) else columns[0].copy()
+        score[~valid] = 0.0
+        return ScoreTable(score, *self._nearest.of(rows, valid), valid, self.scorer)
 
     def table(self) -> ScoreTable:
         """Return the scores of all rows."""
-        scoring, valid = self._scoring, self._scoring.space.valid
-        score = scoring.summed(self._columns)
-        score[~valid] = 0.0
-        return ScoreTable(score, *self._nearest.of(valid), valid, scoring.scorer.name)
+        return self[slice(0, self._rows)]
 
 
 def uses_mean(space: str, scorers: Iterable[Scorer]) -> bool:

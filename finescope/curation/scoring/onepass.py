@@ -23,6 +23,7 @@ from finescope.curation.scoring.scorers import SCORERS
 from finescope.curation.scoring.space import Space, Targets, View
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.curation.scoring.table import ScoreTable
+from finescope.storage.spill import Spill
 
 SEEN_BYTES = 8 << 20
 """Upper size of the cosines of one block: they are looked at several times, so they had better stay near."""
@@ -90,7 +91,7 @@ class CorpusScorer(Space):
             found.add(rows, seen.cosines)
         valid = self.valid
         score[~valid] = 0.0
-        return ScoreTable(score, *found.of(valid), valid, scorer.name)
+        return ScoreTable(score, *found.of(slice(0, len(self)), valid), valid, scorer.name)
 
     def contributions(
         self, targets: SparseCodes, rows: IntArray, scorer: str | SpaceScorer = "contrast", *, m: int = 3
@@ -199,8 +200,8 @@ class Nearest:
 
     def __init__(self, rows: int, targets: Targets):
         self._usable = targets.usable
-        self._target = np.empty(rows, np.int64)
-        self._similarity = np.empty(rows)
+        self._target = Spill(rows, np.int32)
+        self._similarity = Spill(rows, np.float64)
 
     def add(self, rows: slice, cosines: FloatArray) -> None:
         """Take the cosines of a block, float64 [U,n]: the first of the largest of every row."""
@@ -215,11 +216,13 @@ class Nearest:
         places |= np.arange(len(cosines), dtype=np.uint8)[:, None]
         self._target[rows] = self._usable[places.min(axis=0)]
 
-    def of(self, valid: BoolArray) -> tuple[IntArray, FloatArray]:
-        """Return target int64 [N], -1 for rows that are not valid, and cosine float64 [N], in [-1, 1]."""
-        self._target[~valid] = -1
-        self._similarity[~valid] = 0.0
-        return self._target, np.clip(self._similarity, -1.0, 1.0, out=self._similarity)
+    def of(self, rows: slice, valid: BoolArray) -> tuple[IntArray, FloatArray]:
+        """Return of some rows the target, int64 [n], and the cosine, float64 [n], in [-1, 1].
+
+        They are -1 and 0 for rows that are not ``valid``.
+        """
+        target = np.where(valid, self._target[rows], -1).astype(np.int64)
+        return target, np.clip(np.where(valid, self._similarity[rows], 0.0), -1.0, 1.0)
 
 
 def code_scorer(scorer: str | SpaceScorer, m: int = 3) -> SpaceScorer:

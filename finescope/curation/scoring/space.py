@@ -42,10 +42,12 @@ from finescope.curation.scoring.base import NothingSharedError, Pick, Seen, Spac
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
 from finescope.ops import sparse_products
+from finescope.storage.spill import Spill
 
 SPARSE_TARGETS, SPARSE = 64, 8
 """As many targets, and of their entries no more than every eighth: then what a row shares with them is looked
 for, in place of multiplying it with all."""
+_CHECKED = 1 << 20
 BACKGROUND_ROWS = 1000
 """Rows that stand for the corpus at large where something is fitted."""
 
@@ -54,7 +56,8 @@ class Space:
     """N corpus rows over F latents as unit vectors.
 
     Norms and mean are found in one pass, when first asked for; a score needs one more, and one before for
-    ``weights="idf"``. Memory beyond the corpus: a block, a panel of dense queries, and a few numbers a row.
+    ``weights="idf"``. Memory beyond the corpus: a block and a panel of dense queries; of very many rows the
+    norms lie on the disk.
 
     Attributes:
         corpus: the rows.
@@ -98,7 +101,7 @@ class Space:
         if isinstance(weights, str) and weights == "idf":
             weights = learned["weights"] if "weights" in learned else idf_of(*self._counted())
         self.weights: FloatArray | None = resolve_weights(weights, corpus, self.num_latents)
-        self._norms = np.empty(self._count)
+        self._norms = Spill(self._count, np.float64)
         self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
         self._features, self._every_row = features, every_row
         self._background: Any = None
@@ -115,14 +118,6 @@ class Space:
         self._frequency, rows = document_frequency(self.corpus)
         return self._frequency, rows
 
-    @property
-    def norms(self) -> FloatArray:
-        """‖w∘x‖ of every row, float64 [N]."""
-        if self._known < len(self):
-            for start, block in iter_blocks(self.corpus, self.block_rows):
-                self.norms_of(start, block)
-        return self._norms
-
     def norms_of(self, start: int, block: SparseCodes) -> FloatArray:
         """Return ‖w∘x‖ of the block of rows that begins with row ``start``, float64 [n]."""
         rows = slice(start, start + len(block))
@@ -134,7 +129,18 @@ class Space:
     @property
     def valid(self) -> BoolArray:
         """bool [N], rows that have a latent of positive weight and only finite values."""
-        return _valid(self.norms)
+        return self.valid_in(slice(0, len(self)))
+
+    def valid_in(self, rows: slice) -> BoolArray:
+        """Return ``valid`` of rows that stand one after the other; after a pass without another."""
+        if self._known < len(self):
+            for start, block in iter_blocks(self.corpus, self.block_rows):
+                self.norms_of(start, block)
+        found = np.empty(rows.stop - rows.start, np.bool_)
+        for low in range(rows.start, rows.stop, _CHECKED):
+            part = slice(low, min(low + _CHECKED, rows.stop))
+            found[part.start - rows.start : part.stop - rows.start] = _valid(self._norms[part])
+        return found
 
     def valid_at(self, rows: IntArray) -> BoolArray:
         """Return ``valid`` of some rows, without a pass."""

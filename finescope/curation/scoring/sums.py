@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finescope.curation.blocks import FloatArray
 from finescope.curation.scoring.base import Scorer
@@ -21,6 +22,8 @@ from finescope.errors import did_you_mean
 
 ALIASES = {"codes": "contrast"}
 """Other names: what is best of the codes by themselves."""
+_BLOCK = 1 << 20
+"""Numbers looked at together where moments are found."""
 _TERM = re.compile(r"\s*(?:(-?(?:\d+\.?\d*|\.\d+))\s*\*)?\s*([A-Za-z_][\w-]*)\s*")
 
 
@@ -64,6 +67,32 @@ def scales(weights: Sequence[float], moments: Sequence[Sequence[float]]) -> list
         weight / spread if spread > 0 else 0.0 for weight, (_, spread) in zip(weights, moments, strict=True)
     ]
     return [(factor, -factor * mean) for factor, (mean, _) in zip(factors, moments, strict=True)]
+
+
+class Numbers(Protocol):
+    """N numbers that are given out a slice at a time."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice) -> NDArray[Any]: ...
+
+
+def moments_of(numbers: Numbers) -> tuple[float, float]:
+    """Return mean and standard deviation of N numbers, of which a block is looked at at a time.
+
+    The bytes are those of NumPy's ``mean`` and ``std`` of all at once.
+    """
+    count = len(numbers)
+    mean = _summed(lambda rows: numbers[rows], 0, count) / count
+    return mean, math.sqrt(_summed(lambda rows: np.square(numbers[rows] - mean), 0, count) / count)
+
+
+def _summed(numbers: Callable[[slice], FloatArray], low: int, high: int) -> float:
+    """Return the sum of some numbers in the order of NumPy's pairwise summation: halves of multiples of 8."""
+    count = high - low
+    if count <= _BLOCK:
+        return float(np.add.reduce(numbers(slice(low, high))))
+    half = count // 2 - count // 2 % 8
+    return _summed(numbers, low, low + half) + _summed(numbers, low + half, high)
 
 
 def added(scores: Sequence[FloatArray], scales: Sequence[tuple[float, float]]) -> FloatArray:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finescope.curation.exclusion import find_all_targets
-from finescope.curation.scoring.fitted import Scoring
+from finescope.curation.scoring.fitted import Scores, Scoring, score_in_passes
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
 from finescope.storage.files import write_tensors
+from finescope.workflow.fresh import FreshScores
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
-from finescope.workflow.scored import ScoredRows
+from finescope.workflow.scored import ROWS
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import write_scores
 
 if TYPE_CHECKING:
-    from finescope.curation.scoring.table import ScoreTable
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 
@@ -67,7 +67,7 @@ class Score(Stage):
         write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
 
 
-def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> ScoredRows:
+def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> FreshScores:
     """Score the rows of one code store against those of another, and mark those that are targets.
 
     Args:
@@ -81,10 +81,10 @@ def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> Sco
     """
     check_comparable(corpus, targets)
     try:
-        table = scoring.score()
+        (scores,) = score_in_passes([scoring])
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
-    return marked(corpus, [targets], [scoring], [table])[0]
+    return marked(corpus, [targets], [(scoring, scores)])[0]
 
 
 _SHOWN = 64
@@ -156,37 +156,34 @@ def same_sae(one: CodeStore, other: CodeStore) -> bool:
 
 
 def marked(
-    corpus: CodeStore, sets: Sequence[CodeStore], scorings: Sequence[Scoring], tables: Sequence[ScoreTable]
-) -> list[ScoredRows]:
+    corpus: CodeStore, sets: Sequence[CodeStore], found: Sequence[tuple[Scoring, Scores]]
+) -> list[FreshScores]:
     """Return the scores by each target set with what identifies the rows, and which are its targets."""
-    known, tokens, told = corpus.known("corpus"), corpus.token_counts(), corpus.table(["id", "text_hash"])
     target_ids = [targets.ids() for targets in sets]
+    told = ((block["id"], block["text_hash"]) for block in corpus.table_blocks(["id", "text_hash"], ROWS))
     # Made-up ids say nothing: two files of one name have the same ones.
-    found = find_all_targets(
-        told["id"],
-        told["text_hash"],
+    among = find_all_targets(
+        told,
         [
             (names if targets.facts.get("own_ids", True) else (), targets.text_hashes())
             for targets, names in zip(sets, target_ids, strict=True)
         ],
     )
     return [
-        ScoredRows(
-            table,
-            known.ids,
+        FreshScores(
+            corpus,
+            scores,
             names,
-            tokens,
-            among.marked,
+            rows,
             {
                 "preset": scoring.recipe.name,
                 "pooling": scoring.recipe.pooling,
                 "weights": scoring.recipe.weights,
                 "scorer": scoring.scorer.name,
                 "top_m": scoring.recipe.m,
-                "targets": among.counts(),
+                "targets": counts,
                 **({"remark": scoring.remark} if scoring.remark else {}),
             },
-            known.crc32,
         )
-        for table, names, scoring, among in zip(tables, target_ids, scorings, found, strict=True)
+        for (scoring, scores), names, (rows, counts) in zip(found, target_ids, among, strict=True)
     ]
