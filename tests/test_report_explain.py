@@ -9,7 +9,7 @@ import torch
 from finescope.codes import SparseCodes
 from finescope.curation import Evidence, Scoring
 from finescope.report.data import Passage, Share
-from finescope.report.explain import BACKGROUND_ROWS, explain, strongest
+from finescope.report.explain import BACKGROUND_ROWS, background_rows, explain, strongest
 from finescope.report.latents import LatentWords, latent_examples
 
 
@@ -73,7 +73,7 @@ def test_an_explanation_reads_what_it_shows() -> None:
     scoring = Scoring(Evidence(corpus), Evidence(targets))
     table = scoring.score()
     rows = table.ranking()[:6]
-    explanation = explain(scoring, table, rows)
+    explanation = explain(scoring, background_rows(lambda: [table.valid]), rows)
     wanted = explanation.wanted()
     assert wanted == sorted(set(wanted))
     assert set(rows.tolist()) <= set(wanted)
@@ -102,6 +102,6 @@ def test_an_explanation_reads_what_it_shows() -> None:
 def test_nothing_to_explain() -> None:
     corpus, targets = codes(20, 1), codes(2, 2)
     scoring = Scoring(Evidence(corpus), Evidence(targets))
-    explanation = explain(scoring, scoring.score(), np.zeros(0, np.int64))
+    explanation = explain(scoring, np.arange(5), np.zeros(0, np.int64))
     assert explanation.wanted() == []
     assert explanation.read([]) == ({}, {})

@@ -17,8 +17,9 @@ from finescope.codes import SparseCodes
 from finescope.curation import Evidence, Scoring
 from finescope.curation.scoring.table import ScoreTable
 from finescope.report.data import Measured, Passage, ShownRow
-from finescope.report.explain import BACKGROUND_ROWS, explain
+from finescope.report.explain import BACKGROUND_ROWS, background_rows, explain
 from finescope.report.figures import BEST_ROWS, draw
+from finescope.report.histogram import ScoreHistogram
 from finescope.report.page import render
 from finescope.report.projection import MOST_POINTS
 from support.runs import a_run
@@ -98,21 +99,22 @@ def scored(shards: int) -> tuple[Store, Scoring, ScoreTable]:
 def report(scoring: Scoring, table: ScoreTable, folder: Path) -> str:
     """What the report does from saved scores on, with made-up texts."""
     selected = table.ranking()[:200]
-    explanation = explain(scoring, table, selected[:50])
+    explanation = explain(scoring, background_rows(lambda: [table.valid]), selected[:50])
     texts = ((row, Passage(f"row {row}", f"words of row {row} " * 20, 400)) for row in explanation.wanted())
     passages, latents = explanation.read(texts)
     data = replace(
         a_run(),
         measured=Measured(),
-        table=table,
+        count=len(table),
+        scores=ScoreHistogram.of(
+            lambda: [(table.score, None)], float(table.score[selected].min()), labelled=False
+        ),
         ids=Names(),
         target_ids=[f"target {number}" for number in range(5)],
         selected=selected,
-        is_target=np.zeros(len(table), np.bool_),
         corpus=scoring.space.corpus,
         targets=scoring.targets,
         weights=scoring.space.weights,
-        relevant=None,
         rows=[
             ShownRow(rank, passages[row], float(table.score[row]), shares=shares)
             for rank, (row, shares) in enumerate(
@@ -138,7 +140,8 @@ def test_memory_grows_by_a_few_numbers_a_row(tmp_path: Path, part: str) -> None:
         _, scoring, table = scored(shards)
         tracemalloc.start()
         if part == "explanation":
-            assert explain(scoring, table, table.ranking()[:50]).background.size == BACKGROUND_ROWS
+            background = background_rows(lambda: [table.valid])
+            assert explain(scoring, background, table.ranking()[:50]).background.size == BACKGROUND_ROWS
         else:
             report(scoring, table, tmp_path)
         size = tracemalloc.get_traced_memory()[1]

@@ -216,7 +216,7 @@ def test_without_labels_the_page_says_what_is_not_known(tmp_path: Path) -> None:
     bare = replace(
         data,
         measured=Measured({"needs_labels": ["average precision", "recall@k"], "quality": {}}),
-        relevant=None,
+        scores=replace(data.scores, positive=None),
         rows=[replace(row, label=None, on_target=None) for row in data.rows],
     )
     figures = draw(bare, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.image import imread
 
 from finescope.codes import SparseCodes
 from finescope.report import plots
+from finescope.report.histogram import ScoreHistogram
 from finescope.report.look import CORPUS, SELECTED, TARGET, canvas, shorten, styled, write_png
 from finescope.report.projection import MOST_POINTS, project
 
@@ -107,15 +109,40 @@ def test_heatmap_is_darker_where_more_similar(tmp_path: Path) -> None:
     assert middle[width * 6 // 10] > 0.9
 
 
+def counted(scores: Any, cut: float | None, positive: Any = None, size: int = 1000) -> ScoreHistogram:
+    """Count scores, so many at a time."""
+
+    def blocks() -> Iterator[Any]:
+        for low in range(0, len(scores), size):
+            part = slice(low, low + size)
+            yield scores[part], None if positive is None else positive[part]
+
+    return ScoreHistogram.of(blocks, cut, labelled=positive is not None)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 400])
+def test_rows_are_counted_block_by_block_as_all_at_once(size: int) -> None:
+    rng = np.random.default_rng(0)
+    scores = np.r_[rng.normal(size=300), np.nan, np.inf]
+    positive, cut = rng.random(302) < 0.4, float(scores[17])
+    found, finite = counted(scores, cut, positive, size), scores[:300]
+    edges = np.histogram_bin_edges(finite, bins=60)
+    np.testing.assert_array_equal(found.edges, edges)
+    np.testing.assert_array_equal(found.positive, np.histogram(finite[positive[:300]], edges)[0])
+    np.testing.assert_array_equal(found.others, np.histogram(finite[~positive[:300]], edges)[0])
+    assert (found.span, found.above) == ((finite.min(), finite.max()), (finite >= cut).sum())
+    assert found.rows == 300
+
+
 def test_histogram_draws_the_cut_and_the_labelled_rows(tmp_path: Path) -> None:
     scores = np.r_[np.linspace(0, 1, 300), np.nan]
     for name, drawing in {
-        "plain": plots.score_histogram(scores, 0.8),
-        "none": plots.score_histogram(scores, None),
-        "labels": plots.score_histogram(scores, 0.8, positive=np.r_[scores[:-1] > 0.7, False]),
-        "empty": plots.score_histogram(np.array([np.nan]), None),
+        "plain": counted(scores, 0.8),
+        "none": counted(scores, None),
+        "labels": counted(scores, 0.8, np.r_[scores[:-1] > 0.7, False]),
+        "empty": counted(np.array([np.nan]), None),
     }.items():
-        write_png(drawing, tmp_path / f"{name}.png")
+        write_png(plots.score_histogram(drawing), tmp_path / f"{name}.png")
     assert pixels_of(tmp_path / "plain.png", TARGET) > 200
     assert pixels_of(tmp_path / "none.png", TARGET) == 0
     assert pixels_of(tmp_path / "plain.png", CORPUS) > 10_000

@@ -115,7 +115,9 @@ def test_the_report_shows_these_addends(scorer):
     table = scoring.score()
     rows = table.ranking()[:9]
     addends = scoring.space.contributions(targets, rows, scorer).toarray()
-    for addend, shares in zip(addends, explain(scoring, table, rows).shares, strict=True):
+    for addend, shares in zip(
+        addends, explain(scoring, np.flatnonzero(table.valid), rows).shares, strict=True
+    ):
         assert [share.value for share in shares] == [addend[share.latent] for share in shares]
         left = np.delete(addend, [share.latent for share in shares])
         assert np.abs(left).max() <= min(abs(share.value) for share in shares)

@@ -14,6 +14,7 @@ clusters    k-means, and which rows lie near each target
 exclusion   rows that are targets themselves
 quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
+orderstats  quantiles of very many numbers, found by counting
 ranks       the same found by counting, block by block
 intervals   how much a number would move with other targets
 ranking     where every method puts the rows that are to be found

@@ -171,6 +171,7 @@ def _plots(out: Path, results: dict[str, Any], labels: list[str], domain: str) -
     from finescope.curation.scoring.weighting import resolve_weights
     from finescope.report import plots
     from finescope.report.figures import target_similarity
+    from finescope.report.histogram import ScoreHistogram
     from finescope.report.look import write_png
     from finescope.report.projection import project
 
@@ -190,7 +191,9 @@ def _plots(out: Path, results: dict[str, Any], labels: list[str], domain: str) -
             [f"{labels[row]} {row}" for row in best],
         ),
         "score_histogram": plots.score_histogram(
-            np.where(scores.valid, scores.score, np.nan), cut, positive=relevant
+            ScoreHistogram.of(
+                lambda: [(np.where(scores.valid, scores.score, np.nan), relevant)], cut, labelled=True
+            )
         ),
         "domain_distribution": plots.domain_bars(
             Counter(labels[row] for row in chosen), Counter(labels), target=[domain]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from finescope.codes import SparseCodes
     from finescope.curation.blocks import Codes
-    from finescope.curation.scoring.table import ScoreTable
+    from finescope.report.histogram import ScoreHistogram
 
 
 @dataclass(frozen=True)
@@ -134,29 +134,27 @@ class RunData:
     Attributes:
         about: what is said about it.
         measured: what was measured.
-        table: scores of the N rows.
-        ids: N ids.
+        count: N.
+        scores: how many of the rows that are no targets have which score.
+        ids: by row number, ids of the best of the selected rows at least.
         target_ids: Q ids.
         selected: int64 [R], best first.
-        is_target: bool [N], rows that are targets themselves.
         corpus: codes of the N rows; figures take from them the rows that they show.
         targets: codes of the Q targets.
         weights: float64 [F] of the space that scores are taken in; None for none.
-        relevant: bool [N], rows of the target domain; None without labels.
         rows: the selected rows that are shown, best first.
         latents: what the shown rows' shares refer to, by number.
     """
 
     about: About
     measured: Measured
-    table: ScoreTable
-    ids: Sequence[str]
+    count: int
+    scores: ScoreHistogram
+    ids: Mapping[int, str]
     target_ids: Sequence[str]
     selected: NDArray[np.int64]
-    is_target: NDArray[np.bool_]
     corpus: Codes
     targets: SparseCodes
     weights: NDArray[np.float64] | None = None
-    relevant: NDArray[np.bool_] | None = None
     rows: Sequence[ShownRow] = ()
     latents: Mapping[int, Latent] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.curation.scoring.fitted import Contributions, Scoring
-    from finescope.curation.scoring.table import ScoreTable
 
 DIGITS = 4
 """Places after the point with which scores and their parts are shown."""
@@ -94,14 +93,33 @@ class Explanation:
         return kept, latents
 
 
-def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, seed: int = 42) -> Explanation:
+def background_rows(valid: Callable[[], Iterable[NDArray[np.bool_]]], *, seed: int = 42) -> NDArray[np.int64]:
+    """Return up to ``BACKGROUND_ROWS`` rows drawn from those that are valid, int64, ascending.
+
+    Args:
+        valid: gives, as often as it is called, whether rows are valid, bool [n] of blocks of rows in order.
+        seed: of the sample.
+    """
+    count = sum(int(np.count_nonzero(block)) for block in valid())
+    chosen = np.arange(count)
+    if count > BACKGROUND_ROWS:
+        chosen = np.sort(np.random.default_rng(seed).choice(count, BACKGROUND_ROWS, replace=False))
+    found, first, seen = [np.zeros(0, np.int64)], 0, 0
+    for block in valid():
+        rows = np.flatnonzero(block)
+        low, high = np.searchsorted(chosen, [seen, seen + rows.size])
+        found.append(first + rows[chosen[low:high] - seen])
+        first, seen = first + len(block), seen + rows.size
+    return np.concatenate(found)
+
+
+def explain(scoring: Scoring, background: NDArray[np.int64], rows: NDArray[np.int64]) -> Explanation:
     """Take the scores of some rows apart and pick the rows whose texts will name the latents.
 
     Args:
         scoring: what scored the corpus of N rows over F latents.
-        table: the scores of the N rows.
+        background: int64, ascending, rows from whose texts one knows which words are common in the corpus.
         rows: int64 [S] row numbers to explain.
-        seed: of the sample of the corpus.
     """
     if len(rows) == 0:
         return Explanation(rows, [], [], [], {}, {}, np.zeros(0, np.int64))
@@ -117,9 +135,6 @@ def explain(scoring: Scoring, table: ScoreTable, rows: NDArray[np.int64], *, see
     sums = np.bincount(parts.indices, weights=parts.data, minlength=parts.shape[1])
     means = {latent: float(sums[latent]) / len(rows) for latent in latents}
     examples = latent_examples(scoring.space.corpus, latents, EXAMPLES_PER_LATENT)
-    background = np.flatnonzero(table.valid)
-    if len(background) > BACKGROUND_ROWS:
-        background = np.sort(np.random.default_rng(seed).choice(background, BACKGROUND_ROWS, replace=False))
     return Explanation(rows, shares, said, _by_space(found), means, examples, background)
 
 

@@ -108,18 +108,14 @@ def _methods(data: RunData) -> Drawn | None:
 
 
 def _scores(data: RunData) -> Drawn:
-    table = data.table
-    counted = table.valid & ~data.is_target
-    cut = float(table.score[data.selected].min()) if len(data.selected) else None
-    drawing = plots.score_histogram(np.where(counted, table.score, np.nan), cut, positive=data.relevant)
-    said = f"Histogram of the scores of {int(counted.sum()):,} rows"
-    if counted.any():
-        said += f", from {table.score[counted].min():.3g} to {table.score[counted].max():.3g}"
-    if cut is not None:
-        above = int((table.score[counted] >= cut).sum())
-        said += f"; the selection cuts at {cut:.3g}, which {above:,} rows reach"
+    scores = data.scores
+    said = f"Histogram of the scores of {scores.rows:,} rows"
+    if scores.span is not None:
+        said += f", from {scores.span[0]:.3g} to {scores.span[1]:.3g}"
+    if scores.cut is not None:
+        said += f"; the selection cuts at {scores.cut:.3g}, which {scores.above:,} rows reach"
     return Drawn(
-        drawing,
+        plots.score_histogram(scores),
         "How many rows have which score (targets left out), and where the selection cuts.",
         f"{said}.",
     )
@@ -131,7 +127,7 @@ def _labels(data: RunData) -> Drawn | None:
         return None
     distribution = labelled["distribution"]
     counts = {name: int(entry["count"]) for name, entry in distribution.items()}
-    totals = {name: round(entry["corpus_share"] * len(data.table)) for name, entry in distribution.items()}
+    totals = {name: round(entry["corpus_share"] * data.count) for name, entry in distribution.items()}
     drawing = plots.domain_bars(counts, totals, target=labelled["target_labels"])
     most = sorted(counts, key=lambda name: (-counts[name], name))[:5]
     said = "; ".join(

@@ -113,7 +113,7 @@ def asset(name: str) -> str:
 def _facts(data: RunData) -> list[tuple[str, str]]:
     facts = [
         (f"{len(data.selected):,}", "rows selected"),
-        (f"{len(data.table):,}", "rows scored"),
+        (f"{data.count:,}", "rows scored"),
         (f"{len(data.target_ids):,}", "targets"),
     ]
     labelled = data.measured.metrics.get("labels")

@@ -12,6 +12,8 @@ from finescope.report.look import CORPUS, INK, OTHERS, PAGE, SELECTED, TARGET, W
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from finescope.report.histogram import ScoreHistogram
+
 _LAYERS = 8
 
 
@@ -71,41 +73,34 @@ def similarity_heatmap(
 
 
 @styled
-def score_histogram(
-    scores: NDArray[np.float64],
-    cut: float | None,
-    *,
-    positive: NDArray[np.bool_] | None = None,
-    positive_name: str = "target domain",
-) -> Any:
+def score_histogram(scores: ScoreHistogram, *, positive_name: str = "target domain") -> Any:
     """Plot how many rows have which score, and where the selection cuts.
 
     Args:
-        scores: [N] scores; values that are not finite (rows without a code) are left out.
-        cut: lowest score that was selected; None when nothing was.
-        positive: bool [N], rows known to belong to the target domain.
-        positive_name: legend of those rows.
+        scores: the counts.
+        positive_name: legend of the rows that are known to belong to the target domain.
     """
-    finite = np.isfinite(scores)
-    values = scores[finite]
     figure, ax = canvas("Scores")
-    edges = np.histogram_bin_edges(values, bins=60) if len(values) else np.linspace(0, 1, 61)
-    if positive is None:
-        ax.stairs(np.histogram(values, edges)[0], edges, fill=True, color=CORPUS, label="all rows")
+    if scores.positive is None:
+        ax.stairs(scores.others, scores.edges, fill=True, color=CORPUS, label="all rows")
     else:
-        inside = positive[finite]
-        for rows, colour, name in ((~inside, CORPUS, "other rows"), (inside, SELECTED, positive_name)):
+        for counts, colour, name, alpha in (
+            (scores.others, CORPUS, "other rows", 1.0),
+            (scores.positive, SELECTED, positive_name, 0.8),
+        ):
             ax.stairs(
-                np.histogram(values[rows], edges)[0], edges, fill=True, color=colour,
-                alpha=0.8 if rows is inside else 1.0, label=f"{name} ({int(rows.sum()):,})",
+                counts, scores.edges, fill=True, color=colour,
+                alpha=alpha, label=f"{name} ({int(counts.sum()):,})",
             )  # fmt: skip
-    if len(values):
+    if scores.span is not None:
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.8)
     ax.set(xlabel="score", ylabel="rows (log scale)")
+    cut = scores.cut
     if cut is not None and np.isfinite(cut):
-        above = int((values >= cut).sum())
-        ax.axvline(cut, color=TARGET, linewidth=1.3, label=f"cut at {cut:.3g}: {above:,} rows at or above")
+        ax.axvline(
+            cut, color=TARGET, linewidth=1.3, label=f"cut at {cut:.3g}: {scores.above:,} rows at or above"
+        )
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -13,7 +13,7 @@ from finescope.curation.blocks import PickedRows
 from finescope.curation.enrichment import Enriched, enriched, holders, neighbours
 from finescope.curation.limits import REASONS
 from finescope.errors import FineScopeError, InputError
-from finescope.report.explain import BACKGROUND_ROWS, CONSTANT, explain
+from finescope.report.explain import BACKGROUND_ROWS, CONSTANT, background_rows, explain
 from finescope.report.latents import LatentWords, latent_examples
 from finescope.workflow.layout import CORPUS_CODES, SAE, SELECTION
 from finescope.workflow.scored import Scored
@@ -128,8 +128,10 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     scored = context.scored()
     selection = read_selection(context.folder / SELECTION)
     rows = find_rows(scored, names)
-    explanation = explain(context.scoring, scored.table, rows, seed=context.job.seed)
-    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.known))
+    background = background_rows(scored.valid_blocks, seed=context.job.seed)
+    explanation = explain(context.scoring, background, rows)
+    wanted = np.array(explanation.wanted(), np.int64)
+    texts, latents = explanation.read(passages(context.corpus, wanted.tolist(), scored.known_at(wanted)))
     found = context.scoring.contributions(rows)
     ranking = scored.table.ranking()
     place = np.zeros(len(scored), np.int64)

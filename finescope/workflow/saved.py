@@ -91,7 +91,7 @@ class SavedTable:
                 yield file
         except FileNotFoundError:
             raise StoreError(f"{self._name} does not exist; {self._remedy}") from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"{self._name} is truncated or not a Parquet file ({error}); {self._remedy}"
             ) from error

@@ -115,6 +115,11 @@ class Scored(ABC):
             )
             yield RowBlock(first, table, block["tokens"], block["is_target"])
 
+    def valid_blocks(self) -> Iterator[NDArray[np.bool_]]:
+        """Yield which rows are valid, in order."""
+        for _, block in self.blocks("valid"):
+            yield block["valid"]
+
     def at(self, rows: IntArray) -> ScoredRows:
         """Return some rows, in the order asked for, held in memory.
 
@@ -142,13 +147,23 @@ class Scored(ABC):
         }
         return ScoredRows.of(found, self)
 
-    def known_at(self, rows: IntArray, picked: ScoredRows) -> KnownRows:
+    def lowest(self, rows: IntArray) -> float | None:
+        """Return the lowest score of some rows, int64 [R]; None where there are none."""
+        found, wanted = list[float](), np.sort(rows)
+        for first, block in self.blocks("score", among=wanted):
+            low, high = np.searchsorted(wanted, [first, first + len(block["score"])])
+            if high > low:
+                found.append(float(block["score"][wanted[low:high] - first].min()))
+        return min(found, default=None)
+
+    def known_at(self, rows: IntArray, picked: ScoredRows | None = None) -> KnownRows:
         """Return what some rows must be when they are read again.
 
         Args:
             rows: int64 [R].
-            picked: what ``at`` returned for them.
+            picked: what ``at`` returned for them, if it was asked.
         """
+        picked = self.at(rows) if picked is None else picked
         crc32: _Of[int] | None = None
         if picked.crc32 is not None:
             crc32 = _Of(len(self), rows, picked.crc32)

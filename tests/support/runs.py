@@ -10,6 +10,7 @@ import torch
 from finescope.codes import SparseCodes
 from finescope.curation import score_corpus
 from finescope.report.data import About, Latent, Measured, Passage, RunData, Share, ShownRow
+from finescope.report.histogram import ScoreHistogram
 
 LATENTS = 40
 
@@ -90,14 +91,17 @@ def a_run(
             [{"event": "step", "step": step, "fvu": 1 / step, "dead_fraction": 0.1} for step in (1, 2, 3)],
             ([name("domain"), "another"], methods(name("averaged method"))),
         ),
-        table=table,
-        ids=[name(f"id {row}") for row in range(corpus)],
+        count=corpus,
+        scores=ScoreHistogram.of(
+            lambda: [(table.score, np.arange(corpus) < corpus // 3)],
+            float(table.score[chosen].min()) if selected else None,
+            labelled=True,
+        ),
+        ids={row: name(f"id {row}") for row in range(corpus)},
         target_ids=[name(f"target id {row}") for row in range(3)],
         selected=chosen,
-        is_target=np.zeros(corpus, np.bool_),
         corpus=rows,
         targets=targets,
-        relevant=np.arange(corpus) < corpus // 3,
         rows=[
             ShownRow(
                 rank,

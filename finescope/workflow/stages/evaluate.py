@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finescope.curation.compare import METHODS, MethodResult, compare_methods
-from finescope.curation.metrics import METRICS_VERSION, domain_distribution, precision_at_k, recall_at_k
+from finescope.curation.metrics import (
+    METRICS_VERSION,
+    domain_distribution,
+    precision_at_k,
+    recall_at_k,
+    spearman,
+)
+from finescope.curation.orderstats import quantiles
 from finescope.curation.quality import curation_quality
 from finescope.storage.files import write_json
 from finescope.workflow.layout import CORPUS_CODES, METRICS, SCORES, SELECTION, TARGET_CODES
@@ -27,6 +35,10 @@ if TYPE_CHECKING:
 
 NEEDS_LABELS = ("average precision", "precision@k", "recall@k", "lift over random", "label distribution")
 """What can't be measured without labels."""
+SHARES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
+"""Quantiles of the scores that are measured."""
+MOST_RANKED = 1_000_000
+"""Rows at most whose lengths and scores are ranked."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,9 @@ class Evaluate(Stage):
             context.scoring.targets,
             context.scoring.space,
             selection.indices,
-            score=scored.table.score,
-            lengths=scored.tokens,
             seed=job.seed,
         )
+        metrics["quality"]["length_bias"] = length_bias_of(scored, selection.indices, seed=job.seed)
         if labels is None:
             metrics["needs_labels"] = list(NEEDS_LABELS)
         else:
@@ -102,22 +113,54 @@ def label_metrics(labels: Labels, scored: Scored, selected: NDArray[np.int64]) -
 
 def base_metrics(scored: Scored, selected: NDArray[np.int64]) -> dict[str, Any]:
     """Return counts and the score distribution: what every metrics file starts with."""
-    table = scored.table
-    finite = table.score[table.valid]
-    quantiles = np.quantile(finite, [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1]) if finite.size else np.full(7, np.nan)
+
+    def scores() -> Iterator[NDArray[np.float64]]:
+        for _, block in scored.blocks("score", "valid"):
+            yield block["score"][block["valid"]]
+
+    lowest = scored.lowest(selected)
+    valid = sum(int(np.count_nonzero(block)) for block in scored.valid_blocks())
+    found = scored.targets_in_corpus
     return {
         "metrics_version": METRICS_VERSION,
-        "rows": len(table),
-        "rows_without_code": int((~table.valid).sum()),
+        "rows": len(scored),
+        "rows_without_code": len(scored) - valid,
         "targets": len(scored.target_ids),
-        "targets_in_corpus": int(scored.is_target.sum()),
-        "targets_found": scored.targets_in_corpus,
+        "targets_in_corpus": sum(
+            int(np.count_nonzero(block["is_target"])) for _, block in scored.blocks("is_target")
+        ),
+        "targets_found": found,
         "selected": len(selected),
-        "lowest_selected_score": _number(float(table.score[selected].min())) if len(selected) else None,
+        "lowest_selected_score": None if lowest is None else _number(lowest),
         "score_quantiles": {
-            name: _number(float(value))
-            for name, value in zip(("0", "0.01", "0.1", "0.5", "0.9", "0.99", "1"), quantiles, strict=True)
+            f"{share:g}": _number(float(value))
+            for share, value in zip(SHARES, quantiles(scores, SHARES), strict=True)
         },
+    }
+
+
+def length_bias_of(scored: Scored, selected: NDArray[np.int64], *, seed: int = 42) -> dict[str, float | None]:
+    """Return how much the scores prefer long rows, as ``length_bias`` does of all of them.
+
+    Ranks are correlated of ``MOST_RANKED`` rows drawn by the seed where there are more.
+    """
+    rows = np.arange(len(scored))
+    if len(scored) > MOST_RANKED:
+        rows = np.sort(np.random.default_rng(seed).choice(len(scored), MOST_RANKED, replace=False))
+    score, tokens, total = [np.zeros(0)], [np.zeros(0, np.int64)], 0
+    chosen, of_chosen = np.sort(selected), 0
+    for first, block in scored.blocks("score", "tokens"):
+        ends = [first, first + len(block["score"])]
+        low, high = np.searchsorted(rows, ends)
+        score.append(block["score"][rows[low:high] - first])
+        tokens.append(block["tokens"][rows[low:high] - first])
+        low, high = np.searchsorted(chosen, ends)
+        of_chosen += int(block["tokens"][chosen[low:high] - first].sum())
+        total += int(block["tokens"].sum())
+    mean = total / len(scored)
+    return {
+        "spearman": spearman(np.concatenate(score), np.concatenate(tokens).astype(np.float64)),
+        "mean_length_ratio": of_chosen / chosen.size / mean if chosen.size and total > 0 else None,
     }
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from finescope.corpus.badrows import BadRow, said_of
 from finescope.progress import counted
 from finescope.report.data import About, Measured, Passage, RunData, ShownRow
-from finescope.report.explain import Explanation, explain
-from finescope.report.figures import draw
+from finescope.report.explain import Explanation, background_rows, explain
+from finescope.report.figures import BEST_ROWS, draw
+from finescope.report.histogram import ScoreHistogram
 from finescope.report.page import render
 from finescope.storage.files import read_json, write_text
 from finescope.workflow.layout import (
@@ -28,6 +31,8 @@ from finescope.workflow.stages.sinks import words_of
 from finescope.workflow.tables import about_targets, read_selection
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from finescope.corpus import Corpus
     from finescope.corpus.known import KnownRows
     from finescope.curation.compare import MethodResult
@@ -79,8 +84,10 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     metrics = read_json(context.folder / METRICS)
     scoring = context.scoring
     shown = selection.indices[: job.report_rows]
-    explanation = explain(scoring, scored.table, shown, seed=job.seed)
-    texts, latents = explanation.read(passages(context.corpus, explanation.wanted(), scored.known))
+    explanation = explain(scoring, background_rows(scored.valid_blocks, seed=job.seed), shown)
+    wanted = np.array(explanation.wanted(), np.int64)
+    texts, latents = explanation.read(passages(context.corpus, wanted.tolist(), scored.known_at(wanted)))
+    best = selection.indices[:BEST_ROWS]
     return RunData(
         about=_about(context, scored, selection, metrics),
         measured=Measured(
@@ -88,18 +95,29 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
             training_log(context.home / SAE) if job.sae_path is None else (),
             None if averaged is None else (averaged.topics, [line.to_dict() for line in averaged.methods]),
         ),
-        table=scored.table,
-        ids=scored.ids,
+        count=len(scored),
+        scores=_histogram(scored, selection.indices, labels),
+        ids=dict(zip(best.tolist(), scored.at(best).ids, strict=True)),
         target_ids=scored.target_ids,
         selected=selection.indices,
-        is_target=scored.is_target,
         corpus=scoring.space.corpus,
         targets=scoring.targets,
         weights=scoring.space.weights,
-        relevant=None if labels is None else labels.relevant,
         rows=_shown_rows(context, scored, explanation, texts, labels),
         latents=latents,
     )
+
+
+def _histogram(scored: Scored, selected: NDArray[np.int64], labels: Labels | None) -> ScoreHistogram:
+    """Count the scores of the rows that are no targets."""
+
+    def blocks() -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_] | None]]:
+        for first, block in scored.blocks("score", "valid", "is_target"):
+            counted = block["valid"] & ~block["is_target"]
+            relevant = None if labels is None else labels.relevant[first : first + len(counted)]
+            yield np.where(counted, block["score"], np.nan), relevant
+
+    return ScoreHistogram.of(blocks, scored.lowest(selected), labelled=labels is not None)
 
 
 def passages(corpus: Corpus, wanted: Sequence[int], known: KnownRows) -> Iterator[tuple[int, Passage]]:
@@ -127,9 +145,9 @@ def _shown_rows(
     texts: Mapping[int, Passage],
     labels: Labels | None,
 ) -> list[ShownRow]:
-    table = scored.table
+    table = scored.at(explanation.rows).table
     rows = explanation.rows.tolist()
-    nearest = {int(target) for target in table.nearest_target[explanation.rows] if target >= 0}
+    nearest = {int(target) for target in table.nearest_target if target >= 0}
     known = context.store(TARGET_CODES).known("targets")
     seeds = dict(passages(context.targets, sorted(nearest), known))
     wanted = set() if labels is None else set(labels.targets)
@@ -137,9 +155,9 @@ def _shown_rows(
         ShownRow(
             rank=rank,
             passage=texts[row],
-            score=float(table.score[row]),
-            nearest=seeds.get(int(table.nearest_target[row])),
-            similarity=float(table.nearest_similarity[row]),
+            score=float(table.score[rank - 1]),
+            nearest=seeds.get(int(table.nearest_target[rank - 1])),
+            similarity=float(table.nearest_similarity[rank - 1]),
             shares=shares,
             words=said,
             parts=parts,
