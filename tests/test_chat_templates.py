@@ -167,6 +167,20 @@ def test_a_refused_conversation_is_read_as_plain_lines_or_stops() -> None:
     assert texts == ["w9 w1 w2 w9 w3 ", "assistant: w3\nuser: w1 w2"]
 
 
+@pytest.mark.parametrize("way", ["stop", "plain"])
+def test_a_broken_template_refuses_no_conversation_but_the_run(way: str) -> None:
+    """Read as plain lines, all would be, and the template that was asked for never used."""
+    for broken, words in (
+        ("{{ messages\n{% if", "line 2: "),
+        ("a\n\n{{ 'w'|shout }}", "line 3: No filter named"),
+    ):
+        for renderer in (Renderer(_tokenizer(), broken, way), Renderer(_tokenizer(broken), None, way)):
+            for ask in (renderer.text, renderer.refusal):
+                with pytest.raises(InputError, match=f"no valid Jinja: {words}.*--chat-template"):
+                    ask(Row("a", None, TALK))
+            assert renderer.text(Row("a", "w1")) == "w1"
+
+
 def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
     tokenizer = _tokenizer()
     tokenizer.chat_template = {"default": "no tools", "tool_use": "{{ tools[0].name }}"}

@@ -74,7 +74,8 @@ class Renderer:
         """Return what the model reads of a row.
 
         Raises:
-            InputError: the template refuses the conversation, and "stop" was chosen; names the row.
+            InputError: the template refuses the conversation, and "stop" was chosen; names the row. Or the
+                template is broken.
         """
         if row.messages is None:
             return row.text or ""
@@ -104,6 +105,13 @@ class Renderer:
         return None
 
     def _refuse(self, row: Row, error: Exception) -> None:
+        from jinja2 import TemplateSyntaxError
+
+        if isinstance(error, TemplateSyntaxError):  # no conversation could pass
+            raise InputError(
+                f"the chat template is no valid Jinja: line {error.lineno}: {error.message}; correct it, or "
+                "name another with --chat-template (plain: none)"
+            ) from error
         if not self._fall_back:
             raise InputError(
                 f"{row.place or row.id}: the chat template refuses the conversation: {error}. "
