@@ -16,8 +16,7 @@ from finescope.curation.metrics import random_average_precision
 from finescope.curation.ranking import Line, Rows, Term, each, ranked
 from finescope.curation.ranks import Ranks
 from finescope.curation.scoring.base import Column, Scorer, SpaceScorer
-from finescope.curation.scoring.evidence import Evidence, Spaces
-from finescope.curation.scoring.fitted import fitting
+from finescope.curation.scoring.evidence import Evidence, Spaces, fitting
 from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer

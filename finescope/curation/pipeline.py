@@ -12,8 +12,7 @@ from finescope.curation.blocks import FloatArray
 from finescope.curation.limits import SelectionConfig
 from finescope.curation.quality import curation_quality
 from finescope.curation.scoring.base import SpaceScorer
-from finescope.curation.scoring.evidence import Evidence, Spaces
-from finescope.curation.scoring.fitted import fitting
+from finescope.curation.scoring.evidence import Evidence, Spaces, fitting
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.table import ScoreTable

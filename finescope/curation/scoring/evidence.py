@@ -20,11 +20,12 @@ from finescope.curation.blocks import (
     row_access,
     rows_of,
 )
-from finescope.curation.scoring.base import Column
+from finescope.curation.scoring.base import Column, NothingSharedError, Scorer, SpaceScorer
 from finescope.curation.scoring.dense import Centred, DenseRows, whitened
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.presets import Preset
 from finescope.curation.scoring.space import Space, Targets
+from finescope.curation.scoring.sums import parse_scorer, total
 from finescope.curation.scoring.words import Words, count_words
 from finescope.embeddings.pooler import repool
 from finescope.embeddings.words import CountedTexts
@@ -218,6 +219,44 @@ class Spaces:
             else:
                 self._changes[name] = whitened(self._vectors)
         return self._changes[name]
+
+
+def fitting(recipe: Preset, spaces: Spaces, targets: Evidence, *, seed: int = 42) -> tuple[Scorer, str]:
+    """Return a recipe's scorer, and what was left out of it and why, in words.
+
+    Left out of an optional recipe is what needs something that isn't known of the rows, and what looks at
+    words where corpus and targets share none.
+
+    Args:
+        recipe: m and scorer; pooling and weights for the spaces.
+        spaces: of the corpus.
+        targets: what is known of them.
+        seed: for ``random``.
+    """
+    scorer = parse_scorer(recipe.scorer, m=recipe.m, seed=seed)
+    if not recipe.optional:
+        return scorer, ""
+    known, reasons = spaces.known(targets), {}
+    for _, term in scorer.terms:
+        missing = term.needs - known
+        if missing:
+            reasons[term.name] = (
+                f"no {' and '.join(_KEPT[name] for name in sorted(missing))} beside the codes"
+            )
+        elif isinstance(term, SpaceScorer) and term.space == "words":
+            try:
+                spaces.targets(term.space, recipe, targets)
+            except NothingSharedError:
+                reasons[term.name] = "corpus and targets share no word"
+    kept = [(weight, term) for weight, term in scorer.terms if term.name not in reasons]
+    if not reasons or not kept:
+        return scorer, ""
+    words = "; ".join(f"without {name}: {reason}" for name, reason in reasons.items())
+    return (kept[0][1] if len(kept) == 1 else total(kept)), f"{recipe.name} {words}"
+
+
+_KEPT = {"texts": "words", "dense": "mean activations", "lengths": "lengths"}
+"""What stands beside codes in a store, by what scorers call it."""
 
 
 def _counted(texts: Iterable[str] | CountedTexts | None) -> CountedTexts:

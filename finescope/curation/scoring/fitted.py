@@ -13,13 +13,13 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray, iter_blocks, weighted_norms
-from finescope.curation.scoring.base import Column, NothingSharedError, Pick, Scorer, Seen, SpaceScorer
-from finescope.curation.scoring.evidence import Evidence, Spaces, pooled_targets
+from finescope.curation.scoring.base import Column, Pick, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.evidence import Evidence, Spaces, fitting, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass, rows_at_a_time
 from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
-from finescope.curation.scoring.sums import Numbers, Sum, added, moments_of, parse_scorer, total
+from finescope.curation.scoring.sums import Numbers, Sum, added, moments_of, parse_scorer
 from finescope.curation.scoring.table import ScoreTable
 from finescope.storage.spill import Spill
 
@@ -263,44 +263,6 @@ class Scoring:
         if self._moments is not None:
             found["moments"] = self._moments
         return found
-
-
-def fitting(recipe: Preset, spaces: Spaces, targets: Evidence, *, seed: int = 42) -> tuple[Scorer, str]:
-    """Return a recipe's scorer, and what was left out of it and why, in words.
-
-    Left out of an optional recipe is what needs something that isn't known of the rows, and what looks at
-    words where corpus and targets share none.
-
-    Args:
-        recipe: m and scorer; pooling and weights for the spaces.
-        spaces: of the corpus.
-        targets: what is known of them.
-        seed: for ``random``.
-    """
-    scorer = parse_scorer(recipe.scorer, m=recipe.m, seed=seed)
-    if not recipe.optional:
-        return scorer, ""
-    known, reasons = spaces.known(targets), {}
-    for _, term in scorer.terms:
-        missing = term.needs - known
-        if missing:
-            reasons[term.name] = (
-                f"no {' and '.join(_KEPT[name] for name in sorted(missing))} beside the codes"
-            )
-        elif isinstance(term, SpaceScorer) and term.space == "words":
-            try:
-                spaces.targets(term.space, recipe, targets)
-            except NothingSharedError:
-                reasons[term.name] = "corpus and targets share no word"
-    kept = [(weight, term) for weight, term in scorer.terms if term.name not in reasons]
-    if not reasons or not kept:
-        return scorer, ""
-    words = "; ".join(f"without {name}: {reason}" for name, reason in reasons.items())
-    return (kept[0][1] if len(kept) == 1 else total(kept)), f"{recipe.name} {words}"
-
-
-_KEPT = {"texts": "words", "dense": "mean activations", "lengths": "lengths"}
-"""What stands beside codes in a store, by what scorers call it."""
 
 
 def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
