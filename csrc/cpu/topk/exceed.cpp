@@ -95,6 +95,8 @@ class Gatherer final : public Taker {
     for_each(workers, static_cast<int64_t>(s.parts.size()), [&](int64_t task, int) {
       const Superblock::Part& part = s.parts[task];
       ExceedRows::Piece piece;
+      piece.reserve(static_cast<size_t>(part.end - part.row),
+                    static_cast<size_t>(s.begin[part.end] - s.begin[part.row]), p_.f64);
       std::vector<Hit> hits;
       std::vector<int64_t> crowded;
       for (int64_t row = part.row; row < part.end; ++row) {

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cpu/mapped.h"
 #include "cpu/topk/internal.h"
 
 namespace finescope {
@@ -38,9 +39,9 @@ class ExceedRows {
   struct Piece {
     std::vector<int64_t> row;    // of x
     std::vector<int32_t> count;  // of its entries
-    std::vector<int32_t> latent;
-    std::vector<float> narrow;
-    std::vector<double> wide;
+    std::vector<int32_t, MappedAllocator<int32_t>> latent;
+    std::vector<float, MappedAllocator<float>> narrow;
+    std::vector<double, MappedAllocator<double>> wide;
 
     void reserve(size_t rows, size_t entries, bool f64);
     // The entries of a row, in any order: dots of latents that exceed.
@@ -53,7 +54,7 @@ class ExceedRows {
   int64_t entries() const { return entries_; }
   // Every row as that of one with a NaN.
   void spoil(const ExceedProblem& p);
-  // Writes all rows; pieces give their memory back as they are copied.
+  // Writes all rows; pieces give their memory back as they are copied, so that entries are held once.
   void write(const ExceedProblem& p, int64_t* indptr, int32_t* latent, void* value);
 
  private:
