@@ -59,6 +59,13 @@ def change(folder: Path, **tensors: Any) -> Path:
     return folder
 
 
+def names_the_format(error: BaseException, folder: Path, case: str) -> bool:
+    """Whether a message says, besides the path, as which format the folder was read."""
+    library = case.split("/")[0]
+    said = str(error).replace(str(folder), "").casefold()
+    return library in said or library.replace("_", " ") in said
+
+
 def with_nan(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.clone()
     tensor.view(-1)[3] = float("nan")
@@ -93,8 +100,9 @@ def test_further_tensors_missing_ones_nan_and_shapes(copy: Callable[[str], Path]
         ({tensor: lambda t: t.to(torch.int32)}, StoreError, r"torch\.int32"),
     ):
         shutil.copytree(folder, spare)
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=words) as caught:
             load_sae(change(spare, **functions))
+        assert names_the_format(caught.value, spare, case)
         shutil.rmtree(spare)
     load_sae(folder)
 
@@ -150,8 +158,9 @@ def test_configurations_that_mean_something_else(
     if words is None:
         load_sae(folder)
     else:
-        with pytest.raises(FineScopeError, match=words):
+        with pytest.raises(FineScopeError, match=words) as caught:
             load_sae(folder)
+        assert names_the_format(caught.value, folder, case) or "groups of equal size" in words
 
 
 def test_a_folder_called_embedding_makes_no_embeddings(tmp_path: Path) -> None:

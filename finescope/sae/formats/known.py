@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finescope.errors import InputError
+from finescope.errors import InputError, StoreError
 from finescope.sae.formats import (
     circuit_tracer,
     dictionary_learning,
@@ -118,9 +118,20 @@ def _read(
     place = locate(path, hookpoint)
     chosen = _recognise(place, format)
     known = Facts(facts, facts_of_path(place), ask=ask)
-    checkpoint = chosen.read(place, known)
+    try:
+        checkpoint = chosen.read(place, known)
+    except (InputError, StoreError) as error:
+        raise _naming(error, chosen, place) from error
     known.refuse_unused(chosen.name)
     return checkpoint, known.missing
+
+
+def _naming(error: InputError | StoreError, format: Format, place: Path) -> InputError | StoreError:
+    """Return an error that says as which format a place was read; the same if it does."""
+    said = str(error).replace(str(place), "").replace(str(place.parent), "").casefold()
+    if format.name in said or format.name.replace("_", " ") in said:
+        return error
+    return type(error)(f"{error} (recognised as {format.name})")
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
