@@ -195,7 +195,7 @@ class SparseCodes:
         value_dtype = parts[0].values.dtype
         for part in parts[1:]:
             value_dtype = torch.promote_types(value_dtype, part.values.dtype)
-        indptr, base = [torch.zeros(1, dtype=torch.int64)], 0
+        indptr, base = [parts[0].indptr.new_zeros(1)], 0
         for part in parts:
             indptr.append(part.indptr[1:] + base)
             base += part.nnz

@@ -68,6 +68,13 @@ class PackedMatrix:
         self.metric = metric
         self.packed: Tensor = call("pack_rows", matrix.detach(), metric, "none" if screen is None else screen)
 
+    @classmethod
+    def of(cls, matrix: Tensor, metric: str, packed: Tensor) -> PackedMatrix:
+        """Put together a matrix and its packed copy, which a :class:`PackedCache` keeps, say."""
+        made = cls.__new__(cls)
+        made.matrix, made.metric, made.packed = matrix, metric, packed
+        return made
+
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
@@ -166,11 +173,9 @@ class PackedMatrix:
         from finescope.storage.files import map_tensors
 
         tensors, metadata = map_tensors(path, remedy="pack the matrix and save it again")
-        loaded = cls.__new__(cls)
-        loaded.matrix, loaded.metric = matrix, metadata.get("metric", "")
-        if loaded.metric not in KINDS or "packed" not in tensors:
+        if metadata.get("metric") not in KINDS or "packed" not in tensors:
             raise ValueError(f"{path} does not hold a packed matrix")
-        loaded.packed = tensors["packed"]
+        loaded = cls.of(matrix, metadata["metric"], tensors["packed"])
         try:
             empty = matrix[:0]
             if loaded.metric == "encode":

@@ -1,6 +1,9 @@
-"""Codes with any number of latents per token: from padded rows, and through the decoder."""
+"""Codes with any number of latents per token: from padded rows, in parts, and through the decoder."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +13,21 @@ from finescope.ops import sparse_decode
 
 # Rows of codes are padded to a power of two of at least this, so that most batches take few calls.
 _NARROWEST = 16
+PAIRS = 1 << 19
+"""Pairs of a token and a latent that are sorted at a time, in a few MiB."""
+_FIRST_ROWS = 64
+
+
+def top_rows(
+    rows: Tensor, k: int, num_latents: int, top: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> SparseCodes:
+    """Return the codes of rows [B,D] by a function that gives K values and latents of each.
+
+    A block [B,K] of these takes more room than the codes do, so few rows are looked at together where K is
+    large.
+    """
+    parts = rows.split(max(1, 4 * PAIRS // k))  # type: ignore[no-untyped-call]
+    return SparseCodes.cat([from_rows(*top(part), num_latents) for part in parts])
 
 
 def from_rows(values: Tensor, indices: Tensor, num_latents: int) -> SparseCodes:
@@ -20,12 +38,46 @@ def from_rows(values: Tensor, indices: Tensor, num_latents: int) -> SparseCodes:
         indices: int64 [B,K], each latent once in a row.
         num_latents: F.
     """
-    indices, order = indices.sort(dim=1)
-    values = values.gather(1, order)
-    kept = values != 0
+    held = (values != 0).sum(1)
     indptr = torch.zeros(len(values) + 1, dtype=torch.int64, device=values.device)
-    torch.cumsum(kept.sum(1), 0, out=indptr[1:])
-    return SparseCodes(indptr, indices[kept].to(torch.int32), values[kept], num_latents, check=False)
+    torch.cumsum(held, 0, out=indptr[1:])
+    room = int(indptr[-1])
+    latents = torch.empty(room, dtype=torch.int32, device=values.device)
+    acts = values.new_empty(room)
+    tall = max(1, PAIRS // max(1, values.shape[1]))
+    for first in range(0, len(values), tall):
+        rows = slice(first, first + tall)
+        ascending, order = indices[rows].sort(dim=1)
+        sorted_values = values[rows].gather(1, order)
+        kept = sorted_values != 0
+        place = slice(int(indptr[first]), int(indptr[min(first + tall, len(values))]))
+        latents[place], acts[place] = ascending[kept].to(torch.int32), sorted_values[kept]
+    return SparseCodes(indptr, latents, acts, num_latents, check=False)
+
+
+def in_parts(
+    rows: Tensor,
+    num_latents: int,
+    encode: Callable[[Tensor], SparseCodes],
+    choose: Callable[[SparseCodes], SparseCodes],
+) -> SparseCodes:
+    """Return ``choose(encode(rows))`` without holding all that is not chosen.
+
+    Args:
+        rows: [B,D].
+        num_latents: F.
+        encode: gives codes of rows; a token's are the same among any others.
+        choose: leaves some entries of codes out.
+    """
+    parts: list[SparseCodes] = []
+    found = first = 0
+    tall = max(1, min(_FIRST_ROWS, PAIRS // max(1, num_latents)))
+    while first < len(rows) or not parts:
+        codes = encode(rows[first : first + tall])
+        parts.append(choose(codes))
+        first, found = first + tall, found + codes.nnz
+        tall = max(1, PAIRS // 2 * first // max(1, found))
+    return SparseCodes.cat(parts)
 
 
 def positive(codes: SparseCodes) -> SparseCodes:
@@ -43,15 +95,20 @@ def chosen(codes: SparseCodes, kept: Tensor) -> SparseCodes:
 
 def strongest(codes: SparseCodes, k: int) -> SparseCodes:
     """Return the k largest entries of every row; of equal ones those of the lower latents."""
-    lengths = codes.indptr.diff()
-    if not len(codes) or int(lengths.max()) <= k:
+    starts, lengths = codes.indptr[:-1], codes.indptr.diff()
+    long = (lengths > k).nonzero().squeeze(1)
+    if not len(long):
         return codes
-    row = torch.repeat_interleave(torch.arange(len(codes), device=lengths.device), lengths)
-    order = codes.values.argsort(descending=True, stable=True)
-    order = order[row[order].argsort(stable=True)]
-    rank = torch.arange(codes.nnz, device=lengths.device) - codes.indptr[row]
-    kept = torch.zeros(codes.nnz, dtype=torch.bool, device=lengths.device)
-    kept[order[rank < k]] = True
+    width = int(lengths.max())
+    slots = torch.arange(width, device=lengths.device)
+    kept = torch.ones(codes.nnz, dtype=torch.bool, device=lengths.device)
+    for rows in long.split(max(1, PAIRS // (8 * width))):  # type: ignore[no-untyped-call]
+        values, _ = padded(codes, starts[rows], lengths[rows], width, empty=-math.inf)
+        least = values.topk(k, dim=1).values[:, -1:]
+        above, ties = values > least, values == least
+        best = above | (ties & (ties.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        held = slots < lengths[rows, None]
+        kept[(starts[rows, None] + slots)[held]] = best[held]
     return chosen(codes, kept)
 
 
@@ -70,20 +127,25 @@ def decode_codes(codes: SparseCodes, weight: Tensor, bias: Tensor | None) -> Ten
     longest = int(lengths.max()) if len(codes) else 0
     low, width = -1, _NARROWEST
     while low < longest:
-        rows = ((lengths > low) & (lengths <= width)).nonzero().squeeze(1)
-        if len(rows):
+        alike = ((lengths > low) & (lengths <= width)).nonzero().squeeze(1)
+        tall = max(1, 4 * PAIRS // width)
+        for first in range(0, len(alike), tall):
+            rows = alike[first : first + tall]
             values, indices = padded(codes, starts[rows], lengths[rows], width)
             out[rows] = sparse_decode(values, indices, weight, bias)
         low, width = width, 2 * width
     return out
 
 
-def padded(codes: SparseCodes, starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return rows of codes as values [R,width] and latents int64 [R,width], 0 and 0 behind their ends."""
+def padded(
+    codes: SparseCodes, starts: Tensor, lengths: Tensor, width: int, *, empty: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return rows of codes as values [R,width] and latents int64 [R,width], ``empty`` and 0 behind their
+    ends."""
     slots = torch.arange(width, device=starts.device)
     held = slots < lengths[:, None]
     places = torch.where(held, starts[:, None] + slots, 0)
     if not codes.nnz:
         return codes.values.new_zeros(places.shape), torch.zeros_like(places)
-    values = torch.where(held, codes.values[places], 0)
+    values = torch.where(held, codes.values[places], empty)
     return values, torch.where(held, codes.indices[places].to(torch.int64), 0)

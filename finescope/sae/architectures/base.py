@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.errors import InputError
+from finescope.ops import PackedMatrix, topk_encode
+from finescope.ops.packed import PackedCache
 from finescope.optim import normalise_rows_
 from finescope.sae import composed
 from finescope.sae.architectures import TRAINED, architecture_class
@@ -26,6 +28,9 @@ from finescope.sae.ragged import decode_codes
 from finescope.storage.identity import sha256_tensors
 
 _Sae = TypeVar("_Sae", bound="Autoencoder")
+
+# As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
+_FEW_ROWS = 4
 
 
 class Autoencoder(nn.Module, ABC):
@@ -76,6 +81,7 @@ class Autoencoder(nn.Module, ABC):
         self.num_latents = cfg.latents(d_in)
         self.frame = Frame()
         self.origin = Origin()
+        self._packed = PackedCache()  # of the encoder, for inference
         self.expected_l0 = float(self.num_latents)
         """How many latents of a token fire, as far as training knows: what a step is planned for."""
         # By way of meta: the layer's own initialisation would draw from the global generator.
@@ -243,10 +249,10 @@ class Autoencoder(nn.Module, ABC):
         if skip is not None and inputs is not None:
             rows = self._rows(inputs)
             mean = self._buffers.get("input_mean")
-            rows = rows if mean is None else rows - mean
-            out = out + rows @ skip.to(rows.dtype).T
+            rows = self.frame.round(rows if mean is None else rows - mean)
+            out = out + self.frame.round(rows @ skip.to(rows.dtype).T)
         if not (isinstance(undo.factor, float) and undo.factor == 1):
-            out = out * undo.factor
+            out = self.frame.round(out * undo.factor)
         if not (isinstance(undo.offset, float) and undo.offset == 0):
             out = out + undo.offset
         return out.to(kind)
@@ -262,6 +268,19 @@ class Autoencoder(nn.Module, ABC):
             )
         flat = x.reshape(math.prod(x.shape[:-1]), self.d_in)
         return flat.to(torch.promote_types(flat.dtype, self.dtype))
+
+    def packed_encoder(self, rows: Tensor) -> Tensor | None:
+        """Return the packed copy of ``encoder.weight``, if it pays to have one for rows [B,D]."""
+        if torch.is_grad_enabled() or len(rows) <= _FEW_ROWS:
+            return None
+        return self._packed.get(self.encoder.weight, "encode")
+
+    def top(self, rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return ``topk_encode`` of rows [B,D] that have come through :meth:`enter`, with a bias [F]."""
+        weight, packed = self.encoder.weight, self.packed_encoder(rows)
+        if packed is None:
+            return topk_encode(rows, weight, bias, k)
+        return PackedMatrix.of(weight, "encode", packed).topk_encode(rows, bias, k)
 
     def scaled(self, values: Tensor, indices: Tensor) -> Tensor:
         """Return values [...] of latents [...], times ``value_scale`` [F] where the weights come with one."""

@@ -13,6 +13,7 @@ from finescope.sae.ragged import from_rows
 
 # Candidates beyond K that are scored again in the fixed order.
 _SPARE = 8
+_ROWS = 256
 
 
 class CosineAutoencoder(Autoencoder):
@@ -39,17 +40,27 @@ class CosineAutoencoder(Autoencoder):
         lengths = squared_norms(weight, positions).sqrt().clamp(min=smallest)
         alpha = torch.sigmoid(self.alpha_logit.double()).expand(self.num_latents)
         bias = self.encoder.bias.double()
-        tall = max(1, WIDE_ELEMENTS // self.num_latents)
+        tall = max(1, min(len(rows), WIDE_ELEMENTS // max(k + _SPARE, self.d_in), _ROWS))
+        wide = max(1, WIDE_ELEMENTS // max(tall, self.d_in))
         values, indices = [], []
         for part in rows.split(tall):  # type: ignore[no-untyped-call]
             positions = torch.arange(len(part), device=part.device)
             size = squared_norms(part, positions).sqrt().clamp(min=smallest)[:, None]
-            near = (part.double() @ weight.double().T) / (size * lengths) * size**alpha + bias
-            found = near.topk(min(self.num_latents, k + _SPARE), dim=1).indices.sort(dim=1).values
+            scores = torch.empty(len(part), 0, dtype=torch.float64, device=part.device)
+            found = torch.empty(len(part), 0, dtype=torch.int64, device=part.device)
+            for first in range(0, self.num_latents, wide):
+                cols = slice(first, min(first + wide, self.num_latents))
+                near = part.double() @ weight[cols].double().T / (size * lengths[cols])
+                near = near * size ** alpha[cols] + bias[cols]
+                latents = torch.arange(cols.start, cols.stop, device=part.device).expand(len(part), -1)
+                scores, found = torch.cat([scores, near], 1), torch.cat([found, latents], 1)
+                scores, best = scores.topk(min(scores.shape[1], k + _SPARE), dim=1)
+                found = found.gather(1, best)
+            found = found.sort(dim=1).values
             dots = pair_dots(part, positions, weight, found)
             exact = dots / (size * lengths[found]) * size ** alpha[found] + bias[found]
-            best, place = exact.sort(dim=1, descending=True, stable=True)
-            values.append(torch.relu(best[:, :k]).to(rows.dtype))
+            best_scores, place = exact.sort(dim=1, descending=True, stable=True)
+            values.append(torch.relu(best_scores[:, :k]).to(rows.dtype))
             indices.append(found.gather(1, place[:, :k]))
         if not values:
             return from_rows(rows.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64), self.num_latents)

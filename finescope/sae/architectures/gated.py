@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from finescope.codes import SparseCodes
-from finescope.ops import threshold_encode
 from finescope.sae.architectures.threshold import ThresholdAutoencoder, TrainingCodes
 from finescope.sae.entries import decode
 from finescope.sae.objective import Batch
-from finescope.sae.ragged import positive
+from finescope.sae.ragged import in_parts, positive
 
 
 class GatedAutoencoder(ThresholdAutoencoder):
@@ -44,10 +45,10 @@ class GatedAutoencoder(ThresholdAutoencoder):
         return self.gate_bias
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
-        gain = self.r_mag.double().exp()
-        weight = self.encoder.weight
-        kept = threshold_encode(rows, weight, self.gate_bias, 0.0, scale=gain, offset=self.mag_bias)
-        return positive(kept)
+        open_gates = partial(
+            self.exceeding, limits=0.0, scale=self.r_mag.double().exp(), offset=self.mag_bias
+        )
+        return in_parts(rows, self.num_latents, open_gates, positive)
 
     def training_codes(self, batch: Batch) -> TrainingCodes:
         entries, gates = self.found(batch, 0.0)

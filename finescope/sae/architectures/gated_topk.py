@@ -10,7 +10,7 @@ from finescope.ops.dense import Encode
 from finescope.ops.engine import NEVER, certified_topk
 from finescope.ops.schemas import call
 from finescope.sae.architectures.base import Autoencoder, check_k
-from finescope.sae.ragged import from_rows
+from finescope.sae.ragged import top_rows
 
 
 class GatedTopKAutoencoder(Autoencoder):
@@ -32,8 +32,11 @@ class GatedTopKAutoencoder(Autoencoder):
         check_k(self)
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
+        return top_rows(rows, 4 * self.cfg.k, self.num_latents, self._top)
+
+    def _top(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         problem = Encode(rows, self.encoder.weight, self.encoder.bias, NEVER)
         gates, indices = certified_topk(problem, self.cfg.k)
         sizes = call("sampled_dot", rows.double(), indices, self.W_mag)
         values = torch.relu(sizes * self.r_mag.double().exp()[indices] * torch.sigmoid(gates))
-        return from_rows(values.to(rows.dtype), indices, self.num_latents)
+        return values.to(rows.dtype), indices

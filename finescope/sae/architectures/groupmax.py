@@ -9,7 +9,7 @@ from finescope.codes import SparseCodes
 from finescope.errors import InputError
 from finescope.ops import topk_encode
 from finescope.sae.architectures.base import Autoencoder
-from finescope.sae.ragged import from_rows
+from finescope.sae.ragged import top_rows
 
 
 class GroupmaxAutoencoder(Autoencoder):
@@ -25,6 +25,9 @@ class GroupmaxAutoencoder(Autoencoder):
             )
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
+        return top_rows(rows, self.cfg.k, self.num_latents, self._top)
+
+    def _top(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         size = self.num_latents // self.cfg.k
         values, indices = [], []
         for first in range(0, self.num_latents, size):
@@ -32,4 +35,4 @@ class GroupmaxAutoencoder(Autoencoder):
             value, index = topk_encode(rows, self.encoder.weight[group], self.encoder.bias[group], 1)
             values.append(value)
             indices.append(index + first)
-        return from_rows(torch.cat(values, 1), torch.cat(indices, 1), self.num_latents)
+        return torch.cat(values, 1), torch.cat(indices, 1)

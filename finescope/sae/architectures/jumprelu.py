@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from finescope.ops import topk_encode
 from finescope.sae.architectures.base import check_k
 from finescope.sae.architectures.threshold import ThresholdAutoencoder, TrainingCodes
 from finescope.sae.objective import Batch
-from finescope.sae.ragged import strongest
+from finescope.sae.ragged import in_parts, strongest
 
 
 class JumpReluAutoencoder(ThresholdAutoencoder):
@@ -128,7 +129,8 @@ class CappedJumpReluAutoencoder(JumpReluAutoencoder):
         check_k(self)
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
-        return strongest(super().encode_rows(rows), self.cfg.k)
+        cut = partial(strongest, k=self.cfg.k)
+        return in_parts(rows, self.num_latents, super().encode_rows, cut)
 
 
 class SignedJumpReluAutoencoder(JumpReluAutoencoder):

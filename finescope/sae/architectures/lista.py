@@ -3,14 +3,15 @@ kept."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.ops import topk_encode
 from finescope.ops.engine import WIDE_ELEMENTS
 from finescope.sae.architectures.base import Autoencoder, check_k
-from finescope.sae.ragged import from_rows
+from finescope.sae.ragged import top_rows
 
 _CANDIDATES = 4  # times K
 
@@ -34,19 +35,20 @@ class ListaAutoencoder(Autoencoder):
         check_k(self)
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
-        k, steps = self.cfg.k, int(self.steps)
-        few = min(_CANDIDATES * k, self.num_latents)
+        few = min(_CANDIDATES * self.cfg.k, self.num_latents)
         # What a later step may look at: each can bring up at most as many as the first.
-        many = min(few * steps, self.num_latents)
-        values, indices = topk_encode(rows, self.encoder.weight, self.encoder.bias, many)
+        many = min(few * int(self.steps), self.num_latents)
+        return top_rows(rows, 4 * many, self.num_latents, partial(self._top, few=few, many=many))
+
+    def _top(self, rows: Tensor, few: int, many: int) -> tuple[Tensor, Tensor]:
+        values, indices = self.top(rows, self.encoder.bias, many)
         tall = max(1, WIDE_ELEMENTS // (few * max(few, self.d_out)))
-        parts = zip(values.split(tall), indices.split(tall), strict=True)  # type: ignore[no-untyped-call]
-        found = [self._inhibit(*part, few, steps) for part in parts]
-        return from_rows(
-            torch.cat([part[0] for part in found])[:, :k],
-            torch.cat([part[1] for part in found])[:, :k],
-            self.num_latents,
-        )
+        best, latents = values[:, : self.cfg.k].clone(), indices[:, : self.cfg.k].clone()
+        for first in range(0, len(values), tall):
+            part = slice(first, first + tall)
+            found = self._inhibit(values[part], indices[part], few, int(self.steps))
+            best[part], latents[part] = (each[:, : self.cfg.k] for each in found)
+        return best, latents
 
     def _inhibit(self, values: Tensor, indices: Tensor, few: int, steps: int) -> tuple[Tensor, Tensor]:
         """Return values [b,few] after inhibition, descending, and their latents."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.ops import threshold_encode
+from finescope.ops import PackedMatrix, threshold_encode
 from finescope.sae import losses
 from finescope.sae.architectures.base import Autoencoder
 from finescope.sae.entries import Entries, decode, exceeding, with_gradient
 from finescope.sae.objective import Batch, TrainingTerms
-from finescope.sae.threshold import threshold_encode_rounded
+from finescope.sae.threshold import rounded
 
 # Pairs of a token and a latent that a step holds at a time, where its terms can be added up over parts.
 _PAIRS = 1 << 22
@@ -41,12 +42,22 @@ class ThresholdAutoencoder(Autoencoder):
         """What is added to the dots before they are compared, [F]."""
         return self.encoder.bias
 
-    def exceeding(self, rows: Tensor, limits: Tensor | float) -> SparseCodes:
-        """Return the latents of rows [B,D] that exceed limits [F]."""
-        if self.frame.round_to:
-            kind = getattr(torch, self.frame.round_to)
-            return threshold_encode_rounded(rows, self.encoder.weight, self.gate, limits, kind)
-        return threshold_encode(rows, self.encoder.weight, self.gate, limits)
+    def exceeding(
+        self,
+        rows: Tensor,
+        limits: Tensor | float,
+        *,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> SparseCodes:
+        """Return ``threshold_encode`` of rows [B,D] that have come through ``enter``; gate and limits [F]."""
+        weight, gate, packed = self.encoder.weight, self.gate, self.packed_encoder(rows)
+        encode: Callable[..., SparseCodes] = partial(threshold_encode, rows, weight)
+        if packed is not None:
+            encode = partial(PackedMatrix.of(weight, "encode", packed).threshold_encode, rows)
+        if self.frame.round_to and scale is None:
+            return rounded(encode, gate, limits, getattr(torch, self.frame.round_to))
+        return encode(gate, limits, scale=scale, offset=offset)
 
     # ------------------------------------------------------------------ training
 

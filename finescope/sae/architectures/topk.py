@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.config import SaeConfig
 from finescope.errors import InputError
-from finescope.ops import topk_encode
-from finescope.ops.packed import PackedCache
-from finescope.ops.schemas import call
 from finescope.sae import composed, fused, losses
 from finescope.sae.architectures.base import Autoencoder, check_k
 from finescope.sae.objective import Batch, TrainingTerms
-from finescope.sae.ragged import from_rows
-
-# As many rows are scanned while the weights are read once, which is what looking for changes of them costs.
-_FEW_ROWS = 4
+from finescope.sae.ragged import top_rows
 
 
 class EncoderOutput(NamedTuple):
@@ -75,18 +69,6 @@ class SparseAutoencoder(Autoencoder):
 
     architecture = "topk"
 
-    def __init__(
-        self,
-        d_in: int,
-        cfg: SaeConfig | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        seed: int = 42,
-    ) -> None:
-        super().__init__(d_in, cfg, dtype=dtype, device=device, seed=seed)
-        self._packed = PackedCache()  # of the encoder, for inference
-
     def check_sizes(self) -> None:
         check_k(self)
 
@@ -121,7 +103,7 @@ class SparseAutoencoder(Autoencoder):
             return out.view(*x.shape[:-1], self.d_out)
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
-        return from_rows(*self._top(rows, self.cfg.k), self.num_latents)
+        return top_rows(rows, self.cfg.k, self.num_latents, partial(self._top, k=self.cfg.k))
 
     def forward(
         self, x: Tensor, dead_mask: Tensor | None = None, *, k_aux: int | None = None
@@ -191,14 +173,7 @@ class SparseAutoencoder(Autoencoder):
 
     def _top(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the top-k of rows [B,D] that have come through ``enter``."""
-        weight, bias = self.encoder.weight, self.encoder.bias
-        packed = None
-        if not torch.is_grad_enabled() and len(rows) > _FEW_ROWS:
-            packed = self._packed.get(weight, "encode")
-        if packed is None:
-            values, indices = topk_encode(rows, weight, bias, k)
-        else:
-            values, indices = call("topk_encode_packed", rows, weight, bias, packed, k)
+        values, indices = self.top(rows, self.encoder.bias, k)
         return self.scaled(values, indices), indices
 
     def _dead_latents(self, mask: Tensor) -> Tensor:
