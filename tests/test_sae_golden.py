@@ -100,3 +100,15 @@ def test_checkpoints_of_a_training_take_raw_activations(case: Path) -> None:
     sae = load_sae(case)
     torch.testing.assert_close(sae.encode_sparse(x).to_dense(), features, rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(sae.reconstruct(x).double(), out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", sorted((DATA / "saelens_narrow").iterdir()), ids=lambda path: path.name)
+def test_in_a_narrow_type_every_step_of_a_normalisation_is_rounded(case: Path) -> None:
+    """The mean, what is left of it, its length: a latent near its threshold fires by these roundings."""
+    made = load_file(case / "made.safetensors")
+    sae = load_sae(case)
+    assert sae.frame.normalise != "none"
+    assert sae.frame.round_to
+    codes = sae.encode_sparse(made["x"])
+    assert torch.equal(codes.to_dense(), made["features"])
+    assert torch.equal(sae.reconstruct(made["x"]).float(), made["recon"])

@@ -92,16 +92,19 @@ class Frame:
             offset = _means(x)
             x = x - offset
         if self.normalise == "layer_norm":
-            mean = _means(x)
-            x = x - mean
-            factor, offset = _lengths(x, x.shape[-1] - 1), offset + mean
-            x = x / (factor + _EPSILON)
+            mean = self.round(_means(x))
+            x = self.round(x - mean)
+            factor, offset = self.round(_lengths(x, x.shape[-1] - 1)), offset + mean
+            x = self.round(x / self.round(factor + _EPSILON))
         elif self.normalise == "constant_norm":
             length = _lengths(x, x.shape[-1])
+            if self.round_to:  # the library multiplies by √D / ‖x‖
+                root = math.sqrt(x.shape[-1])
+                length = 1 / self.round(root / self.round(root * length))
             factor = torch.where(length > 0, length, 1.0)  # a token of zeros stays one
-            x = x / factor
+            x = self.round(x / factor)
         if self.scale != 1:
-            x = x * self.scale
+            x = self.round(x * self.scale)
         if not self.undo:
             return x, Undo(1.0, 0.0)
         return x, Undo(factor / self.scale_out, offset)
