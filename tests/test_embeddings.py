@@ -17,7 +17,7 @@ from finescope.activations.store import ActivationStore
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
-from finescope.embeddings import POOLINGS, CodeStore, CodeStoreWriter, embed_rows, extract_embeddings
+from finescope.embeddings import POOLINGS, CodeStore, CodeStoreWriter, embed_rows, extract_embeddings, pooler
 from finescope.errors import InputError, StoreError
 from finescope.sae import SparseAutoencoder
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
@@ -93,6 +93,19 @@ def test_every_form_of_activations_gives_the_same_codes(sae: SparseAutoencoder, 
         assert extract_embeddings(sae, cube, batch_tokens=batch_tokens) == wanted
     single = extract_embeddings(sae, flat)
     assert single == extract_embeddings(sae, flat[:, None])
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 1000])
+def test_sums_of_runs_are_added_up_token_by_token(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    rows = torch.randn(200, 5) * torch.logspace(-8, 8, 200)[:, None]
+    offsets = [0, 0, 3, 3, 150, 199, 200, 200]
+    expected = torch.zeros(7, 5, dtype=torch.float64)
+    for run, low in enumerate(offsets[:-1]):
+        for row in rows[low : offsets[run + 1]]:
+            expected[run] += row
+    monkeypatch.setattr(pooler, "_PANEL_BYTES", 8 * 5 * tokens)
+    assert torch.equal(pooler.sums_by(offsets, rows), expected)
+    assert pooler.sums_by([0], rows[:0]).shape == (0, 5)
 
 
 def test_masked_and_missing_tokens_do_not_count(sae: SparseAutoencoder) -> None:

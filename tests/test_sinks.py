@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from finescope.activations import ActivationStore, ActivationTap, store_activations
-from finescope.activations.batches import ActivationBatch
+from finescope.activations.batches import ActivationBatch, norms, within
 from finescope.activations.sinks import FACTOR, WithoutSinks, find_sinks, sinks_of_rows, sinks_of_store
 from finescope.activations.windows import Document
 from finescope.config import SaeConfig
@@ -115,6 +115,18 @@ def test_the_limit_is_ten_medians_of_what_begins_no_text() -> None:
     assert left.token_ids.tolist() == [1, 2, 4, 5, 8, 9]
     assert left.activations[:, 1].tolist() == pytest.approx([1.0, 2.0, 3.004, 4.0, 5.0, 30.0])
     assert whole.without_sinks(1e4) is whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e18, 1e25])
+def test_who_is_within_a_limit_is_told_as_by_norms_in_float64(size: float, dtype: torch.dtype) -> None:
+    rows = (torch.randn(2000, 37) * size).to(dtype)
+    rows[3, 1], rows[5, 2] = torch.nan, torch.inf
+    length = norms(rows)
+    middle = length[7]
+    below, above = (torch.nextafter(middle, middle.new_tensor(other)) for other in (0.0, torch.inf))
+    for limit in (middle, below, above, 0.0, torch.inf):
+        assert torch.equal(within(rows, float(limit)), length <= float(limit))
 
 
 def test_texts_of_one_token_have_no_limit() -> None:

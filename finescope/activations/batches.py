@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from finescope.activations.windows import Document
 from finescope.errors import InputError
+from finescope.ops.checks import all_finite
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """What activations are rounded to and stored as."""
@@ -69,15 +71,14 @@ class ActivationBatch:
 
     def first_broken(self) -> int | None:
         """Return the number of the first window with NaN or infinite activations; None if there is none."""
-        broken = ~torch.isfinite(self.activations).all(dim=1).cpu()
-        if not bool(broken.any()):
+        if all_finite(self.activations):
             return None
-        token = int(broken.nonzero()[0])
+        token = int((~torch.isfinite(self.activations).all(dim=1)).nonzero()[0])
         return next(number for number in range(len(self.documents)) if self.offsets[number + 1] > token)
 
     def without_sinks(self, max_norm: float) -> ActivationBatch:
         """Return the batch without the tokens whose norm is above ``max_norm``."""
-        kept = norms(self.activations) <= max_norm
+        kept = within(self.activations, max_norm)
         return self if bool(kept.all()) else self._keeping(kept)
 
     def setting_aside(self, reason: str) -> ActivationBatch:
@@ -111,6 +112,21 @@ def norms(activations: Tensor) -> Tensor:
     parts = activations.split(_NORM_ROWS)  # type: ignore[no-untyped-call]
     # In parts: they are held in float64.
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
+
+
+def within(activations: Tensor, most: float) -> Tensor:
+    """Return, bool [B], of which activations [B,D] the norm is at most ``most``."""
+    if activations.dtype == torch.float64:
+        return norms(activations) <= most
+    # float32 nearly always tells: a sum of D squares has a relative error below D·2⁻²⁴ and a few roundings.
+    quick = torch.linalg.vector_norm(activations, dim=1, dtype=torch.float32)
+    kept: Tensor = quick <= most
+    width = activations.shape[1]
+    near = (quick - most).abs() <= most * (width + 16) * 2.0**-23 + math.sqrt(width) * 2.0**-62
+    unsure = near | ~quick.isfinite()
+    if bool(unsure.any()):
+        kept[unsure] = norms(activations[unsure]) <= most
+    return kept
 
 
 def rounded(batch: ActivationBatch, dtype: torch.dtype) -> ActivationBatch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from finescope.activations.batches import ActivationBatch, norms
+from finescope.activations.batches import ActivationBatch, norms, within
 from finescope.progress import counted
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class WithoutSinks:
         """Yield all tokens but sinks once, in the order of the store's, in batches [b,D]."""
         rest: Tensor | None = None
         for rows in self._store.batches(batch_size, seed=seed, epoch=epoch):
-            kept = rows[norms(rows) <= self._max_norm]
+            kept = rows[within(rows, self._max_norm)]
             held = kept if rest is None else torch.cat([rest, kept])
             if len(held) < batch_size:
                 rest = held

@@ -16,6 +16,7 @@ from torch import Tensor
 from finescope.activations.batches import DTYPES, ActivationBatch, DocumentActivations
 from finescope.activations.windows import Document
 from finescope.errors import StoreError
+from finescope.ops.checks import all_finite
 from finescope.storage.files import PathLike
 from finescope.storage.mapping import advise
 from finescope.storage.shards import id_column, map_shard, printable
@@ -107,7 +108,7 @@ class ActivationStoreWriter(StoreWriter):
                 f"{list(document.activations.shape)}"
             )
         stored = document.activations.detach().to("cpu", self._dtype)
-        if not bool(torch.isfinite(stored).all()):
+        if not all_finite(stored):
             raise StoreError(
                 f"activations of document {document.id!r} don't fit {self._dtype}; "
                 "store them as bfloat16 or float32"

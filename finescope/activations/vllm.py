@@ -35,6 +35,7 @@ from finescope.activations.store import ActivationStore, ActivationStoreWriter
 from finescope.activations.windows import Windower, special_ids
 from finescope.corpus.reader import Corpus
 from finescope.errors import InputError
+from finescope.ops.checks import all_finite
 from finescope.storage.files import PathLike, reading
 from finescope.storage.identity import sha256_json
 
@@ -80,7 +81,7 @@ class HiddenStates:
             )
         with reading(path, _REMEDY), _opened(path) as file:
             activations = file.get_slice(_NAMES[0])[:, self.place : self.place + 1].squeeze(1)
-        if not bool(torch.isfinite(activations).all()):
+        if not all_finite(activations):
             raise InputError(f"{path} holds NaN or infinite activations; {_REMEDY}")
         blank = int((activations == 0).all(dim=1).sum())
         if blank:

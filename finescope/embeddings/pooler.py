@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from torch import Tensor
 from finescope.codes import SparseCodes
 from finescope.embeddings.tokens import PaddedTokens, SparseTokens, TokenCodes
 from finescope.errors import InputError
-from finescope.ops.checks import REDUCTIONS
+from finescope.ops import sparse_matmul
+from finescope.ops.checks import REDUCTIONS, all_finite
 
 if TYPE_CHECKING:
     from finescope.activations.batches import ActivationBatch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 POOLINGS = REDUCTIONS
 """How token codes become one document code: mean over all tokens, maximum, sum, root of the mean, number of
 tokens that hold the latent."""
+_PANEL_BYTES = 32 << 20
+"""Activations that are held in float64 while they are added up."""
 
 
 def repool(codes: SparseCodes, stored: str, wanted: str) -> SparseCodes:
@@ -122,9 +126,8 @@ class Pooler:
         lengths = [document.shape[0] for document in documents]
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int64)
         tokens = torch.cat(documents)
-        finite = torch.isfinite(tokens).all(dim=1)
-        if not bool(finite.all()):
-            token = int((~finite).nonzero()[0])
+        if not all_finite(tokens):
+            token = int((~torch.isfinite(tokens).all(dim=1)).nonzero()[0])
             number = int(torch.searchsorted(offsets, token, right=True)) - 1
             raise InputError(
                 f"document {first + number} has NaN or infinite activations at token "
@@ -132,10 +135,10 @@ class Pooler:
             )
         if self.max_norm is not None:
             from finescope.activations.batches import (
-                norms,  # the model's side: not for who leaves out nothing
+                within,  # the model's side: not for who leaves out nothing
             )
 
-            kept = norms(tokens) <= self.max_norm
+            kept = within(tokens, self.max_norm)
             tokens = tokens[kept]
             offsets = torch.cat([offsets[:1], kept.cpu().cumsum(dim=0)])[offsets]
         return self.pool(self.encode_checked(tokens), offsets)
@@ -154,6 +157,29 @@ class Pooler:
                 "the SAE gives NaN or infinite codes for finite activations; its weights are broken"
             )
         return codes
+
+
+def sums_by(offsets: Sequence[int], activations: Tensor) -> Tensor:
+    """Return the sums float64 [n,D] of runs of activations [B,D], by offsets [n+1], on the CPU.
+
+    Of each run one token after the other, so that nothing else has a say in the bytes.
+    """
+    at_once = max(1, _PANEL_BYTES // (8 * activations.shape[1]))
+    parts, low = [torch.zeros(0, activations.shape[1], dtype=torch.float64)], 0
+    while low < len(offsets) - 1:
+        high = max(low + 1, bisect.bisect_right(offsets, offsets[low] + at_once) - 1)
+        panel = activations[offsets[low] : offsets[high]].double()
+        count = len(panel)
+        runs = SparseCodes(
+            torch.tensor(offsets[low : high + 1], device=panel.device) - offsets[low],
+            torch.arange(count, dtype=torch.int32, device=panel.device),
+            torch.ones(count, device=panel.device),
+            max(1, count),
+            check=False,
+        )
+        parts.append(sparse_matmul(runs, panel if count else panel.new_zeros(1, panel.shape[1])).cpu())
+        low = high
+    return torch.cat(parts)
 
 
 class ShardBuilder:
@@ -194,6 +220,7 @@ class ShardBuilder:
         if self._pooler.max_norm is not None:
             batch = batch.without_sinks(self._pooler.max_norm)
         codes = self._pooler.encode_checked(batch.activations)
+        sums = None if self.dense is None else sums_by(batch.offsets, batch.activations)
         before = self.num_done
         self.num_tokens += read[-1]
         whole: list[int] = []
@@ -204,7 +231,8 @@ class ShardBuilder:
             if document.bad:
                 self.set_aside(place, document.bad)
                 continue
-            self._add_dense(place, document.parts, part, batch.activations[low:high])
+            if sums is not None:
+                self._add_dense(place, document.parts, part, high - low, sums[number])
             tokens = read[number + 1] - read[number]
             self.token_counts[place] += tokens
             self.sink_counts[place] += tokens - (high - low)
@@ -249,15 +277,18 @@ class ShardBuilder:
         self.new += documents
         self.num_done += len(documents)
 
-    def _add_dense(self, index: int, parts: int, part: int, activations: Tensor) -> None:
-        if self.dense is None:
+    def _add_dense(self, index: int, parts: int, part: int, tokens: int, total: Tensor) -> None:
+        """Take the sum [D] of the activations of a document's window."""
+        assert self.dense is not None
+        if parts == 1:
+            self.dense[index] = total / max(1, tokens)
             return
         sums = self._sums.setdefault(index, {})
-        sums[part] = (len(activations), activations.double().sum(dim=0).cpu())
+        sums[part] = (tokens, total.clone())  # a view would keep the batch's
         if len(sums) == parts:
             # In the order of the windows: float64 sums, too, depend on their order.
-            total = torch.stack([sums[position][1] for position in range(parts)]).sum(dim=0)
-            self.dense[index] = total / max(1, sum(tokens for tokens, _ in sums.values()))
+            whole = sums_by([0, parts], torch.stack([sums[position][1] for position in range(parts)]))[0]
+            self.dense[index] = whole / max(1, sum(count for count, _ in sums.values()))
             del self._sums[index]
 
     def piece(self) -> dict[str, Tensor]:

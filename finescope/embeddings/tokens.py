@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.ops import pool_codes
+from finescope.ops.checks import all_finite
 
 _Tokens = TypeVar("_Tokens", bound="TokenCodes")
 
@@ -61,7 +62,7 @@ class PaddedTokens:
         )
 
     def finite(self) -> bool:
-        return bool(torch.isfinite(self.values).all())
+        return all_finite(self.values)
 
     def pool(self, offsets: Tensor, reduce: str, keep: int) -> tuple[Tensor, Tensor]:
         offsets = offsets.to(self.values.device)
@@ -92,7 +93,7 @@ class SparseTokens:
         return SparseTokens(SparseCodes.cat([self.codes, *(other.codes for other in others)]))
 
     def finite(self) -> bool:
-        return bool(torch.isfinite(self.codes.values).all())
+        return all_finite(self.codes.values)
 
     def pool(self, offsets: Tensor, reduce: str, keep: int) -> tuple[Tensor, Tensor]:
         return pool_codes(self.codes.to("cpu"), None, offsets, reduce=reduce, keep=keep)

@@ -15,6 +15,7 @@ from finescope.corpus.known import text_crc32
 from finescope.embeddings.store import KIND, LABEL
 from finescope.embeddings.words import WordCounts
 from finescope.errors import StoreError
+from finescope.ops.checks import all_finite
 from finescope.storage.files import PathLike
 from finescope.storage.identity import text_hash
 from finescope.storage.shards import id_column, printable
@@ -95,7 +96,7 @@ def shard_of_codes(
     if dense is not None:
         half = dense.detach().cpu().to(torch.float16)
         # One dtype for each shard: whoever reads them turns them into wider ones anyway.
-        tensors["dense"] = half if bool(torch.isfinite(half).all()) else dense.detach().cpu().float()
+        tensors["dense"] = half if all_finite(half) else dense.detach().cpu().float()
     table = {
         "id": id_column(ids),
         "index": pa.array(range(first, first + n), pa.int64()),
@@ -229,7 +230,7 @@ def _text_hash(text: str) -> bytes | None:
 def _narrow(codes: SparseCodes, dtype: torch.dtype) -> SparseCodes:
     """Return the codes in the stored dtype, without entries that are 0 in it."""
     values = codes.values.to(dtype)
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         raise StoreError(f"code values don't fit {dtype}; store them as float32")
     kept = values != 0
     wide = torch.uint16 if codes.num_latents <= 1 << 16 else torch.int32

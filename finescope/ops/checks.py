@@ -66,6 +66,12 @@ def _same_device(first: Tensor, first_name: str, **others: Tensor | None) -> Non
             raise ValueError(f"{name} is on {other.device} but {first_name} is on {first.device}")
 
 
+def all_finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite."""
+    # A sum is finite unless a value isn't, or it overflows; only then is a slower look worth its pass.
+    return bool(values.sum(dtype=torch.float32).isfinite()) or bool(values.isfinite().all())
+
+
 def option(value: str, name: str, choices: tuple[str, ...]) -> None:
     """Reject a word that is not one of the choices."""
     if value not in choices:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finescope.config import TrainingConfig
 from finescope.errors import InputError
+from finescope.ops.checks import all_finite
 from finescope.sae.parallel import ALONE, Ranks
 
 STREAM_BATCH_TOKENS = 4096
@@ -314,7 +315,7 @@ class IterableSource(Source):
                     f"item {count} of the iterable is {rows.dtype}, the items before it {dtype}; convert "
                     "them to one type"
                 )
-            if not bool(torch.isfinite(rows).all()):
+            if not all_finite(rows):
                 raise InputError(
                     f"activations contain NaN or infinity in item {count} of the iterable; leave them out"
                 )

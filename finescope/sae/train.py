@@ -13,6 +13,7 @@ from torch import Tensor
 from finescope.config import SaeConfig, TrainingConfig
 from finescope.device import usable_device
 from finescope.errors import FineScopeError, InputError
+from finescope.ops.checks import all_finite
 from finescope.optim import SaeAdam
 from finescope.sae import losses
 from finescope.sae.architectures import architecture_class
@@ -174,7 +175,7 @@ class Trainer:
             state.unlink(missing_ok=True)
             write_json(self.out_dir / SETTINGS_NAME, self._who)
         sample = self.source.sample(SAMPLE_TOKENS)
-        if not bool(torch.isfinite(sample).all()):
+        if not all_finite(sample):
             self._refuse_batches()
         initialise_from_data(self.sae, sample)
         self.position.warmup_steps = self._warmup_steps()
@@ -292,9 +293,7 @@ class Trainer:
             rows = rows.pin_memory()  # else the copy waits for all that the device still has to do
         x = rows.to(device=self.device, dtype=self.sae.dtype, non_blocking=True)
         if rows.device.type == "cpu":
-            # The sum is finite unless an element isn't (or the values are near float32's limit): one cheap
-            # pass.
-            if not math.isfinite(float(rows.sum(dtype=torch.float32))):
+            if not all_finite(rows):
                 self._refuse(rows, self.position.epoch, self.position.batch)
         else:
             good = torch.isfinite(x).all() | (self._first_bad >= 0)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finescope.errors import InputError, StoreError
+from finescope.ops.checks import all_finite
 from finescope.storage.files import map_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -138,9 +139,6 @@ def check_tensors(
             " without them the weights would mean something else"
         )
     for name in wanted:
-        # A sum is finite unless an element isn't, or it overflows; only then is a second look worth its pass.
-        if not bool(torch.isfinite(tensors[name].sum(dtype=torch.float64))) and not bool(
-            torch.isfinite(tensors[name]).all()
-        ):
+        if not all_finite(tensors[name]):
             raise StoreError(f"{path}: {name} has NaN or infinity; the file is damaged, or its training was")
     return {name: tensors[name] for name in wanted}
