@@ -34,7 +34,11 @@ class Select(Stage):
     writes = (SELECTION, *(f"curated{ending}" for ending in OUTPUTS))
 
     def work(self, context: Context) -> None:
-        """Select; write the curated rows and what became of the others."""
+        """Select; write the curated rows and what became of the others.
+
+        Raises:
+            InputError: quotas without a column of labels, or not one row that has a score.
+        """
         limits = context.job.selection_config()
         scored = context.scored()
         codes = context.scoring.space if limits.look_at_codes else None
@@ -44,6 +48,12 @@ class Select(Stage):
             raise InputError("quotas are of labels: name their column with --label-column")
         names = None if labels is None else labels.names
         selection = select_rows(scored, limits, codes, targets, names)
+        if selection.counts.get("invalid") == len(scored):
+            raise InputError(
+                f"none of the {len(scored):,} rows can be scored: the autoencoder keeps nothing of any. "
+                "There are too few tokens to train one on, or all are alike; give more rows, or an "
+                "autoencoder (--sae)"
+            )
         write_chosen(context, scored, selection)
         _say(context.reporter, scored, selection, limits.k)
 
