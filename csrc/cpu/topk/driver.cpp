@@ -108,9 +108,13 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     }
   }
   if (!worth_screening(p) || choice == ScreenChoice::none) return scan_all(p, workers, out);
-  Packed own;
-  Block memory;
-  if (packed == nullptr) {
+  // Packed for another instruction set: pack again.
+  if (packed != nullptr && !fits(*packed)) packed = nullptr, choice = ScreenChoice::automatic;
+  Selector selector(p, out);
+  Searched found;
+  if (packed != nullptr) {
+    found = search(p, *packed, workers, &selector);
+  } else {
     const bool few = p.B < topk_kernels().pack_rows;
     if (few && choice == ScreenChoice::automatic) {
       return p.B < kScanRows ? scan_all(p, workers, out) : direct_all(p, workers, out);
@@ -121,24 +125,14 @@ void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const
     const float* centre = mean.empty() ? nullptr : mean.data();
     const ScreenKind kind =
         best_screen(choice, {p.x, p.w, p.B, p.N, p.d, p.metric, p.bias, share, centre}, workers);
-    const PackRequest request{p.w, p.N, p.d, p.metric, kind, centre};
     if (few && kind == ScreenKind::f32) return direct_all(p, workers, out);
-    memory = Block(packed_bytes(request));
-    own = pack(request, workers, memory.get());
-    packed = &own;
+    found = pack_and_search(p, {p.w, p.N, p.d, p.metric, kind, centre}, workers, &selector);
   }
-  if (p.metric == Metric::encode && !packed->finite) {
+  if (p.metric == Metric::encode && !found.finite) {
     for (int64_t b = 0; b < p.B; ++b) write_bad_row(p, out, b);
     return;
   }
-  // Packed for another instruction set: pack again.
-  if (!fits(*packed)) {
-    return topk(p, nullptr, ScreenChoice::automatic, workers, out);
-  }
-  const ScreenPlan plan(p, *packed);
-  if (!plan.usable) return direct_all(p, workers, out);
-  Selector selector(p, out);
-  search(plan, workers, &selector);
+  if (!found.usable) return direct_all(p, workers, out);
   direct_or_scan(p, selector.again, workers, out);
 }
 

@@ -209,22 +209,19 @@ void exceed(const ExceedProblem& p, const Packed* packed, ScreenChoice choice, c
     const double expected = std::ceil(passed.screened * static_cast<double>(p.N));
     screened.problem.k = static_cast<int64_t>(std::min(expected, static_cast<double>(kMostExpected)));
   }
-  Packed own;
-  Block memory;
+  Gatherer gatherer(p, out);
+  Searched found;
   // One that was packed for another instruction set is packed again.
   if (packed == nullptr || !fits(*packed)) {
     const ScreenKind kind = choice == ScreenChoice::automatic ? kind_for(passed, sample, workers)
                                                               : best_screen(choice, sample, workers);
-    const PackRequest request{p.w, p.N, p.d, Metric::encode, kind, centre};
-    memory = Block(packed_bytes(request));
-    own = pack(request, workers, memory.get());
-    packed = &own;
+    found =
+        pack_and_search(screened.problem, {p.w, p.N, p.d, Metric::encode, kind, centre}, workers, &gatherer);
+  } else {
+    found = search(screened.problem, *packed, workers, &gatherer);
   }
-  if (!packed->finite) return out->spoil(p);
-  const ScreenPlan plan(screened.problem, *packed);
-  if (!plan.usable) return without_packing(p, true, workers, out);
-  Gatherer gatherer(p, out);
-  search(plan, workers, &gatherer);
+  if (!found.finite) return out->spoil(p);
+  if (!found.usable) return without_packing(p, true, workers, out);
   std::sort(gatherer.again.begin(), gatherer.again.end());
   const int64_t n = static_cast<int64_t>(gatherer.again.size());
   // What is in w has been looked at when it was packed.

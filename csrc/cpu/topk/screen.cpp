@@ -5,24 +5,17 @@
 
 namespace finescope {
 
-ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
+ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w, bool whole)
     : problem(p),
       packed(w),
       kernels(topk_kernels()),
       centring(p.x, p.B, p.d, p.metric, w.centre),
       quantizer(w.kind, w.metric, w.d),
-      valid(w.valid, w.valid + w.panels) {
-  slack.assign(static_cast<size_t>(w.panels), 0.0f);
-  usable = w.tame;
-  max_size = w.max_norm + static_cast<float>(centring.mean_size) * (1.0f + 0x1p-20f);
+      slack(static_cast<size_t>(w.panels), 0.0f),
+      valid(static_cast<size_t>(w.panels)) {
   if (centring.any()) quantizer.mean = centring.mean.data();
   if (!centring.x.empty()) quantizer.centre = centring.x.data();
-  if (p.bias != nullptr || !centring.x.empty()) add_bias();
-  if (p.mask != nullptr) {
-    for (int64_t c = 0; c < w.panels * w.nr; ++c) {
-      if (w.row[c] >= 0 && !p.mask[w.row[c]]) valid[c / w.nr] &= ~(1u << (c % w.nr));
-    }
-  }
+  if (p.bias != nullptr || !centring.x.empty()) bias.assign(static_cast<size_t>(w.panels * w.nr), 0.0f);
   open = kOpen;
   if (std::isfinite(p.floor)) {
     // Rounded down, so that nothing above the floor is below it.
@@ -35,31 +28,42 @@ ScreenPlan::ScreenPlan(const TopkProblem& p, const Packed& w)
   capacity = round_up((p.bare ? 4 : 8 + w.depth / 64) * wanted + 1024, 16);
   panels = {w.data, w.panel_bytes, w.units,      w.scale,      w.inv_scale,
             w.norm, w.err,         slack.data(), valid.data(), bias.empty() ? nullptr : bias.data()};
+  if (!whole) return;
+  for (int64_t panel = 0; panel < w.panels; ++panel) add(panel);
+  close();
 }
 
-// The bias of p, and <ν, w - μ>.
-void ScreenPlan::add_bias() {
+void ScreenPlan::add(int64_t panel) {
   const Packed& w = packed;
-  const double factor = centring.factor;
-  // ν in float32 is not quite a multiple of μ, and `along` is rounded to float32.
-  const double rounding = centring.x_size * 0x1p-23 * w.max_norm + std::fabs(factor) * 0x1p-140;
-  bias.assign(static_cast<size_t>(w.panels * w.nr), 0.0f);
-  for (int64_t panel = 0; panel < w.panels; ++panel) {
-    double largest = 0.0;
-    for (int64_t c = panel * w.nr; c < (panel + 1) * w.nr; ++c) {
-      if (w.row[c] < 0) continue;
-      const double given = problem.bias != nullptr ? problem.bias[w.row[c]] : 0.0;
-      const double along = factor != 0.0 ? factor * w.along[c] : 0.0;
-      const double size = std::fabs(given) + std::fabs(along);
-      if (!(size < 0x1p60)) usable = false;
-      bias[c] = static_cast<float>(given + along);
-      largest = std::max(largest, size);
-    }
-    // Rounding of the bias, and of the sum with it; 2^-100 covers a bias that float32 cannot hold.
-    slack[panel] = static_cast<float>(largest * 0x1p-20 + rounding * 1.001) + 0x1p-100f;
-    max_slack = std::max(max_slack, slack[panel]);
-    max_bias = std::max(max_bias, static_cast<float>(largest * 1.001));
+  const int64_t first = panel * w.nr;
+  valid[panel] = w.valid[panel];
+  for (int c = 0; problem.mask != nullptr && c < w.nr; ++c) {
+    if (w.row[first + c] >= 0 && !problem.mask[w.row[first + c]]) valid[panel] &= ~(1u << c);
   }
+  if (bias.empty()) return;
+  // The bias of the problem, and <ν, w - μ>: ν in float32 is not quite a multiple of μ, and `along` is rounded to
+  // float32.
+  const double factor = centring.factor;
+  const double rounding = centring.x_size * 0x1p-23 * w.max_norm + std::fabs(factor) * 0x1p-140;
+  double largest = 0.0;
+  for (int64_t c = first; c < first + w.nr; ++c) {
+    if (w.row[c] < 0) continue;
+    const double given = problem.bias != nullptr ? problem.bias[w.row[c]] : 0.0;
+    const double along = factor != 0.0 ? factor * w.along[c] : 0.0;
+    const double size = std::fabs(given) + std::fabs(along);
+    bias[c] = static_cast<float>(given + along);
+    largest = size < 0x1p60 ? std::max(largest, size) : HUGE_VAL;
+  }
+  // Rounding of the bias, and of the sum with it; 2^-100 covers a bias that float32 cannot hold.
+  slack[panel] = static_cast<float>(largest * 0x1p-20 + rounding * 1.001) + 0x1p-100f;
+}
+
+void ScreenPlan::close() {
+  for (int64_t panel = 0; panel < packed.panels; ++panel) worst.add(panels, panel);
+  max_size = packed.max_norm + static_cast<float>(centring.mean_size) * (1.0f + 0x1p-20f);
+  // As it is part of every slack.
+  max_bias = worst.slack * 0x1.01p20f;
+  usable = packed.tame && max_bias < 0x1p60f;
 }
 
 namespace {
@@ -84,7 +88,9 @@ RowGroups::RowGroups(const TopkKernels& kernels, ScreenKind kind, int64_t units,
       units_(units),
       run_(kernels.rows[static_cast<int>(kind)].run),
       length_(round_up(units, run_) + (chunk_ > 0 ? (units + chunk_ - 1) / chunk_ : 0)),
-      offset_(kernels.whole[static_cast<int>(kind)].offset) {
+      offset_(kernels.whole[static_cast<int>(kind)].offset),
+      resident_(std::max<int64_t>(1, kernels.rows[static_cast<int>(kind)].resident /
+                                         (kernels.rows[static_cast<int>(kind)].most * length_ * 4))) {
   const int64_t most = kernels.rows[static_cast<int>(kind)].most, groups = (rows + most - 1) / most;
   // Matrix registers are filled whole: what follows the last rows is read, and of no consequence.
   data.resize(static_cast<size_t>(rows * length_ + (run_ > 1 ? most * run_ : 0)));
@@ -187,42 +193,53 @@ void Screening::begin(const ScreenPlan& plan, const PackedRows& rows, std::atomi
   score_ = reinterpret_cast<float*>(memory_.get());
   column_ = reinterpret_cast<int32_t*>(memory_.get() + reserved_ * 4);
   tau_ = rows.tau;
+  worst_ = Worst();
   count_.assign(static_cast<size_t>(n + kSlack), 0);
   const int64_t limit = std::min(2 * plan.wanted + 64, capacity_ - 2 * kSlack);
   limit_.assign(static_cast<size_t>(n + kSlack), static_cast<int32_t>(limit));
 }
 
-void Screening::run(int64_t begin_panel, int64_t end_panel) {
+void Screening::run(int64_t begin_panel, int64_t end_panel, const char* packed) {
   const PackedRows& r = *rows_;
   if (shared_ != nullptr) {
     for (int64_t i = 0; i < r.rows(); ++i) {
       tau_[i] = std::max(tau_[i], shared_[i].load(std::memory_order_relaxed));
     }
   }
-  const ScreenRows rows{reinterpret_cast<const char*>(r.groups.data.data()),
-                        r.groups.offset.data(),
-                        r.groups.row.data(),
-                        static_cast<int32_t>(r.groups.offset.size()),
-                        r.scale.data(),
-                        r.inv_scale.data(),
-                        r.norm.data(),
-                        r.err.data(),
-                        r.start.data(),
-                        tau_.data(),
-                        score_,
-                        column_,
-                        count_.data(),
-                        limit_.data(),
-                        capacity_,
-                        this,
-                        &Screening::full};
-  plan_->kernels.screen[static_cast<int>(plan_->packed.kind)](rows, plan_->panels, begin_panel, end_panel);
+  ScreenPanels w = plan_->panels;
+  if (packed != nullptr) w.packed = packed - begin_panel * w.panel_bytes;
+  for (int64_t panel = begin_panel; panel < end_panel; ++panel) worst_.add(w, panel);
+  const int64_t groups = static_cast<int64_t>(r.groups.offset.size());
+  // Panels that stay in cache are read by so many groups of rows after another as stay there beside them.
+  const bool cached = (end_panel - begin_panel) * w.panel_bytes <= kChunkBytes;
+  const int64_t together = cached ? r.groups.resident() : groups;
+  for (int64_t g = 0; g < groups; g += together) {
+    const int64_t end = std::min(g + together, groups);
+    const ScreenRows rows{reinterpret_cast<const char*>(r.groups.data.data()),
+                          r.groups.offset.data() + g,
+                          r.groups.row.data() + g,
+                          static_cast<int32_t>(end - g),
+                          r.scale.data(),
+                          r.inv_scale.data(),
+                          r.norm.data(),
+                          r.err.data(),
+                          r.start.data(),
+                          tau_.data(),
+                          score_,
+                          column_,
+                          count_.data(),
+                          limit_.data(),
+                          capacity_,
+                          this,
+                          &Screening::full};
+    plan_->kernels.screen[static_cast<int>(plan_->packed.kind)](rows, w, begin_panel, end_panel);
+  }
 }
 
-int64_t Screening::raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
-                         int32_t* column, int64_t n, int64_t most, float* tau) {
+int64_t Screening::raise(const ScreenPlan& plan, const Worst& worst, const PackedRows& rows, int64_t row,
+                         float* score, int32_t* column, int64_t n, int64_t most, float* tau) {
   if (plan.problem.bare || n < plan.wanted) return n;
-  const float bound = largest_bound(plan, rows, row);
+  const float bound = largest_bound(worst, rows, row);
   // Errors of single scores are smaller than their bound by about the root of the depth. A margin of a few of
   // them keeps the guess below the exact score it stands for.
   const float margin = bound * std::min(1.0f, 2.5f / std::sqrt(static_cast<float>(plan.packed.depth)));
@@ -236,8 +253,8 @@ void Screening::full(void* self, int32_t row) {
   float tau = s.tau_[row];
   if (s.shared_ != nullptr) tau = std::max(tau, s.shared_[row].load(std::memory_order_relaxed));
   int64_t n = tau == kClosed ? 0
-                             : raise(*s.plan_, *s.rows_, row, s.score(row), s.column(row), s.count_[row],
-                                     s.plan_->wanted + s.plan_->wanted / 8, &tau);
+                             : raise(*s.plan_, s.worst_, *s.rows_, row, s.score(row), s.column(row),
+                                     s.count_[row], s.plan_->wanted + s.plan_->wanted / 8, &tau);
   const int64_t most = s.capacity_ - 2 * kSlack;
   // What the bound of the worst panel has let through.
   if (n > most / 2) n = keep_certain(*s.plan_, *s.rows_, row, s.score(row), s.column(row), n, tau);

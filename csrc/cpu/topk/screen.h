@@ -1,11 +1,30 @@
 // Screening a block of rows of x: packed rows, thresholds and candidates.
 #pragma once
 
+#include <atomic>
+#include <vector>
+
 #include "cpu/topk/centre.h"
 #include "cpu/topk/internal.h"
 #include "cpu/topk/quantize.h"
 
 namespace finescope {
+
+class Packer;
+
+// Panels that a worker takes at a time where workers share the rows of x; these stay in its cache.
+inline constexpr int64_t kChunkBytes = int64_t{1} << 20;
+
+// The largest of the panels' bounds, over some of them.
+struct Worst {
+  float norm = 0.0f, err = 0.0f, slack = 0.0f;
+
+  void add(const ScreenPanels& w, int64_t panel) {
+    norm = std::max(norm, w.norm[panel]);
+    err = std::max(err, w.err[panel]);
+    slack = std::max(slack, w.slack[panel]);
+  }
+};
 
 // What the screens of one call share.
 struct ScreenPlan {
@@ -17,20 +36,24 @@ struct ScreenPlan {
   ScreenPanels panels;
   std::vector<float> bias, slack;
   std::vector<uint32_t> valid;
-  float max_slack = 0.0f, max_bias = 0.0f;
-  float max_size;    // >= |w| of every row, as it was before anything was taken out
-  bool usable;       // the bias and w are in the range of the screen's arithmetic
-  float open;        // threshold to start from, where nothing is taken out
-  int64_t wanted;    // candidates that a threshold must leave: k, and one for each excluded row
-  int64_t capacity;  // of candidates for each row
+  Worst worst;  // of all panels
+  float max_bias = 0.0f;
+  float max_size = 0.0f;  // >= |w| of every row, as it was before anything was taken out
+  bool usable = true;     // the bias and w are in the range of the screen's arithmetic
+  float open;             // threshold to start from, where nothing is taken out
+  int64_t wanted;         // candidates that a threshold must leave: k, and one for each excluded row
+  int64_t capacity;       // of candidates for each row
 
-  ScreenPlan(const TopkProblem& problem, const Packed& packed);
+  // Of a matrix that is packed; without `whole`, of one whose panels are added as they are packed, after which the
+  // plan is closed. Such rows must have no centre.
+  ScreenPlan(const TopkProblem& problem, const Packed& packed, bool whole = true);
   // Points into itself.
   ScreenPlan(const ScreenPlan&) = delete;
   ScreenPlan& operator=(const ScreenPlan&) = delete;
 
- private:
-  void add_bias();
+  // Different workers may add different panels.
+  void add(int64_t panel);
+  void close();
 };
 
 // Rows of x in units, as a screen reads them: in groups of nearly one height, run by run of units.
@@ -43,10 +66,13 @@ struct RowGroups {
   RowGroups(const TopkKernels& kernels, ScreenKind kind, int64_t units, int64_t rows);
   // Rows come in order.
   void put(int64_t i, const uint32_t* units);
+  // Groups that stay in the second-level cache together.
+  int64_t resident() const { return resident_; }
 
  private:
   int64_t chunk_ = 0, units_ = 0, run_ = 1, length_ = 0, group_ = 0;
   int32_t offset_ = 0;
+  int64_t resident_ = 1;
 };
 
 // Low-precision rows of x; read by all workers when they split w.
@@ -77,7 +103,8 @@ struct PackedRows {
 class Screening {
  public:
   void begin(const ScreenPlan& plan, const PackedRows& rows, std::atomic<float>* shared);
-  void run(int64_t begin_panel, int64_t end_panel);
+  // `packed`: the first of these panels, if the plan doesn't hold them.
+  void run(int64_t begin_panel, int64_t end_panel, const char* packed = nullptr);
 
   float tau(int64_t row) const { return tau_[row]; }
   int64_t count(int64_t row) const { return count_[row]; }
@@ -86,8 +113,8 @@ class Screening {
 
   // Raises the threshold of a row to where `wanted`, or up to `most`, of n candidates are above it, if there
   // are so many, and drops those that cannot reach it. Returns how many are left.
-  static int64_t raise(const ScreenPlan& plan, const PackedRows& rows, int64_t row, float* score,
-                       int32_t* column, int64_t n, int64_t most, float* tau);
+  static int64_t raise(const ScreenPlan& plan, const Worst& worst, const PackedRows& rows, int64_t row,
+                       float* score, int32_t* column, int64_t n, int64_t most, float* tau);
 
  private:
   static void full(void* self, int32_t row);
@@ -95,6 +122,7 @@ class Screening {
   const ScreenPlan* plan_ = nullptr;
   const PackedRows* rows_ = nullptr;
   std::atomic<float>* shared_ = nullptr;
+  Worst worst_;  // of the panels so far
   int64_t capacity_ = 0, reserved_ = 0;
   Block memory_;
   float* score_ = nullptr;
@@ -103,10 +131,9 @@ class Screening {
   std::vector<int32_t> count_, limit_;
 };
 
-// The largest error of a row's screened scores, over all panels.
-inline float largest_bound(const ScreenPlan& plan, const PackedRows& rows, int64_t row) {
-  const float bound =
-      rows.err[row] * plan.packed.max_norm + rows.norm[row] * plan.packed.max_err + plan.max_slack;
+// The largest error of a row's screened scores, over some panels.
+inline float largest_bound(const Worst& worst, const PackedRows& rows, int64_t row) {
+  const float bound = rows.err[row] * worst.norm + rows.norm[row] * worst.err + worst.slack;
   return bound * (1.0f + 0x1p-20f);
 }
 
@@ -121,8 +148,15 @@ class Taker {
   virtual void take(const Workers& workers, const Superblock& block) = 0;
 };
 
+// How a search ended. Where w isn't usable for a screen, or a row of an encoder not finite, nothing is handed over.
+struct Searched {
+  bool finite, usable;
+};
 // Screens all rows of x, scores their candidates, and hands them over, some thousand rows at a time.
-void search(const ScreenPlan& plan, const Workers& workers, Taker* taker);
+Searched search(const TopkProblem& problem, const Packed& packed, const Workers& workers, Taker* taker);
+// The same, packing w first; for few rows of x while it is read, so that what is packed never leaves the cache.
+Searched pack_and_search(const TopkProblem& problem, const PackRequest& request, const Workers& workers,
+                         Taker* taker);
 
 // Fills `exact` from the parts: -inf where a score is certainly below the threshold of its row.
 void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* s);

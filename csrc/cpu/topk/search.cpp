@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/topk/pack.h"
 #include "cpu/topk/screen.h"
 
 namespace finescope {
@@ -18,8 +19,6 @@ constexpr int64_t kBufferBytes = int64_t{8} << 20;
 constexpr int64_t kFewRows = 8;
 // Rows that workers share when w is split.
 constexpr int64_t kSharedRows = 1024;
-// Panels that a worker takes at a time then.
-constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
 // Adds the candidates of row `row` of a part.
 void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, const Buckets& buckets,
@@ -31,10 +30,14 @@ void add_row(const ScreenPlan& plan, const int32_t* column, int64_t n, const Buc
   }
 }
 
+bool usable(const ScreenPlan& plan) {
+  return plan.usable && (plan.packed.finite || plan.problem.metric != Metric::encode);
+}
+
 class Search {
  public:
-  Search(const ScreenPlan& plan, const Workers& workers, Taker* taker)
-      : plan_(plan), p_(plan.problem), workers_(workers), taker_(*taker), buckets_(p_.N) {}
+  Search(ScreenPlan* plan, const Workers& workers, Taker* taker)
+      : plan_(*plan), p_(plan->problem), workers_(workers), taker_(*taker), buckets_(p_.N) {}
 
   void run() {
     for (int64_t first = 0; first < p_.B;) {
@@ -42,6 +45,14 @@ class Search {
       const int64_t rest = p_.B - first, superblocks = (rest + kSuperblockRows - 1) / kSuperblockRows;
       first += superblock(first, (rest + superblocks - 1) / superblocks);
     }
+  }
+
+  // All rows at once; panels come from the packer, and what it packs is read here and nowhere else.
+  void run(Packer* packer) {
+    s_.first = 0;
+    prepare(p_.B);
+    split_panels(p_.B, packer);
+    if (usable(plan_)) finish(p_.B);
   }
 
  private:
@@ -53,13 +64,18 @@ class Search {
     } else {
       n = std::clamp<int64_t>(kBufferBytes / (plan_.capacity * 8), 1, std::min(n, kSharedRows));
       prepare(n);
-      split_panels(n);
+      split_panels(n, nullptr);
     }
+    finish(n);
+    return n;
+  }
+
+  // Exact scores of the candidates of n rows.
+  void finish(int64_t n) {
     // Waking other threads takes longer than what is left to do for a few rows.
     const Workers& hands = n > kFewRows ? workers_ : alone_;
     rescore(plan_, hands, &s_);
     taker_.take(hands, s_);
-    return n;
   }
 
   void prepare(int64_t n) {
@@ -123,7 +139,7 @@ class Search {
     if (tau == kClosed) {
       n = 0;
     } else {
-      n = Screening::raise(plan_, rows, i, score, column, n, plan_.wanted, &tau);
+      n = Screening::raise(plan_, plan_.worst, rows, i, score, column, n, plan_.wanted, &tau);
       n = keep_certain(plan_, rows, i, score, column, n, tau);
     }
     finish_row(rows, i, row, tau);
@@ -133,18 +149,22 @@ class Search {
 
   // Few rows of x: workers share them and take panels of w in turn; what one finds raises the thresholds of
   // all.
-  void split_panels(int64_t n) {
+  void split_panels(int64_t n, Packer* packer) {
     PackedRows& rows = shared_rows_;
     rows.pack(plan_, s_.first, n);
     std::vector<std::atomic<float>> shared(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) shared[i] = rows.tau[i];
-    const int64_t chunk = std::max<int64_t>(1, kChunkBytes / plan_.packed.panel_bytes);
-    const int64_t chunks = (plan_.packed.panels + chunk - 1) / chunk;
     std::vector<Screening> screening(static_cast<size_t>(workers_.threads));
     for (Screening& s : screening) s.begin(plan_, rows, shared.data());
-    for_each(workers_, chunks, [&](int64_t task, int worker) {
-      screening[worker].run(task * chunk, std::min(plan_.packed.panels, (task + 1) * chunk));
-    });
+    const int64_t panels = plan_.packed.panels;
+    const int64_t chunk = std::max<int64_t>(1, kChunkBytes / plan_.packed.panel_bytes);
+    if (packer == nullptr) {
+      for_each(workers_, (panels + chunk - 1) / chunk, [&](int64_t task, int worker) {
+        screening[worker].run(task * chunk, std::min(panels, (task + 1) * chunk));
+      });
+    } else {
+      pack_panels(*packer, screening);
+    }
     const int64_t blocks = std::min<int64_t>(n, 4 * workers_.threads);
     s_.parts.resize(static_cast<size_t>(blocks));
     for_each(n > kFewRows ? workers_ : alone_, blocks, [&](int64_t block, int) {
@@ -167,7 +187,27 @@ class Search {
     });
   }
 
-  const ScreenPlan& plan_;
+  // As split_panels, but panels are packed by the worker that reads them, into memory that its next ones take over.
+  void pack_panels(Packer& packer, std::vector<Screening>& screening) {
+    const int64_t bytes = plan_.packed.panel_bytes, blocks = packer.blocks();
+    const int64_t together = std::max<int64_t>(1, kChunkBytes / (packer.first_panel(1) * bytes));
+    std::vector<Array<char>> packed(screening.size());
+    for_each(workers_, (blocks + together - 1) / together, [&](int64_t task, int worker) {
+      const int64_t first = task * together, end = std::min(blocks, first + together);
+      const int64_t begin_panel = packer.first_panel(first), end_panel = packer.first_panel(end);
+      Array<char>& own = packed[worker];
+      own.resize((end_panel - begin_panel) * bytes);
+      for (int64_t block = first; block < end; ++block) {
+        packer.pack(block, worker, own.data() + (packer.first_panel(block) - begin_panel) * bytes);
+      }
+      for (int64_t panel = begin_panel; panel < end_panel; ++panel) plan_.add(panel);
+      screening[worker].run(begin_panel, end_panel, own.data());
+    });
+    packer.finish();
+    plan_.close();
+  }
+
+  ScreenPlan& plan_;
   const TopkProblem& p_;
   const Workers& workers_;
   const Workers alone_{1, workers_.run};
@@ -179,8 +219,35 @@ class Search {
 
 }  // namespace
 
-void search(const ScreenPlan& plan, const Workers& workers, Taker* taker) {
-  Search(plan, workers, taker).run();
+Searched search(const TopkProblem& p, const Packed& packed, const Workers& workers, Taker* taker) {
+  ScreenPlan plan(p, packed);
+  if (usable(plan)) Search(&plan, workers, taker).run();
+  return {packed.finite, plan.usable};
+}
+
+namespace {
+
+// What can't be screened is found before any panel is read, or, of w, when all of them are.
+bool ordinary(const double* bias, int64_t n) {
+  return bias == nullptr || std::all_of(bias, bias + n, [](double b) { return std::fabs(b) < 0x1p60; });
+}
+
+}  // namespace
+
+Searched pack_and_search(const TopkProblem& p, const PackRequest& request, const Workers& workers,
+                         Taker* taker) {
+  const int64_t bytes = packed_bytes(request);
+  if (p.B <= kSharedRows && request.centre == nullptr && ordinary(p.bias, p.N)) {
+    Packer packer(request, workers.threads, nullptr);
+    ScreenPlan plan(p, packer.packed(), false);
+    // All workers' candidates take no more memory than a packed matrix would.
+    if (p.B * plan.capacity * 8 * workers.threads <= bytes) {
+      Search(&plan, workers, taker).run(&packer);
+      return {packer.packed().finite, plan.usable};
+    }
+  }
+  const Block memory(bytes);
+  return search(p, pack(request, workers, memory.get()), workers, taker);
 }
 
 }  // namespace finescope

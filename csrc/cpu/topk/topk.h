@@ -2,7 +2,8 @@
 //
 //   choose   the precision of the screen, by a sample (choose.cpp)
 //   centre   what all rows have in common is taken out, where it is much (centre.h)
-//   pack     once per matrix w: rows to low precision, in panels, with their measured errors (pack.cpp)
+//   pack     once per matrix w: rows to low precision (quantize.cpp), in panels, with their measured errors (pack.h);
+//            for one call with few rows of x just before a panel is screened, and not kept
 //   screen   x against the panels: candidates that may be among the k best, and a threshold (screen.cpp)
 //   rescore  candidates gathered by row of w, in float64 and the fixed order (rescore.cpp)
 //   select   the k best exact scores; the threshold is checked against them (driver.cpp)
