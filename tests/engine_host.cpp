@@ -407,6 +407,8 @@ int main(int argc, char** argv) {
         check_bytes(kind, 130, 1100, 67, 9, metric, 2);
         check_bytes(kind, 11, 1300, 128, 30, metric, 3);
         check_bytes(kind, 1, 1300, 33, 5, metric, 1);
+        // So many columns that panels are packed while they are read.
+        check_bytes(kind, 24, 5000, 96, 3, metric, 2);
       }
       check_above(kind, 130, 1100, 67, 2);
       check_above(kind, 11, 1300, 128, 3);
