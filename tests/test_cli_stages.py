@@ -146,7 +146,9 @@ def test_made_up_ids_make_no_row_a_target(job: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_announced_are_counted_and_the_default_layer_is_named(job: Path, tmp_path: Path) -> None:
-    odd = [{"text": "one"}] * 250 + [{"text": "x" * 50_000}]
+    lines = (job / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    words = [word for line in lines for word in json.loads(line)["text"].split()]
+    odd = [{"text": word} for word in words[:250]] + [{"text": "x" * 50_000}]
     corpus = write_jsonl(tmp_path / "odd.jsonl", odd)
     result = invoke(
         "curate", "--model", job / "model", "--targets", job / "seeds.jsonl",
