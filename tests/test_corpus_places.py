@@ -704,6 +704,19 @@ def test_saved_datasets_need_no_package(tmp_path: Path) -> None:
         _ids(tmp_path / "set" / "test")
 
 
+def test_of_very_many_files_those_of_one_name_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finescope.corpus.copies._MOST", 2)
+    rows = [{"text": letter * 3, "n": letter} for letter in "abc"]
+    for name in ("one.jsonl", "other.csv", "third.jsonl"):
+        _put_in(tmp_path, name, *rows)
+    assert len(list(open_corpus(tmp_path))) == 9
+    _put_in(tmp_path, "one.csv", *rows)
+    with pytest.raises(InputError, match=r"one\.csv and .*one\.jsonl begin with the same rows"):
+        open_corpus(tmp_path)
+
+
 @pytest.mark.parametrize("output", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("name", ["b.csv", "b.tsv.gz", "b.jsonl", "b.parquet", "k=1/b.csv", "k=1/b.parquet"])
 def test_an_empty_file_beside_others_has_no_rows(tmp_path: Path, name: str, output: str) -> None:

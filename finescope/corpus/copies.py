@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from finescope.corpus.content import ContentReader
 from finescope.corpus.source import Source
@@ -28,11 +29,12 @@ def refuse_copies(sources: Sequence[Source], content: ContentReader) -> list[str
     kinds = [_ending(source) for source in sources]
     if len(set(kinds)) < 2:
         return []
+    places = [_place(source) for source in sources]
     heads: dict[int, list[str]] = {}
     remarks = []
-    for one, other in itertools.combinations(range(len(sources)), 2):
-        named = _place(sources[one]) == _place(sources[other])
-        if kinds[one] == kinds[other] or not (named or len(sources) <= _MOST):
+    for one, other in _pairs(places):
+        named = places[one] == places[other]
+        if kinds[one] == kinds[other]:
             continue
         for at in (one, other):
             if at not in heads:
@@ -49,6 +51,15 @@ def refuse_copies(sources: Sequence[Source], content: ContentReader) -> list[str
         if named and rows:
             remarks.append(f"{names} differ, so both are read")
     return remarks
+
+
+def _pairs(places: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+    """Yield which files are compared, by number."""
+    groups: dict[Any, list[int]] = {}
+    for at, place in enumerate(places):
+        groups.setdefault(place if len(places) > _MOST else None, []).append(at)
+    for group in groups.values():
+        yield from itertools.combinations(group, 2)
 
 
 def _ending(source: Source) -> str:

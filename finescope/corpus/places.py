@@ -234,7 +234,8 @@ def _in_pattern(place: Place, matches: list[str], split: str | None, content: Co
     for path in matches:
         if any(path.startswith(f"{folder}/") for folder in seen):
             continue  # in a folder that matched itself
-        work = works.around(path)
+        is_folder = place.is_folder(path)
+        work = works.around(path if is_folder else posixpath.dirname(path))
         if work is not None:
             found.left_out.append(f"{work[len(base) :].strip('/')} (work of FineScope)")
             seen.add(work)
@@ -243,7 +244,7 @@ def _in_pattern(place: Place, matches: list[str], split: str | None, content: Co
         if other is not None and posixpath.join(base, other) in matches:
             found.left_out.append(f"{path[len(base) :].lstrip('/')} (a link to {other})")
             seen.add(path)
-        elif place.is_folder(path):
+        elif is_folder:
             if "**" in place.path:
                 continue
             seen.add(path)
@@ -269,11 +270,10 @@ class _Works:
         self._asked = posixpath.basename(place.path).startswith("curated")
         self._known: dict[str, bool] = {}
 
-    def around(self, path: str) -> str | None:
-        """Return the folder of such work that a match is, or lies in; None if there is none."""
+    def around(self, folder: str) -> str | None:
+        """Return the folder of such work that a folder is, or lies in; None if there is none."""
         if self._asked:
             return None
-        folder = path if self._place.is_folder(path) else posixpath.dirname(path)
         while len(folder) > len(self._base):
             if folder not in self._known:
                 self._known[folder] = is_work(set(map(posixpath.basename, self._place.children(folder))))
