@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finescope.curation.blocks import IntArray
-from finescope.workflow.scored import CRC32, ID, OF_TARGETS, ROWS, TYPES, Block, Unheld
+from finescope.workflow.scored import CRC32, ID, OF_TARGETS, ROWS, TYPES, Block, Unheld, holds
 
 if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scores
@@ -46,9 +46,9 @@ class FreshScores(Unheld):
         return self._scores.scorer
 
     @property
-    def columns(self) -> Sequence[str]:
-        """Names of the columns that there are."""
-        return [name for name in TYPES if name != CRC32 or self._store.has_checksums]
+    def has_crc32(self) -> bool:
+        """Whether checksums of the texts are known."""
+        return self._store.has_checksums
 
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names)."""
@@ -58,7 +58,7 @@ class FreshScores(Unheld):
         for low in range(0, len(self), ROWS):
             rows = slice(low, min(low + ROWS, len(self)))
             table = None if told is None else next(told)
-            if among is not None and not np.diff(np.searchsorted(among, [low, low + ROWS]))[0]:
+            if not holds(among, low, low + ROWS):
                 continue
             found = {name: _values(table, name, column) for name, column in kept.items()}
             if "is_target" in names:

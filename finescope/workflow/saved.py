@@ -14,7 +14,7 @@ from finescope.curation.blocks import IntArray
 from finescope.errors import StoreError
 from finescope.storage.files import PathLike
 from finescope.storage.remote import downloaded, is_url
-from finescope.workflow.scored import CRC32, ID, OF_ROWS, OF_TARGETS, TYPES, Block, Unheld
+from finescope.workflow.scored import CRC32, ID, OF_ROWS, OF_TARGETS, TYPES, Block, Unheld, holds
 
 _REMEDY = "run `finescope score`, or curate again"
 
@@ -77,7 +77,7 @@ class SavedTable:
             first = 0
             for number in range(file.num_row_groups):
                 last = first + file.metadata.row_group(number).num_rows
-                if among is None or np.diff(np.searchsorted(among, [first, last]))[0]:
+                if holds(among, first, last):
                     yield first, file.read_row_group(number, names)
                 first = last
 
@@ -130,9 +130,9 @@ class SavedScores(Unheld):
         return self._scorer
 
     @property
-    def columns(self) -> Sequence[str]:
-        """Names of the columns that there are."""
-        return [name for name in TYPES if name != CRC32 or name in self._of_rows.columns]
+    def has_crc32(self) -> bool:
+        """Whether checksums of the texts are known."""
+        return CRC32 in self._of_rows.columns
 
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names)."""

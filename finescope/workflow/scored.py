@@ -71,8 +71,13 @@ class Scored(ABC):
 
     @property
     @abstractmethod
+    def has_crc32(self) -> bool:
+        """Whether checksums of the texts are known: those of codes without texts are not."""
+
+    @property
     def columns(self) -> Sequence[str]:
-        """Names of the columns that there are: those of ``TYPES``; codes without texts have no ``CRC32``."""
+        """Names of the columns that there are: those of ``TYPES``."""
+        return [name for name in TYPES if name != CRC32 or self.has_crc32]
 
     @abstractmethod
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
@@ -212,9 +217,9 @@ class ScoredRows(Scored):
         return self.table.scorer
 
     @property
-    def columns(self) -> Sequence[str]:
-        """Names of the columns that there are."""
-        return [name for name in TYPES if name != CRC32 or self.crc32 is not None]
+    def has_crc32(self) -> bool:
+        """Whether checksums of the texts are known."""
+        return self.crc32 is not None
 
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names); of no rows one block."""
@@ -230,7 +235,7 @@ class ScoredRows(Scored):
         }
         for low in range(0, len(self) or 1, ROWS):
             part = slice(low, low + ROWS)
-            if among is None or np.diff(np.searchsorted(among, [low, low + ROWS]))[0]:
+            if holds(among, low, low + ROWS):
                 yield low, {name: every[name][part] for name in names if name in self.columns}
 
     @classmethod
@@ -282,7 +287,7 @@ class Unheld(Scored):
     @cached_property
     def crc32(self) -> NDArray[np.uint32] | None:
         """uint32 [N], ``text_crc32`` of the texts that were scored; None where that isn't known."""
-        return self.every(CRC32) if CRC32 in self.columns else None
+        return self.every(CRC32) if self.has_crc32 else None
 
     def every(self, name: str) -> NDArray[Any]:
         """Return a column of all rows."""
@@ -291,6 +296,11 @@ class Unheld(Scored):
             found[at : at + len(block[name])] = block[name]
             at += len(block[name])
         return found
+
+
+def holds(among: IntArray | None, low: int, high: int) -> bool:
+    """Return whether any of some rows, int64, ascending, stands in low … high-1; of None all do."""
+    return among is None or bool(np.diff(np.searchsorted(among, [low, high]))[0])
 
 
 def as_column(values: Sequence[str]) -> Any:

@@ -233,6 +233,5 @@ def write_mixture(
         columns[column] = pa.array(values, parts[0][column].type)
     columns[SET_COLUMN] = pa.array([names[at] for _, at, _ in places], pa.string())
     rows = [int(chosen[at].indices[rank]) for _, at, rank in places]
-    unique = np.unique(rows)
-    known = scored[names[0]].known_at(unique, scored[names[0]].at(unique))
+    known = scored[names[0]].known_at(np.unique(rows))
     copy_rows(path, corpus, rows, columns=columns, known=known)
