@@ -345,7 +345,7 @@ class Trainer:
         if bad_step >= 0:
             raise InputError(f"activations contain NaN or infinity in the batch of step {bad_step + 1}")
         sums = self.epoch_means.state()
-        if not math.isfinite(sum(sums)) or not all(bool(torch.isfinite(p).all()) for p in weights):
+        if not math.isfinite(sum(sums)) or not all(map(all_finite, weights)):
             raise FineScopeError(
                 f"loss or weights became NaN or infinite by step {self.position.step} on finite activations;"
                 f" lower learning_rate (now {self.peak_lr:g})"

@@ -418,7 +418,7 @@ def _floor(best: Tensor, queries: Any, block: Any) -> float | None:
     """
     values = queries.values if isinstance(queries, SparseCodes) else queries
     others = block.values if isinstance(block, SparseCodes) else block
-    if not best.numel() or not bool(values.isfinite().all()):
+    if not best.numel() or not checks.all_finite(values):
         return None
     least = best[:, -1].min().to(checks.result_dtype(values, others)).item()
     return None if least == NEVER else float(least)

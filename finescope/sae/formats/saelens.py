@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from finescope.errors import InputError, StoreError
+from finescope.ops.checks import all_finite
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
 from finescope.sae.formats.files import check_tensors, read_json, read_tensors, whole
 from finescope.sae.formats.folded import folded, is_transcoder
@@ -188,7 +189,7 @@ def _weights(
     if factor is not None and not torch.allclose(factor, torch.ones_like(factor)):
         if not config.get("finetuning_scaling_factor"):
             raise StoreError(f"{path} has a scaling_factor, but {CONFIG_NAME} says that none was finetuned")
-        if factor.shape != (num_latents,) or not bool(torch.isfinite(factor).all()):
+        if factor.shape != (num_latents,) or not all_finite(factor):
             raise StoreError(f"{path}: scaling_factor must be {num_latents} finite numbers")
     tensors = check_tensors(
         path,
