@@ -12,6 +12,7 @@ import torch
 
 from finescope import InputError, SparseCodes
 from finescope.curation import SCORERS, CorpusScorer, Evidence, Scoring, repool
+from finescope.curation.scoring.base import folds_of
 from finescope.report.explain import explain
 from support import curation_oracle as oracle
 
@@ -68,13 +69,14 @@ def test_every_addend_is_the_row_s_part_of_the_direction(scorer, weights):
     nearest = seeds[np.argmax(np.where(usable, unit @ seeds.T, -1), axis=1)]
     raw = (targets.astype(np.float64) * (1.0 if vector is None else vector))[usable].mean(axis=0)
     three = np.argsort(-np.where(usable, unit @ seeds.T, -1), axis=1, kind="stable")[:, :3]
+    folds = folds_of(codes(corpus))
     direction = {
         "max": nearest,
         "mean": seeds[usable].mean(axis=0),
         "top_m_mean": seeds[three].mean(axis=1),
         "centroid": raw / np.linalg.norm(raw),
         "contrast": seeds[usable].mean(axis=0) - unit[unit.any(axis=1)].mean(axis=0),
-        "ridge": oracle.ridge(seeds[usable], unit[unit.any(axis=1)]),
+        "ridge": oracle.ridge_directions(seeds[usable], unit, unit, folds, folds),
     }
     expected = unit * direction[scorer] if scorer in direction else jaccard(unit, seeds[usable].mean(axis=0))
     addends = CorpusScorer(codes(corpus), weights=vector).contributions(codes(targets), np.arange(80), scorer)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from finescope import InputError, SparseCodes
 from finescope.curation import SCORERS, CorpusScorer, document_frequency, idf_weights, score_corpus
+from finescope.curation.scoring.base import FOLDS, folds_of
 from support import curation_oracle as oracle
 
 
@@ -35,7 +36,7 @@ def test_equals_the_formula(scorer, weights):
     table = score_corpus(
         codes(targets), codes(corpus), scorer=scorer, weights=vector if weights == "given" else weights
     )
-    score, nearest, similarity = oracle.scores(targets, corpus, scorer, vector)
+    score, nearest, similarity = oracle.scores(targets, corpus, scorer, vector, folds=folds_of(codes(corpus)))
     np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
     np.testing.assert_array_equal(table.nearest_target, nearest)
     np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-14)
@@ -55,7 +56,7 @@ def test_equals_the_formula(scorer, weights):
 def test_equals_the_formula_at_small_shapes(seed, targets, rows, latents, m, scorer):
     t, c = problem(seed, targets, rows, latents)
     table = CorpusScorer(codes(c)).score(codes(t), scorer, m=m)
-    score, _, similarity = oracle.scores(t, c, scorer, m=min(m, targets))
+    score, _, similarity = oracle.scores(t, c, scorer, m=min(m, targets), folds=folds_of(codes(c)))
     np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
     np.testing.assert_allclose(table.nearest_similarity, similarity, rtol=0, atol=1e-13)
 
@@ -122,7 +123,7 @@ def test_a_target_without_latents_is_left_out_and_keeps_the_numbering():
     targets[2] = 0
     for scorer in SCORERS:
         table = CorpusScorer(codes(corpus)).score(codes(targets), scorer)
-        score, nearest, _ = oracle.scores(targets, corpus, scorer)
+        score, nearest, _ = oracle.scores(targets, corpus, scorer, folds=folds_of(codes(corpus)))
         np.testing.assert_allclose(table.score, score, rtol=0, atol=within(scorer))
         np.testing.assert_array_equal(table.nearest_target, nearest)
 
@@ -194,14 +195,45 @@ def test_ridge_looks_at_a_thousand_rows_the_same_for_all_targets_and_blocks():
     targets, corpus = problem(12, rows=1500, latents=30)
     targets[0] = corpus[3]  # a target that is a row of the corpus, drawn or not
     whole = CorpusScorer(codes(corpus), weights="idf")
-    assert whole.background().shape == (1000, 30)
-    expected = oracle.unit(corpus, oracle.idf(corpus)) @ oracle.ridge(
-        oracle.unit(targets, oracle.idf(corpus)), whole.background().toarray()
+    background = whole.background()
+    assert background.unit.shape == (1000, 30)
+    rows, folds = oracle.unit(corpus, oracle.idf(corpus)), folds_of(codes(corpus))
+    directions = oracle.ridge_directions(
+        oracle.unit(targets, oracle.idf(corpus)), rows, background.unit.toarray(), folds, background.folds
     )
     found = whole.score(codes(targets), "ridge").score
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, (rows * directions).sum(axis=1), rtol=0, atol=1e-9)
     small = CorpusScorer(codes(corpus), weights="idf", block_rows=7).score(codes(targets), "ridge").score
     np.testing.assert_array_equal(found, small)
+
+
+def test_folds_are_even_and_of_what_a_row_holds_alone():
+    _, corpus = problem(13, rows=5000, latents=50)
+    every = folds_of(codes(corpus))
+    assert np.bincount(every, minlength=FOLDS).min() > 400
+    np.testing.assert_array_equal(folds_of(codes(corpus[::-1].copy())), every[::-1])
+    np.testing.assert_array_equal(folds_of(codes(corpus)[17:19]), every[17:19])
+    np.testing.assert_array_equal(folds_of(codes(corpus.astype(np.float64))), every)
+    assert folds_of(codes(corpus[:0])).tolist() == []
+    assert folds_of(codes(np.zeros((2, 3), np.float32))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("latents", [30, 3000])
+def test_ridge_does_not_hold_it_against_a_row_that_it_was_fitted_as_one_of_the_corpus(latents):
+    """Rows of the domain score as high within the sample as outside it, and so do the others."""
+    rng = np.random.default_rng(2)
+    corpus = oracle.sparse_rows(rng, 3000, latents, density=min(0.15, 60 / latents))
+    of_domain = np.arange(3000) < 150
+    shared = rng.choice(latents, 6, replace=False)
+    corpus[np.ix_(of_domain, shared)] += rng.random((150, 6)).astype(np.float32)
+    targets, corpus, of_domain = corpus[:20], corpus[20:], of_domain[20:]
+    scorer = CorpusScorer(codes(corpus))
+    score = scorer.score(codes(targets), "ridge").score
+    drawn = np.isin(np.arange(2980), np.random.default_rng(0).choice(2980, 1000, replace=False))
+    for rows in (of_domain, ~of_domain):
+        inside, outside = score[rows & drawn], score[rows & ~drawn]
+        error = np.sqrt(inside.var() / inside.size + outside.var() / outside.size)
+        assert abs(inside.mean() - outside.mean()) < 3 * error
 
 
 def test_ridge_of_a_corpus_that_holds_nothing_but_targets():

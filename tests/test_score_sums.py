@@ -8,6 +8,7 @@ import torch
 
 from finescope import InputError, SparseCodes
 from finescope.curation import SCORERS, Evidence, Scoring, Spaces, curation_quality, parse_scorer
+from finescope.curation.scoring.base import FOLDS, folds_of
 from finescope.curation.scoring.scorers import TABLE
 from support import curation_oracle as oracle
 
@@ -63,7 +64,8 @@ def by_definition(name, rows, seeds):
         return np.asarray(rows.lengths, np.float64)
     if name == "random":
         return np.random.default_rng(42).random(ROWS)
-    return oracle.scores(dense_codes(seeds), dense_codes(rows), name, weights)[0]
+    folds = folds_of(rows.codes)
+    return oracle.scores(dense_codes(seeds), dense_codes(rows), name, weights, folds=folds)[0]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -168,7 +170,7 @@ def test_the_saved_state_explains_without_another_pass(written, monkeypatch):
     first.score()
     wanted = first.contributions(np.array([5, 0, 89]))
     if "ridge" in written:
-        assert first.state()["fit.ridge"].shape == (LATENTS,)
+        assert first.state()["fit.ridge"].shape == (FOLDS, LATENTS)
         monkeypatch.setattr("finescope.curation.scoring.ridge._fitted", None)
     kept = Evidence(Guarded(rows.codes), rows.pooling, rows.texts, rows.dense, rows.lengths)
     again = Scoring(kept, seeds, scorer=written, state=first.state())

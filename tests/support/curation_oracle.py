@@ -21,8 +21,8 @@ def idf(rows):
     return np.array([math.log((used + 1) / (int((column > 0).sum()) + 1)) for column in rows.T])
 
 
-def scores(targets, corpus, scorer, weights=None, m=3):
-    """Score [N], nearest target [N] and its cosine [N], by the definitions."""
+def scores(targets, corpus, scorer, weights=None, m=3, folds=None):
+    """Score [N], nearest target [N] and its cosine [N], by the definitions; folds [N] of what is fitted."""
     t, c = unit(targets, weights), unit(corpus, weights)
     usable = [i for i in range(len(t)) if t[i].any()]
     cosines = np.array([[float(np.dot(c[row], t[i])) for i in usable] for row in range(len(c))])
@@ -44,7 +44,7 @@ def scores(targets, corpus, scorer, weights=None, m=3):
         score = np.minimum(c, prototype).sum(axis=1) / np.maximum(c, prototype).sum(axis=1)
         score[~(c != 0).any(axis=1)] = 0.0
     elif scorer == "ridge":
-        score = c @ ridge(t[usable], seen)
+        score = (c * ridge_directions(t[usable], c, c, folds, folds)).sum(axis=1)
     else:
         raise AssertionError(scorer)
     nearest = np.array(usable)[cosines.argmax(axis=1)]
@@ -63,6 +63,15 @@ def ridge(targets, others, penalty=0.004):
     wanted = np.repeat([1.0, -1.0], [len(targets), len(others)])
     square = rows.T @ (weight[:, None] * rows) + penalty * np.eye(rows.shape[1])
     return np.linalg.solve(square, rows.T @ (weight * wanted))
+
+
+def ridge_directions(targets, rows, background, folds, of_background):
+    """The direction [N,F] of each row's score: fitted to the background's valid rows of other folds."""
+    held = background.any(axis=1)
+    of_fold = {
+        fold: ridge(targets, background[held & (of_background != fold)]) for fold in np.unique(folds).tolist()
+    }
+    return np.array([of_fold[fold] for fold in folds.tolist()]).reshape(rows.shape)
 
 
 def whitening(rows, shrinkage=0.3):

@@ -33,6 +33,10 @@ SPACES = {
 """The spaces by name, and what must be known of the rows, beside their codes, to make them."""
 
 
+FOLDS = 10
+"""Into so many parts rows are divided where something is fitted to some of them."""
+
+
 class NothingSharedError(InputError):
     """Targets that can't be compared with a corpus in a space, since they hold nothing that it holds."""
 
@@ -70,6 +74,39 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Background:
+    """Rows that stand for the corpus at large.
+
+    Attributes:
+        unit: scipy CSR float64 [S,F], x̂.
+        folds: int64 [S], see ``folds_of``.
+    """
+
+    unit: Any
+    folds: IntArray
+
+    @cached_property
+    def gram(self) -> FloatArray:
+        """⟨x̂, x̂'⟩ of all pairs, float64 [S,S]."""
+        return np.asarray((self.unit @ self.unit.T).toarray())
+
+
+def folds_of(codes: SparseCodes) -> IntArray:
+    """Return the fold of each row, int64 [n] in 0 … FOLDS-1: a hash of its latents and their values.
+
+    So equal rows are in one fold, and which one depends on nothing else.
+    """
+    mixed = values64(codes).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= (codes.indices.numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+    bounds = codes.indptr.numpy()
+    summed = before[bounds[1:]] - before[bounds[:-1]]
+    return np.asarray((summed >> np.uint64(32)) % np.uint64(FOLDS), np.int64)
+
+
+@dataclass(frozen=True)
 class Pick:
     """The targets that a score is made from, P of T.
 
@@ -77,15 +114,15 @@ class Pick:
         columns: int64 [P], distinct rows of ``Seen.cosines``, ascending.
         norms: float64 [P], ‖w∘t‖.
         unit: scipy CSR float64 [P,F], t̂.
-        background: gives x̂ of some rows of the corpus, the same ones each time, scipy CSR float64 [S,F].
+        background: gives some rows of the corpus, the same ones each time.
     """
 
     columns: IntArray
     norms: FloatArray
     unit: Any
-    background: Callable[[], Any]
+    background: Callable[[], Background]
     fits: dict[Scorer, FloatArray] = field(default_factory=dict)
-    """What scorers have made of these targets, float64 [F]."""
+    """What scorers have made of these targets, float64 [FOLDS,F]."""
 
     @cached_property
     def prototype(self) -> FloatArray:

@@ -248,7 +248,7 @@ class Scoring:
 
         Returns:
             what has been learned in every space that the recipe looks at, by names that no other space has;
-            ``fit.NAME``, float64 [F], the direction of a scorer that is fitted; for a sum ``moments``,
+            ``fit.NAME``, float64 [FOLDS,F], the directions of a scorer that is fitted; for a sum ``moments``,
             float64 [terms, 2]: mean and standard deviation of each term's scores.
         """
         self.space.corpus_mean()  # whatever the scorer: coverage and comparisons look at it

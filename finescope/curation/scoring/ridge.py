@@ -7,19 +7,25 @@ whole, however many rows it has, and both are moved by m, the mean of the two me
 
 A score is ⟨u, x̂⟩, so a latent's part is u_f·x̂_f. What goes together all over the corpus counts once here, and
 not with every latent that takes part in it.
+
+A row that has been fitted as one of the corpus at large would score lower than its like, so rows are divided
+into folds, and u of a fold is fitted without the rows of that fold (cross-fitting; Chernozhukov et al. 2018,
+"Double/debiased machine learning"). A row's fold is a hash of its code: equal rows score alike, and a row
+scores the same whether the corpus holds it or not.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, panel_columns, product, values64
-from finescope.curation.scoring.base import Pick, Seen, SpaceScorer
+from finescope.curation.scoring.base import FOLDS, Background, Pick, Seen, SpaceScorer, folds_of
 
 STEPS = 300
 """Steps of conjugate gradients, at most; some 30 to 60 are enough."""
@@ -29,7 +35,7 @@ PRECISION = 1e-12
 
 @dataclass(frozen=True)
 class Ridge(SpaceScorer):
-    """⟨u, x̂⟩ with the fitted u.
+    """⟨u, x̂⟩ with the u that is fitted to the other folds.
 
     Attributes:
         penalty: α.
@@ -44,63 +50,86 @@ class Ridge(SpaceScorer):
     def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
         """Return the scores of n rows by several picks, float64 [picks,n]."""
         found = np.empty((len(picks), len(seen.unit)))
-        step = panel_columns(seen.unit.num_latents, len(picks))
+        folds = folds_of(seen.block)
+        by_fold = np.argsort(folds, kind="stable")
+        unit, ends = seen.unit[by_fold], np.searchsorted(folds[by_fold], np.arange(FOLDS), side="right")
+        step = panel_columns(unit.num_latents, len(picks))
         for low in range(0, len(picks), step):
-            panel = np.stack([self.direction(pick) for pick in picks[low : low + step]], axis=1)
-            found[low : low + step] = product(seen.unit, panel).T
+            fitted = [self.directions(pick) for pick in picks[low : low + step]]
+            for fold, end in enumerate(ends):
+                rows = slice(ends[fold - 1] if fold else 0, end)
+                panel = np.stack([of_fold[fold] for of_fold in fitted], axis=1)
+                found[low : low + step, by_fold[rows]] = product(unit[rows], panel).T
         return found
 
     def addends(self, seen: Seen, pick: Pick, mean: FloatArray) -> FloatArray:
         """Take the scores apart, float64 [nnz]."""
-        return np.asarray(values64(seen.unit) * self.direction(pick)[seen.unit.indices.numpy()])
+        folds = np.repeat(folds_of(seen.block), np.diff(seen.block.indptr.numpy()))
+        directions = self.directions(pick)[folds, seen.unit.indices.numpy()]
+        return np.asarray(values64(seen.unit) * directions)
 
-    def direction(self, pick: Pick) -> FloatArray:
-        """Return u, float64 [F]."""
+    def directions(self, pick: Pick) -> FloatArray:
+        """Return the u of every fold, float64 [FOLDS,F]."""
         if self not in pick.fits:
             pick.fits[self] = _fitted(pick.unit, pick.background(), self.penalty)
         return pick.fits[self]
 
 
-def _fitted(targets: Any, others: Any, penalty: float) -> FloatArray:
-    """Return u for unit rows, scipy CSR float64 [T,F] and [S,F].
+def _fitted(targets: Any, background: Background, penalty: float) -> FloatArray:
+    """Return the u of every fold, float64 [FOLDS,F], for unit rows, scipy CSR float64 [T,F] and [S,F].
 
-    Found among the combinations of rows, of which there are fewer than latents.
+    Found among the combinations of rows, of which there are fewer than latents: column by column.
     """
     from scipy.sparse import vstack
 
+    count, others = targets.shape[0], background.unit
+    across = (others @ targets.T).toarray()
     # A row of the corpus that is a target can't stand for what targets aren't.
-    same = (others @ targets.T).toarray().max(axis=1, initial=0.0) > 1 - 1e-9
-    others = others[np.flatnonzero(~same)]
-    if others.shape[0] == 0:
-        return np.asarray(targets.mean(axis=0)).ravel()
-    rows = vstack([targets, others], format="csr")
-    share = np.repeat([0.5 / targets.shape[0], 0.5 / others.shape[0]], [targets.shape[0], others.shape[0]])
-    gram = (rows @ rows.T).toarray()
-    with_middle = (gram * share).sum(axis=1)
-    gram = gram - with_middle[:, None] - with_middle + float((share * with_middle).sum())
+    other = across.max(axis=1, initial=0.0) <= 1 - 1e-9
+    taken = other[:, None] & (background.folds[:, None] != np.arange(FOLDS))
+    size = taken.sum(axis=0)
+    share = np.concatenate([np.full((count, FOLDS), 0.5 / count), taken * (0.5 / np.maximum(1, size))])
+    gram = np.block([[(targets @ targets.T).toarray(), across.T], [across, background.gram]])
+    middle = _times(gram, share)
+    among = (share * middle).sum(axis=0)
     root = np.sqrt(2 * share)
-    wanted = np.where(np.arange(share.size) < targets.shape[0], 1.0, -1.0) * root
-    found = root * _solved(root[:, None] * gram * root, penalty, wanted)
-    found -= share * found.sum()
-    return np.asarray(rows.T @ found)
+
+    def image(columns: FloatArray) -> FloatArray:
+        weighted = root * columns
+        total = weighted.sum(axis=0)
+        moved = _times(gram, weighted) - middle * total - (middle * weighted).sum(axis=0) + among * total
+        return np.asarray(root * moved + penalty * columns)
+
+    sign = np.where(np.arange(len(gram)) < count, 1.0, -1.0)
+    found = root * _solved(image, sign[:, None] * root)
+    found -= share * found.sum(axis=0)
+    found[:count, size == 0] = 1.0 / count  # nothing to be held against: the mean of the targets
+    rows = vstack([targets, others], format="csr")
+    return np.ascontiguousarray((rows.T @ found).T, np.float64)
 
 
-def _solved(matrix: FloatArray, penalty: float, right: FloatArray) -> FloatArray:
-    """Return (matrix + penalty)⁻¹ right by conjugate gradients, every sum in one fixed order."""
+def _solved(image: Any, right: FloatArray) -> FloatArray:
+    """Solve image(x) = right by conjugate gradients, each column for itself, every sum in one fixed order."""
     found, rest = np.zeros_like(right), right.copy()
-    along, size = rest.copy(), _dot(rest, rest)
+    along, size = rest.copy(), np.square(rest).sum(axis=0)
     goal = size * PRECISION**2
     for _ in range(STEPS):
-        if size <= goal:
+        open_ = size > goal
+        if not open_.any():
             break
-        image = (matrix * along).sum(axis=1) + penalty * along
-        step = size / _dot(along, image)
+        moved = image(along)
+        step = np.divide(size, (along * moved).sum(axis=0), out=np.zeros_like(size), where=open_)
         found += step * along
-        rest -= step * image
-        before, size = size, _dot(rest, rest)
-        along = rest + (size / before) * along
+        rest -= step * moved
+        before, size = size, np.square(rest).sum(axis=0)
+        along = rest + np.divide(size, before, out=np.zeros_like(size), where=open_) * along
     return found
 
 
-def _dot(first: FloatArray, second: FloatArray) -> float:
-    return math.fsum((first * second).tolist())
+def _times(matrix: FloatArray, columns: FloatArray) -> FloatArray:
+    """Return matrix @ columns; the entries of a row are added one after the other, as BLAS doesn't."""
+    count = len(matrix)
+    indices = torch.arange(count, dtype=torch.int32).repeat(count)
+    bounds = torch.arange(count + 1) * count
+    dense = SparseCodes(bounds, indices, torch.from_numpy(matrix.ravel()), count, check=False)
+    return product(dense, np.ascontiguousarray(columns))

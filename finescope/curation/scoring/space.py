@@ -38,7 +38,7 @@ from finescope.curation.blocks import (
     weighted_norms,
     with_values,
 )
-from finescope.curation.scoring.base import NothingSharedError, Pick, Seen, SpaceScorer
+from finescope.curation.scoring.base import Background, NothingSharedError, Pick, Seen, SpaceScorer, folds_of
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
 from finescope.ops import sparse_products
@@ -104,7 +104,7 @@ class Space:
         self._norms = Spill(self._count, np.float64)
         self._known = 0  # rows whose norm has been found: whichever pass comes first finds them
         self._features, self._every_row = features, every_row
-        self._background: Any = None
+        self._background: Background | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -146,17 +146,17 @@ class Space:
         """Return ``valid`` of some rows, without a pass."""
         return _valid(weighted_norms(row_access(self.corpus).take(rows), self.weights))
 
-    def background(self) -> Any:
-        """Return x̂ of ``BACKGROUND_ROWS`` rows drawn from all, without those that are not valid, [S,F].
+    def background(self) -> Background:
+        """Return ``BACKGROUND_ROWS`` rows drawn from all, without those that are not valid.
 
-        The same ones each time, so every target set is held against them. scipy CSR, float64.
+        The same ones each time, so every target set is held against them.
         """
         if self._background is None:
             count = min(len(self), BACKGROUND_ROWS)
             rows = np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))
             picked = row_access(self.corpus).take(rows)
             picked = picked[np.flatnonzero(_valid(weighted_norms(picked, self.weights)))]
-            self._background = unit_rows(picked, self.weights)
+            self._background = Background(unit_rows(picked, self.weights), folds_of(picked))
         return self._background
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -252,7 +252,7 @@ class Targets:
     usable: IntArray
     norms: FloatArray
     count: int
-    background: Callable[[], Any]
+    background: Callable[[], Background]
 
     def pick(self, positions: IntArray) -> Pick | None:
         """Return the usable ones among ``positions`` of T; None where there is none."""
