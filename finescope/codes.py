@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from finescope.errors import StoreError
+from finescope.html.notebook import ROWS, notebook
+from finescope.progress import counted
 from finescope.storage.files import map_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _FORMAT = "finescope-sparse-codes"
 _UINT16_LATENTS = 1 << 16
 _MOST_LATENTS = 1 << 31  # latents are int32
+_STRONGEST = 5  # latents of a row that a notebook shows
 
 
 class SparseCodes:
@@ -111,6 +114,25 @@ class SparseCodes:
 
     def __repr__(self) -> str:
         return f"SparseCodes(N={len(self)}, F={self.num_latents}, nnz={self.nnz}, dtype={self.values.dtype})"
+
+    def _repr_html_(self) -> str:
+        """Return the first rows and their strongest latents, for notebooks."""
+        first = self[:ROWS]
+        held = first.indptr.diff().tolist()
+        strongest = []
+        for at in range(len(first)):
+            row = first[at]
+            order = row.values.double().abs().argsort(descending=True, stable=True)[:_STRONGEST]
+            latents, values = row.indices.to(torch.int64)[order].tolist(), row.values.double()[order].tolist()
+            pairs = zip(latents, values, strict=True)
+            strongest.append(", ".join(f"{latent} ({value:.3g})" for latent, value in pairs))
+        return notebook(
+            f"Codes of {counted(len(self), 'row')} over {counted(self.num_latents, 'latent')}",
+            {"row": range(len(first)), "latents": held, f"its strongest {_STRONGEST}, and values": strongest},
+            said=[f"{self.nnz / max(1, len(self)):,.1f} latents a row on average, {self.values.dtype}"],
+            caption="The first rows; rows and latents are counted from 0",
+            more=len(self) - len(first),
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SparseCodes):

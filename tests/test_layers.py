@@ -93,10 +93,7 @@ def test_nothing_imports_in_a_circle() -> None:
     TopologicalSorter(edges).prepare()  # a CycleError names the modules
 
 
-@pytest.mark.parametrize(
-    "folder",
-    ["ops", "sae", "curation", "curation/scoring", "storage", "search", "embeddings", "workflow/stages"],
-)
+@pytest.mark.parametrize("folder", MAPPED)
 def test_the_head_of_a_folder_names_its_files(folder: str) -> None:
     head = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
     named = set(re.findall(r"\w+", head))

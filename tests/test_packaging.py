@@ -22,7 +22,11 @@ import finescope
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = {"page.js", "parts.html.j2", "proof.html.j2", "report.html.j2", "sets.html.j2", "style.css"}
-DATA = {"finescope/py.typed", *(f"finescope/report/templates/{name}" for name in PAGE)}
+DATA = {
+    "finescope/py.typed",
+    "finescope/html/templates/notebook.html.j2",
+    *(f"finescope/report/templates/{name}" for name in PAGE),
+}
 
 
 def test_the_data_of_the_package_are_these() -> None:

@@ -8,54 +8,19 @@ import itertools
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from finescope.html.plain import plain
 from finescope.report.data import About, Measured, Passage
 from finescope.report.figures import draw
 from finescope.report.page import render
-from finescope.report.plain import plain
+from support.html import Page
 from support.runs import a_run
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\'"&\u202egnp.exe\x00\ud800{{ 7*7 }}'
 SHOWN = plain(EVIL)
-
-
-class Page(HTMLParser):
-    """The tags with their attributes, the text of each, and the text outside of tags' names."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.data: list[str] = []
-        self.open: list[str] = []
-        self.inside: dict[str, list[str]] = {}
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}: {attrs}"
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.data.append(data)
-        if self.open:
-            self.inside.setdefault(self.open[-1], []).append(data)
-
-    def all(self, *keys: str) -> list[str]:
-        """The values of some attributes, wherever they stand."""
-        return [attrs[key] or "" for _, attrs in self.tags for key in keys if key in attrs]
 
 
 @pytest.fixture(scope="module")

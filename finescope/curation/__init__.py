@@ -15,7 +15,7 @@ exclusion   rows that are targets themselves
 quality     similarity, diversity, Vendi score, coverage, length bias
 metrics     precision, recall, average precision, lift against labels
 orderstats  quantiles of very many numbers, found by counting
-ranks       the same found by counting, block by block
+ranks       where some rows stand among all, found by counting, block by block: what metrics are made of
 intervals   how much a number would move with other targets
 ranking     where every method puts the rows that are to be found
 compare     methods × metrics with such intervals
@@ -30,7 +30,7 @@ methods. scipy and scikit-learn are imported by the functions that need them.
 
 from finescope.curation.baselines import DenseBaseline, TfidfBaseline, length_scores, random_scores
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
-from finescope.curation.compare import METHODS, MethodResult, average_results, compare_methods
+from finescope.curation.compare import METHODS, Comparison, MethodResult, average_results, compare_methods
 from finescope.curation.exclusion import TargetRows, find_targets, is_target
 from finescope.curation.intervals import (
     Interval,
@@ -83,6 +83,7 @@ __all__ = [
     "SCORERS",
     "STRATEGIES",
     "WEIGHTINGS",
+    "Comparison",
     "Contributions",
     "CorpusScorer",
     "DenseBaseline",

@@ -21,6 +21,8 @@ from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
+from finescope.html.notebook import notebook
+from finescope.progress import counted
 
 METHODS = (
     "default", "contrast+tfidf", "ridge", "contrast", "jaccard", "paper", "tfidf", "tfidf-max",
@@ -63,6 +65,36 @@ class MethodResult:
             },
         }
 
+    def _repr_html_(self) -> str:
+        """Return the line as a table, for notebooks."""
+        return Comparison([self])._repr_html_()
+
+
+class Comparison(list[MethodResult]):
+    """A table of methods: a list of its lines, which notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        """Return the table, for notebooks."""
+        measures = list(dict.fromkeys(name for line in self for name in line.metrics))
+        columns: dict[str, list[Any]] = {"method": [line.name for line in self]}
+        for name in measures:
+            found = [line.metrics.get(name) for line in self]
+            columns[name.replace("_", " ")] = [None if item is None else item.value for item in found]
+            if name == "average_precision":
+                columns["95 % interval"] = [
+                    "" if item is None or item.low == item.high else f"{item.low:.3f} – {item.high:.3f}"
+                    for item in found
+                ]
+        columns["what it is"] = [line.summary for line in self]
+        kinds = dict.fromkeys(line.intervals for line in self)
+        return notebook(
+            f"{counted(len(self), 'method')} compared",
+            columns,
+            said=[f"intervals: {', '.join(kinds)}"] if kinds else [],
+            caption="Methods by average precision, best first",
+            digits=3,
+        )
+
 
 def compare_methods(
     relevant: Any,
@@ -74,7 +106,7 @@ def compare_methods(
     at: Sequence[int] = (10, 100),
     draws: int = 50,
     seed: int = 42,
-) -> list[MethodResult]:
+) -> Comparison:
     """Rank a labelled corpus by every method and measure the rankings.
 
     All methods rank the same rows: those that are not excluded and hold at least one latent. Intervals are
@@ -112,7 +144,7 @@ def compare_methods(
     results = _measured(lines, rows, picks, tuple(at))
     if any(_is_random(method) for method in methods):
         results.append(_random_result(rows, tuple(at), draws, seed))
-    return sorted(results, key=lambda item: -item.metrics["average_precision"].value)
+    return Comparison(sorted(results, key=lambda item: -item.metrics["average_precision"].value))
 
 
 def _line(method: str | Preset | Scorer, spaces: Spaces, targets: Evidence) -> Line | None:
@@ -197,7 +229,7 @@ def _random_result(rows: Rows, at: tuple[int, ...], draws: int, seed: int) -> Me
     return MethodResult("random", "a random order; exact expectation", metrics, "random orders")
 
 
-def average_results(tables: Sequence[Sequence[MethodResult]]) -> list[MethodResult]:
+def average_results(tables: Sequence[Sequence[MethodResult]]) -> Comparison:
     """Average the tables of several target domains, with Student's intervals over the domains.
 
     Args:
@@ -224,4 +256,4 @@ def average_results(tables: Sequence[Sequence[MethodResult]]) -> list[MethodResu
         results.append(
             MethodResult(first.name, first.summary, metrics, f"Student's t over {len(tables)} domains")
         )
-    return sorted(results, key=lambda item: -item.metrics["average_precision"].value)
+    return Comparison(sorted(results, key=lambda item: -item.metrics["average_precision"].value))

@@ -19,11 +19,38 @@ from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selected import Selection
 from finescope.curation.selection import select
 from finescope.errors import InputError
+from finescope.html.notebook import ROWS, notebook
+from finescope.progress import counted
 
 if TYPE_CHECKING:
     from finescope.sae import Autoencoder
 
 _LOG = logging.getLogger(__name__)
+
+
+class CurationResults(dict[str, Any]):
+    """What ``run_curation_pipeline`` returns: a dictionary, of which notebooks show the selected rows."""
+
+    def _repr_html_(self) -> str:
+        """Return the best of the selected rows, for notebooks."""
+        rows = self["selected_indices"][:ROWS]
+        metrics, dropped = self["metrics"], self["selection"].dropped()
+        said = [f"preset: {self['preset']}"]
+        if len(rows):
+            said.append(f"average cosine to the nearest target: {metrics['avg_similarity_to_target']:.3f}")
+        return notebook(
+            f"{counted(len(self['selected_indices']), 'row')} selected of {len(self['similarities']):,} "
+            f"for {counted(len(self['target_embeddings']), 'target')}",
+            {
+                "rank": range(1, len(rows) + 1),
+                "row": rows,
+                "score": self["scores"].score[rows],
+                "its cosine to the nearest target": self["similarities"][rows],
+            },
+            said=[*said, f"not selected: {dropped}"] if dropped else said,
+            caption="The best of them; rows are counted from 0",
+            more=len(self["selected_indices"]) - len(rows),
+        )
 
 
 def run_curation_pipeline(
@@ -33,7 +60,7 @@ def run_curation_pipeline(
     cfg: CurationConfig | None = None,
     *,
     exclude: Any = None,
-) -> dict[str, Any]:
+) -> CurationResults:
     """Embed targets and pool, score the pool, select rows, and measure the selection.
 
     With the supplement's preset this is the supplement's algorithm with its defects repaired: a document is a
@@ -97,7 +124,7 @@ def run_curation_pipeline(
         coverage_threshold=cfg.similarity_threshold,
         seed=cfg.seed,
     )
-    return {
+    found = {
         "selected_indices": selection.indices,
         "selected_similarities": similarity[selection.indices],
         "similarities": similarity,
@@ -110,6 +137,7 @@ def run_curation_pipeline(
         "preset": preset.name,
         "config": cfg.to_dict(),
     }
+    return CurationResults(found)
 
 
 def plain_similarity(

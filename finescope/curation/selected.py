@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from finescope.curation.blocks import IntArray
 from finescope.curation.limits import CODE, REASONS
+from finescope.html.notebook import ROWS, notebook
+from finescope.progress import counted
 
 
 class Reasons:
@@ -76,3 +79,28 @@ class Selection:
             return
         for low in range(0, len(self.reason) or 1, rows):
             yield self.reason[low : low + rows]
+
+    def dropped(self) -> str:
+        """Return in words what became of the rows that aren't selected: ``880 beyond limit, 3 target``."""
+        return ", ".join(
+            f"{count:,} {name.replace('_', ' ')}"
+            for name, count in self.counts.items()
+            if count and name != "selected"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the best of the selected rows, for notebooks."""
+        rows = self.indices[:ROWS]
+        said = [] if self.tokens is None else [f"{counted(self.tokens, 'token')}"]
+        said += [f"not selected: {words}" for words in [self.dropped()] if words]
+        columns: dict[str, Any] = {"rank": np.arange(1, rows.size + 1), "row": rows}
+        if self.resembles:
+            alike = Counter(self.resembles.values())
+            columns["left out because they resemble it"] = [alike[row] for row in rows.tolist()]
+        return notebook(
+            f"{counted(len(self), 'row')} selected of {len(self.reason):,}",
+            columns,
+            said=[*said, *self.unfilled],
+            caption="The best of them; rows are counted from 0",
+            more=len(self) - rows.size,
+        )

@@ -11,9 +11,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import finescope
+from finescope.html import engine
 from finescope.progress import duration
 from finescope.report.explain import remainder
-from finescope.report.plain import plain
 
 if TYPE_CHECKING:
     from finescope.report.data import RunData, ShownRow
@@ -82,27 +82,10 @@ def render_proof(proof: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
 @functools.cache
 def environment() -> Any:
-    """Return the engine of the templates, which escapes whatever comes from data."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("finescope.report"),
-        autoescape=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        decimal=_decimal,
-        evidence=_evidence,
-        fold=_fold,
-        measures=_measures,
-        rest=_rest,
-        settings=_settings,
-        short=_short,
-    )
-    return environment
+    """Return the engine of the report's templates, with filters of their own."""
+    found = engine.environment("finescope.report")
+    found.filters.update(evidence=_evidence, fold=_fold, measures=_measures, rest=_rest, settings=_settings)
+    return found
 
 
 def asset(name: str) -> str:
@@ -130,13 +113,6 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- filters
 
 
-def _decimal(value: Any, digits: int = 3, sign: str = "") -> str:
-    if value is None:
-        return "–"
-    shown = f"{value:{sign},}" if isinstance(value, int) else f"{value:{sign},.{digits}f}"
-    return shown.replace("-", "−")
-
-
 def _fold(text: str) -> tuple[str, str]:
     """A text in two: what is shown, and what is folded away."""
     if len(text) <= FOLD_CHARACTERS:
@@ -144,12 +120,6 @@ def _fold(text: str) -> tuple[str, str]:
     end = text.rfind(" ", FOLD_CHARACTERS * 3 // 4, FOLD_CHARACTERS)
     end = FOLD_CHARACTERS if end < 0 else end
     return text[:end], text[end:]
-
-
-def _short(text: str, length: int) -> str:
-    """A text on one line, cut at its end."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[:length].rstrip()}…"
 
 
 def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:

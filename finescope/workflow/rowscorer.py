@@ -20,6 +20,8 @@ from finescope.embeddings.embedder import sae_fingerprint
 from finescope.embeddings.inmemory import RowEmbedder
 from finescope.embeddings.store import CodeStore
 from finescope.errors import InputError, StoreError
+from finescope.html.notebook import ROWS, notebook
+from finescope.progress import counted
 from finescope.storage.files import map_tensors
 from finescope.storage.identity import differences
 from finescope.workflow.context import open_model
@@ -57,6 +59,27 @@ class RowScores:
 
     def __len__(self) -> int:
         return int(self.score.size)
+
+    def _repr_html_(self) -> str:
+        """Return the first rows, for notebooks."""
+        shown = slice(0, ROWS)
+        without = len(self) - int(np.count_nonzero(self.valid))
+        scores, similarity = (
+            np.where(self.valid, values, np.nan)[shown] for values in (self.score, self.nearest_similarity)
+        )
+        return notebook(
+            f"Scores of {counted(len(self), 'row')}",
+            {
+                "row": np.arange(len(self))[shown],
+                "score": scores,
+                "nearest target": self.nearest_target[shown],
+                "its cosine": similarity,
+                "tokens": self.tokens[shown],
+            },
+            said=[f"without a code, and so without a score: {counted(without, 'row')}"] if without else [],
+            caption="The first rows, in the order in which they were given; larger is nearer to the targets",
+            more=max(0, len(self) - ROWS),
+        )
 
 
 class RowScorer:

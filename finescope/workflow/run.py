@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from finescope.curation.selected import Selection
-from finescope.errors import InputError
+from finescope.errors import FineScopeError, InputError
+from finescope.html.notebook import ROWS as ROWS_SHOWN
+from finescope.html.notebook import notebook
 from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
-from finescope.workflow.context import Context
+from finescope.workflow.context import Context, open_rows
 from finescope.workflow.cost import Estimate, Throughput, estimate
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
@@ -26,6 +29,7 @@ from finescope.workflow.layout import (
     CORPUS_CODES,
     METRICS,
     PLAN,
+    REPORT,
     ROWS,
     SCORES,
     SELECTION,
@@ -70,6 +74,8 @@ class Outcome:
     seconds: float
     bad_rows: int = 0
     """Rows of the corpus that were set aside."""
+    job: Job | None = None
+    """What was asked for."""
 
     @cached_property
     def scored(self) -> Scored:
@@ -87,6 +93,45 @@ class Outcome:
         if not self.bad_rows:
             return []
         return [f"set aside, because they can't be embedded: {counted(self.bad_rows, 'row')}"]
+
+    def _repr_html_(self) -> str:
+        """Return the best of the selected rows and where all of them lie, for notebooks."""
+        said = [f"rows: {self.curated}", f"why: {self.folder / REPORT}", *self.remarks()]
+        columns: dict[str, Any] = {}
+        try:
+            columns = self._best(ROWS_SHOWN)
+        except FineScopeError as error:  # files were moved since
+            said.append(str(error))
+        return notebook(
+            f"{counted(len(self.selection), 'row')} selected of {self.metrics['rows']:,} "
+            f"for {counted(self.metrics['targets'], 'target')}",
+            columns,
+            said=said,
+            caption="The best of them",
+            more=len(self.selection) - ROWS_SHOWN,
+        )
+
+    def _best(self, count: int) -> dict[str, Any]:
+        """Return the columns of the best rows that are shown, with their texts where the job is known.
+
+        Raises:
+            InputError, StoreError: a file of the run isn't there any more.
+        """
+        best = self.selection.indices[:count]
+        picked = self.scored.at(best)
+        found = {
+            "rank": range(1, len(best) + 1),
+            "id": picked.ids,
+            "score": picked.table.score,
+            "nearest target": [picked.nearest_id(at) for at in range(len(best))],
+            "its cosine": picked.table.nearest_similarity,
+        }
+        if self.job is not None and len(best):
+            curated = open_rows(self.job, str(self.curated), id_column="none", lenient=True)
+            texts = [row.content for row in itertools.islice(curated.rows(records=False), len(best))]
+            if len(texts) == len(best):
+                found["text"] = texts
+        return found
 
 
 class Run:
@@ -235,6 +280,7 @@ class Run:
             read_json(folder / METRICS),
             seconds,
             len(context.ledger.facts("embed-corpus").get("bad_rows") or ()),
+            context.job,
         )
 
     def reselect(self) -> Outcome:

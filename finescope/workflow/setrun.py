@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from finescope.errors import InputError
-from finescope.progress import Reporter
+from finescope.html.notebook import notebook
+from finescope.progress import Reporter, counted
 from finescope.storage.files import read_json
 from finescope.workflow.context import Context
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
-from finescope.workflow.layout import ACTIVATIONS, METRICS
+from finescope.workflow.layout import ACTIVATIONS, METRICS, REPORT
 from finescope.workflow.run import Outcome, Run
 from finescope.workflow.sending import sending
 from finescope.workflow.setcontext import SetContext, SetsContext
@@ -56,6 +57,23 @@ class SetsOutcome:
         found = [f"{name}: {outcome.lines()[0]}" for name, outcome in self.sets.items()]
         found += [f"all of them in {self.mixture}"] if self.mixture else []
         return found + next(iter(self.sets.values())).remarks()
+
+    def _repr_html_(self) -> str:
+        """Return a line for each set, for notebooks."""
+        every = list(self.sets.values())
+        said = [f"page: {self.folder / REPORT}", *every[0].remarks()]
+        return notebook(
+            f"Rows selected for {counted(len(every), 'target set')} of {every[0].metrics['rows']:,}",
+            {
+                "set": list(self.sets),
+                "targets": [each.metrics["targets"] for each in every],
+                "selected": [len(each.selection) for each in every],
+                "lowest score": [each.metrics["lowest_selected_score"] for each in every],
+                "rows": [each.curated for each in every],
+            },
+            said=[*said, f"rows of all sets: {self.mixture}"] if self.mixture else said,
+            caption="Each set is an outcome of its own: sets[NAME]",
+        )
 
 
 class SetsRun(Run):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from finescope.curation.blocks import BoolArray, FloatArray, IntArray
+from finescope.html.notebook import ROWS, notebook
+from finescope.progress import counted
 
 
 @dataclass
@@ -45,6 +47,33 @@ class ScoreTable:
     def ranking(self) -> IntArray:
         """Return the valid rows by (score descending, row ascending), int64 [≤N]."""
         return rank_rows(self.score, self.valid)
+
+    def best(self, count: int) -> IntArray:
+        """Return the first rows of the ranking, int64 [≤count], without sorting all of them."""
+        kept = self.valid & ~np.isnan(self.score)
+        held = self.score[kept]
+        if 0 < count < held.size:
+            kept &= self.score >= np.partition(held, held.size - count)[held.size - count]
+        return rank_rows(self.score, kept)[:count]
+
+    def _repr_html_(self) -> str:
+        """Return the best rows, for notebooks."""
+        rows = self.best(ROWS)
+        ranked = int(np.count_nonzero(self.valid & ~np.isnan(self.score)))
+        unranked = len(self) - ranked
+        return notebook(
+            f"Scores of {counted(len(self), 'row')} by {self.scorer}",
+            {
+                "place": np.arange(1, rows.size + 1),
+                "row": rows,
+                "score": self.score[rows],
+                "nearest target": self.nearest_target[rows],
+                "its cosine": self.nearest_similarity[rows],
+            },
+            said=[f"never selected, for want of a code: {counted(unranked, 'row')}"] if unranked else [],
+            caption="The best rows; rows and targets are counted from 0",
+            more=ranked - rows.size,
+        )
 
     def columns(self) -> dict[str, Any]:
         """Return the per-row arrays by name, for a table of all scores."""

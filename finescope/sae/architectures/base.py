@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.errors import InputError
+from finescope.html.notebook import notebook
 from finescope.ops import PackedMatrix, topk_encode
 from finescope.ops.packed import PackedCache
 from finescope.optim import normalise_rows_
+from finescope.progress import counted
 from finescope.sae import composed
 from finescope.sae.architectures import TRAINED, architecture_class
 from finescope.sae.formats import known
 from finescope.sae.formats.checkpoint import Checkpoint, Origin
+from finescope.sae.formats.described import describe
 from finescope.sae.frame import Frame, Undo
 from finescope.sae.objective import Batch, TrainingTerms
 from finescope.sae.ragged import decode_codes
@@ -137,6 +140,19 @@ class Autoencoder(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"{self.architecture}, d_in={self.d_in}, num_latents={self.num_latents}"
+
+    def _repr_html_(self) -> str:
+        """Return what it is, for notebooks: what ``finescope sae info`` says of its files."""
+        shapes = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        about = describe(
+            Checkpoint(self.architecture, shapes, self.cfg.to_dict(), self.frame, self.origin), {}
+        )
+        words = ["; ".join(value) if isinstance(value, list) else str(value) for value in about.values()]
+        return notebook(
+            f"Sparse autoencoder of width {self.d_in:,} with {counted(self.num_latents, 'latent')}",
+            {"what": list(about), "is": words},
+            caption="What is known of it",
+        )
 
     # ------------------------------------------------------------------ in and out
 

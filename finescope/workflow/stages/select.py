@@ -104,13 +104,7 @@ def curated_path(context: Context) -> Path:
 def _say(reporter: Reporter, scored: Scored, selection: Selection, wanted: int | None) -> None:
     reporter.say(f"selected {len(selection):,} of {len(scored):,} rows")
     if wanted is not None and len(selection) < wanted:
-        reasons = ", ".join(
-            f"{count:,} {name.replace('_', ' ')}"
-            for name, count in selection.counts.items()
-            if count and name != "selected"
-        )
-        reporter.say(
-            f"fewer than the {wanted:,} asked for; the others: {reasons or 'there are no more rows'}"
-        )
+        reasons = selection.dropped() or "there are no more rows"
+        reporter.say(f"fewer than the {wanted:,} asked for; the others: {reasons}")
     for words in (*selection.unfilled, *about_targets(scored.targets_in_corpus)):
         reporter.say(words)
