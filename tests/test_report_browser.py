@@ -1,17 +1,21 @@
-"""The page in a real browser: what a person sees, reaches by keyboard, hears read out, and can do with it."""
+"""Every page in a real browser: what a person sees, reaches by keyboard, hears read out, and can do."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from finescope.proof.page import PAGE, write_page
 from finescope.report.data import Passage, RunData
 from finescope.report.figures import draw
 from finescope.report.page import render
+from finescope.report.sets import SetLine, render_sets
 from support.browser import CHROMIUM, Browser, browser
+from support.results import PROOF, results
 from support.runs import a_run
 
 pytestmark = [
@@ -38,6 +42,61 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(replace(row, passage=Passage(row.passage.id, text, 150 * row.rank)))
     rows[4] = replace(rows[4], passage=Passage("i" * 300, "w" * 900, 900), label="l" * 200)
     return write(replace(data, rows=rows), tmp_path_factory.mktemp("page"))
+
+
+def sets_page(folder: Path) -> Path:
+    """The page above three sets, one of which is short of rows."""
+    lines = [
+        SetLine(
+            name,
+            f"sets/{name}/report.html",
+            {
+                "targets": 20,
+                "selected": 1234,
+                "lowest_selected_score": -0.5,
+                "labels": {"selected_precision": 0.75},
+            },
+            None if name == "law" else 123_456,
+            {"law": 7, "n" * 40: 123} if name == "physics" else {},
+            5000 if name == "law" else None,
+        )
+        for name in ("physics", "law", "n" * 40)
+    ]
+    path = folder / "sets.html"
+    settings = {"corpus": ["w" * 300], EVIL: EVIL}
+    path.write_text(render_sets(f"title {EVIL}", EVIL, lines, f"mixture {EVIL}", settings), encoding="utf-8")
+    return path
+
+
+def proof_page(folder: Path) -> Path:
+    """The page of the proof that is in the repository, one of whose topics means ill."""
+    numbers = json.loads(PROOF.read_text(encoding="utf-8"))
+    numbers["plan"]["topics"][0] = EVIL
+    write_page(folder, numbers)
+    return folder / PAGE
+
+
+def notebook_page(folder: Path) -> Path:
+    """All results as a notebook shows them, in its colours."""
+    path = folder / "notebook.html"
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=color-scheme content='light dark'>"
+        "<title>Notebook</title><style>body { background: #fff; color: #222; font: 14px sans-serif }"
+        " @media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }"
+        " :focus-visible { outline: 2px solid }</style>"
+    )
+    path.write_text(head + "".join(results(EVIL).values()), encoding="utf-8")
+    return path
+
+
+MADE = {"sets": sets_page, "proof": proof_page, "notebook": notebook_page}
+PAGES = ["report", *MADE]
+
+
+@pytest.fixture(scope="module")
+def pages(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All kinds of page, by name."""
+    return {"report": page, **{name: make(tmp_path_factory.mktemp(name)) for name, make in MADE.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +133,11 @@ def put(chromium: Browser, field: str, value: str) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_asked_for_run_or_complained_about(
-    chromium: Browser, page: Path, width: int, dark: bool
+    chromium: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
+    page = pages[name]
     chromium.open(page, width=width, dark=dark)
     assert chromium.run("window.ran === undefined")
     asked = [
@@ -91,8 +152,11 @@ def test_nothing_is_asked_for_run_or_complained_about(
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_hangs_over_the_edge(chromium: Browser, page: Path, width: int) -> None:
-    chromium.open(page, width=width)
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_hangs_over_the_edge(
+    chromium: Browser, pages: dict[str, Path], name: str, width: int
+) -> None:
+    chromium.open(pages[name], width=width)
     assert chromium.run("document.documentElement.scrollWidth") <= width
     beyond = chromium.run(
         "Array.from(document.querySelectorAll('svg text')).filter(text => {"
@@ -136,11 +200,14 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_word_stands_out_from_its_ground(chromium: Browser, page: Path, dark: bool) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_every_word_stands_out_from_its_ground(
+    chromium: Browser, pages: dict[str, Path], name: str, dark: bool
+) -> None:
     """The contrast that WCAG 2.1 AA asks for, 4.5, as the browser has computed the colours."""
-    chromium.open(page, "#latent-3", dark=dark)
+    chromium.open(pages[name], "#latent-3" if name == "report" else "", dark=dark)
     found = chromium.run(CONTRAST)
-    assert found["seen"] > 200
+    assert found["seen"] > (200 if name == "report" else 30)
     assert found["low"] == []
     dark_ground = chromium.run("getComputedStyle(document.body).backgroundColor")
     assert (dark_ground == "rgb(255, 255, 255)") is not dark
@@ -163,6 +230,36 @@ def test_a_screen_reader_finds_its_way(chromium: Browser, page: Path) -> None:
     for role, name in nodes:
         if role in ("link", "region", "table", "DisclosureTriangle"):
             assert name, role
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_whatever_has_a_name_is_called_by_it(chromium: Browser, pages: dict[str, Path], name: str) -> None:
+    chromium.open(pages[name])
+    nodes = chromium.accessible()
+    assert any(role == "table" for role, _ in nodes)
+    for role, words in nodes:
+        if role in ("link", "region", "table", "image", "img", "heading"):
+            assert words, role
+    if name != "notebook":
+        landmarks = ["banner", "main", "contentinfo"]
+        assert [role for role, _ in nodes if role in landmarks] == landmarks
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_can_be_scrolled_can_be_reached_and_is_named(
+    chromium: Browser, pages: dict[str, Path], name: str
+) -> None:
+    """Nobody without a mouse or a finger could see the rest of it."""
+    chromium.open(pages[name], width=400)
+    found = chromium.run(
+        "document.querySelectorAll('details').forEach(one => { one.open = true; }),"
+        " Array.from(document.querySelectorAll('body *')).filter(box => box.scrollWidth > box.clientWidth"
+        " && ['auto', 'scroll'].includes(getComputedStyle(box).overflowX))"
+        ".map(box => [box.outerHTML.slice(0, 80), box.tabIndex, box.getAttribute('role'),"
+        " box.getAttribute('aria-label')])"
+    )
+    assert found
+    assert [box for box in found if box[1] != 0 or box[2] != "group" or not box[3]] == []
 
 
 PARTS = ["What was asked", "How good is the selection?", "Figures", "Selected rows", "Settings"]
@@ -310,15 +407,36 @@ def test_a_link_to_a_row_leads_there_when_others_come_back(chromium: Browser, pa
     assert 0 <= top < 900
 
 
+@pytest.mark.parametrize("name", ["report", "sets", "proof"])
+def test_on_a_desk_no_table_hides_a_column(chromium: Browser, pages: dict[str, Path], name: str) -> None:
+    chromium.open(pages[name], width=1200)
+    hidden = chromium.run(
+        "Array.from(document.querySelectorAll('.scroll')).filter(box => box.querySelector('table'))"
+        ".map(box => box.scrollWidth - box.clientWidth)"
+    )
+    assert hidden
+    assert max(hidden) <= 0
+
+
+CAPTIONS = {
+    "report": {"Quality of the selection", "Methods on this target domain"},
+    "sets": {"What was selected for each set"},
+    "proof": {"ridge+tfidf+dense-whitened against each rival", "After 3,072 tokens of chosen rows"},
+}
+
+
 @pytest.mark.parametrize("width", [360, 390, *WIDTHS])
-def test_what_a_table_says_first_is_on_the_screen(chromium: Browser, page: Path, width: int) -> None:
-    chromium.open(page, width=width)
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_what_a_table_says_first_is_on_the_screen(
+    chromium: Browser, pages: dict[str, Path], name: str, width: int
+) -> None:
+    chromium.open(pages[name], width=width)
     ends = chromium.run(
         "Array.from(document.querySelectorAll('tbody tr')).map(row => ["
         "row.closest('table').caption.innerText, row.cells[0].innerText,"
         "row.cells[1].getBoundingClientRect().right])"
     )
-    assert {"Quality of the selection", "Methods on this target domain"} <= {end[0] for end in ends}
+    assert CAPTIONS[name] <= {end[0] for end in ends}
     assert [end for end in ends if end[2] > width] == []
     scrolled = chromium.run(
         "Array.from(document.querySelectorAll('.scroll')).filter(box => box.querySelector('table'))"
