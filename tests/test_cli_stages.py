@@ -159,3 +159,20 @@ def test_tokens_announced_are_counted_and_the_default_layer_is_named(job: Path, 
     assert f"about {manifest['stages']['train']['tokens']:,} tokens" in result.stderr
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "the last block, encoder.layer." in page
+
+
+def test_an_architecture_is_trained_by_its_name(job: Path, tmp_path: Path) -> None:
+    model = ["--model", job / "model", "--layer", "layers.0"]
+    made = invoke("activations", *model, "--corpus", job / "corpus.jsonl", "--out", tmp_path / "acts")
+    assert made.exit_code == 0, made.stderr
+    for architecture in ("batchtopk", "jumprelu"):
+        out = tmp_path / architecture
+        sizes = ["--architecture", architecture, "--num-latents", 64, "-k", 4, "--epochs", 1]
+        result = invoke("train", tmp_path / "acts", "--out", out, *sizes, "-q")
+        assert result.exit_code == 0, result.stderr
+        told = json.loads(invoke("sae", "info", out, "--json").stdout)
+        assert (told["architecture"], told["latents"]) == (architecture, 64)
+    refused = invoke("train", tmp_path / "acts", "--out", tmp_path / "no", "--architecture", "pca")
+    assert refused.exit_code == 2
+    assert "sae.architecture must be one of topk, batchtopk, " in refused.stderr
+    assert not (tmp_path / "no").exists()

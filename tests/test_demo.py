@@ -85,6 +85,20 @@ def test_synthetic_demo_finds_its_domain(tmp_path: Path) -> None:
     assert float(found.group(1)) > 90  # the document reports 45, chance is 20
 
 
+def test_synthetic_data_of_another_run_stay_unless_they_are_to_be_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("finescope.demo.synthetic.synthetic_demo", lambda *_, **given: asked.append(given))
+    for options in ((), ("--fresh", "--samples", "60")):
+        result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path), *options], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+    assert [(given["fresh"], given["samples"]) for given in asked] == [(False, 1000), (True, 60)]
+    refused = CliRunner().invoke(main, ["demo", "--samples", "9"])
+    assert refused.exit_code == 2
+    assert "--samples" in refused.stderr
+
+
 def fake_docstrings(**_: Any) -> list[Docstring]:
     rows = [("asyncio", row) for row in rows_of("animals", 70)] + [
         ("email", row) for row in rows_of("sky", 90)
@@ -114,6 +128,9 @@ def test_text_demo_measures_several_topics(tmp_path: Path, monkeypatch: pytest.M
     assert not set(picked) & {json.loads(line)["id"] for line in seeds}
     topics = json.loads((tmp_path / "out" / "topics.json").read_text())
     assert topics["topics"] == ["asyncio", "email"]
+    result = CliRunner().invoke(main, [*arguments, "--topics", "1"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert "Means over 1 topic (asyncio)" in result.stdout
 
 
 @pytest.mark.parametrize(("full", "most", "topics"), [(False, 60, 4), (True, 150, 12)])

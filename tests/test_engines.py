@@ -6,18 +6,23 @@ given isn't the plan; work is done ahead of whoever takes the results.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from click.testing import Result as Invoked
 
+from finescope.cli import main
 from finescope.corpus.plan import Planner, Shard
 from finescope.embeddings import CodeStore
 from finescope.progress import Reporter
 from finescope.workflow import context
 from finescope.workflow.engines.engine import Result, Work
 from finescope.workflow.engines.local import Local
+from finescope.workflow.engines.ray import Ray
 from finescope.workflow.job import Job
 from finescope.workflow.run import Run
 from support.cli_job import save_job
@@ -86,3 +91,64 @@ def test_work_waits_until_its_result_is_asked_for() -> None:
     assert done == []
     next(results)
     assert done == [0]
+
+
+def invoke(job: Path, out: Path, *options: str) -> Invoked:
+    words = [
+        "curate", "--model", job / "model", "--layer", "layers.0", "--targets", job / "seeds.jsonl",
+        "--corpus", job / "corpus.jsonl", "--out", out, "-k", 5, "--device", "cpu", "--draws", 0,
+        "--set", "training.num_epochs=1", "-q", *options,
+    ]  # fmt: skip
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--address", "auto"),
+        ("--worker-gpus", "1"),
+        ("--worker-cpus", "2"),
+        ("--engine", "processes", "--address", "auto"),
+        ("--engine", "local", "--worker-gpus", "0.5"),
+    ],
+)
+def test_options_of_a_cluster_go_with_its_engine(job: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    refused = invoke(job, tmp_path / "out", *options)
+    assert refused.exit_code == 2
+    assert "--address, --worker-cpus and --worker-gpus go with --engine ray" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_engines_are_checked_and_handed_on(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, words in (
+        (("--engine", "spark"), "'spark' is not one of"),
+        (("--engine", "local", "--workers", "2"), "--workers"),
+        (("--engine", "ray", "--worker-gpus", "-1"), "--worker-gpus"),
+    ):
+        refused = invoke(job, tmp_path / "out", *options)
+        assert refused.exit_code == 2, options
+        assert words in refused.stderr
+    asked: list[Ray] = []
+
+    def over(self: Ray, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
+        asked.append(self)
+        return Local().over(work, shards)
+
+    monkeypatch.setattr(Ray, "over", over)
+    cluster = ("--address", "10.0.0.7:6379", "--workers", "3", "--worker-cpus", "2", "--worker-gpus", "0.5")
+    done = invoke(job, tmp_path / "out", "--engine", "ray", *cluster)
+    assert done.exit_code == 0, done.stderr
+    assert {(one.address, one.workers, one.cpus, one.gpus, one.device) for one in asked} == {
+        ("10.0.0.7:6379", 3, 2.0, 0.5, "cpu")
+    }
+
+
+def test_without_ray_its_engine_says_how_to_have_it(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = invoke(job, tmp_path / "out", "--engine", "ray")
+    assert refused.exit_code == 1
+    assert "pip install 'finescope[ray]'" in refused.stderr

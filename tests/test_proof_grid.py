@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from finescope.cli import main
 from finescope.errors import InputError
@@ -365,3 +365,35 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["prove", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "o")])
     assert result.exit_code == 1
     assert "arms" in result.stderr
+
+
+def test_so_far_trains_nothing_and_draws_share_the_work(tmp_path: Path) -> None:
+    corpus(tmp_path / "corpus.jsonl")
+    make_model("llama-lm").save_pretrained(tmp_path / "model")
+    make_tokenizer(bos=False).save_pretrained(tmp_path / "model")
+    values = plan(tmp_path, arms=["none", "random", "domain"], seeds=2, budgets=[40], curve=[40]).to_dict()
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values | {"model": str(tmp_path / "model")}))
+
+    def prove(*options: str) -> Result:
+        words = ["prove", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out"), "-q", *options]
+        return CliRunner().invoke(main, words)
+
+    nothing = prove("--so-far")
+    assert nothing.exit_code == 1
+    assert "no topic is done yet with all of its arms" in nothing.stderr
+    assert not (tmp_path / "out" / PAGE).exists()
+    done = prove("--draw", "2")
+    assert done.exit_code == 0, done.stderr
+    runs = sorted((tmp_path / "out/runs").glob("*.json"))
+    assert len(runs) == 6
+    times = [path.stat().st_mtime_ns for path in runs]
+    (tmp_path / "out" / PAGE).unlink()
+    found = prove("--so-far")
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout == done.stdout
+    assert "after 40 tokens" in found.stdout
+    assert sorted((tmp_path / "out/runs").glob("*.json")) == runs
+    assert [path.stat().st_mtime_ns for path in runs] == times
+    numbers = json.loads((tmp_path / "out" / NUMBERS).read_text())
+    assert (numbers["summary"]["draws"], len(numbers["runs"])) == (1, 6)
+    assert (tmp_path / "out" / PAGE).is_file()

@@ -82,6 +82,25 @@ def test_it_is_said_to_people_and_to_machines(tmp_path: Path) -> None:
         status(tmp_path / "codes")
 
 
+def test_it_is_said_again_until_all_is_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = in_work(tmp_path)
+    waited: list[float] = []
+
+    def meanwhile(seconds: float) -> None:
+        waited.append(seconds)
+        for number in range(1, min(2 * len(waited), 5) + 1):
+            (folder / f"shard-{number:05}.json").write_text(json.dumps({"rows": 10}))
+
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    words = ["status", str(tmp_path), "--json", "--every", "7.5"]
+    lines = CliRunner().invoke(main, words, catch_exceptions=False).stdout.splitlines()
+    assert [json.loads(line)["shards_done"] for line in lines] == [2, 4, 5, 6]
+    assert waited == [7.5] * 3
+    refused = CliRunner().invoke(main, ["status", str(tmp_path), "--every", "0"])
+    assert refused.exit_code == 2
+    assert "--every" in refused.stderr
+
+
 def test_a_run_says_how_far_it_is_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

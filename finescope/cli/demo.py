@@ -115,7 +115,7 @@ def _synthetic(out: Path, quiet: bool, given: dict[str, Any]) -> None:
 def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
     from finescope.cli.evaluate import table_of
     from finescope.demo.text import text_demo
-    from finescope.progress import Reporter, duration
+    from finescope.progress import Reporter, counted, duration
 
     found = text_demo(
         out,
@@ -129,7 +129,7 @@ def _text(out: Path, quiet: bool, given: dict[str, Any]) -> None:
         settings={"preset": given["preset"]},
     )
     click.echo(f"\n{found.topics[0]}: {len(found.outcome.selection):,} rows in {found.outcome.curated}")
-    click.echo(f"\nMeans over {len(found.topics)} topics ({', '.join(found.topics)}):\n")
+    click.echo(f"\nMeans over {counted(len(found.topics), 'topic')} ({', '.join(found.topics)}):\n")
     click.echo(table_of([line.to_dict() for line in found.averaged]))
     ahead = found.ahead()
     counts = "; ".join(f"{name} {found.wins(name)}" for name in ahead)  # names hold commas
