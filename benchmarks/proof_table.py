@@ -1,12 +1,14 @@
 """What README.md and docs/pages/proof.md say of the proof: ``python -m benchmarks.proof_table FOLDER``.
 
 FOLDER is the ``--out`` of `finescope prove benchmarks/proof/plan.yaml`; its numbers and figures are copied to
-benchmarks/proof/. Without FOLDER the tables are made again from those.
+benchmarks/proof/. Without FOLDER the tables are made again from those. The README's table has beside them, of
+the same methods, the retrieval that docs/pages/scorers.md says.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from finescope.progress import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD = ROOT / "benchmarks/proof"
+SCORERS = ROOT / "docs/pages/scorers.md"
 BEGIN, END = "<!-- proof:begin -->", "<!-- proof:end -->"
 KEPT = ("proof.json", "proof-arms.png", "proof-curve.png")
 COLUMNS = (
@@ -37,6 +40,21 @@ NAMES = {
     "ridge+tfidf+dense-whitened": "ridge on codes, TF-IDF and whitened dense, summed",
 }
 
+# Lines of the README's table: an arm of the proof, and by which option scorers.md has the same method. Where
+# there is no arm it is named after the first column there.
+METHODS = (
+    ("domain", None),
+    ("ridge+tfidf+dense-whitened", "--preset default"),
+    (None, "--scorer dense-whitened"),
+    ("contrast", "--preset contrast"),
+    ("dense", "--scorer dense"),
+    ("tfidf", "--scorer tfidf"),
+    ("paper", "--preset paper"),
+    ("random", "--scorer random"),
+)
+MODELS = ("MiniLM", "SmolLM2")
+"""What the columns of retrieval begin with, there and here."""
+
 
 def _signed(found: dict[str, float]) -> str:
     return f"{found['value']:+.3f} ({found['low']:+.3f} – {found['high']:+.3f})".replace("-", "−")
@@ -48,25 +66,21 @@ def _name(line: dict[str, Any]) -> str:
     return words + (", from a pool with planted rows" if line["noisy"] else "")
 
 
-def table(numbers: dict[str, Any], *, whole: bool) -> str:
-    """Return arms and tests as Markdown.
+def _times(times: dict[str, Any] | None) -> str:
+    return f"{'≥ ' if times['ended'] else ''}{times['value']:.1f} ×" if times else "–"
 
-    Args:
-        numbers: of ``proof.json``.
-        whole: every arm and both budgets, not only the largest budget of the clean pool.
-    """
+
+def table(numbers: dict[str, Any]) -> str:
+    """Return arms and tests of ``proof.json`` as Markdown."""
     plan, summary = numbers["plan"], numbers["summary"]
-    budgets = plan["budgets"] if whole else [max(plan["budgets"])]
     primary, parts = plan["primary"], []
-    for budget in map(str, budgets):
+    for budget in map(str, plan["budgets"]):
         head = f"rows chosen by, {int(budget):,} tokens", *COLUMNS
         rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for line in summary["arms"]:
-            if not whole and (line["noisy"] or "@" in line["arm"]):
-                continue
-            at, times = line["budgets"][budget], line["multiplier"].get(budget)
+            at = line["budgets"][budget]
             mark = "**" if line["arm"] == primary and not line["noisy"] else ""
-            more = f"{'≥ ' if times['ended'] else ''}{times['value']:.1f} ×" if times else "–"
+            more = _times(line["multiplier"].get(budget))
             beyond = "" if line["arm"] == "random" and not line["noisy"] else _signed(at["beyond_random"])
             rows.append(
                 f"| {mark}{_name(line)}{mark} | {mark}{at['held_out']:.3f}{mark} | {beyond} | {more} | "
@@ -93,13 +107,80 @@ def table(numbers: dict[str, Any], *, whole: bool) -> str:
     return "\n\n".join(parts)
 
 
+def retrieval(text: str) -> dict[str, tuple[str, list[str]]]:
+    """Return by option the name and the mean average precisions that a page's table gives, one a model.
+
+    Raises:
+        ValueError: the page has no such table, or another column where a model should be.
+    """
+    lines = iter(text.splitlines())
+    head = next((_cells(line) for line in lines if line.startswith("| method | chosen by |")), None)
+    if head is None or [name.split(",")[0] for name in head[2:4]] != list(MODELS):
+        raise ValueError(f"no table of methods with {' and '.join(MODELS)} in its third and fourth column")
+    next(lines)
+    found = {}
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        name, option, *values = _cells(line)
+        means = [re.search(r"\.\d+", value) for value in values[:2]]
+        found[option.strip("`")] = name.strip("*"), [mean[0] if mean else "" for mean in means]
+    return found
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def summary_table(numbers: dict[str, Any], found: dict[str, tuple[str, list[str]]]) -> str:
+    """Return what methods find and what a model learns from it, as Markdown, with the tests in a sentence.
+
+    Args:
+        numbers: of ``proof.json``.
+        found: of ``retrieval``.
+
+    Raises:
+        KeyError: a method that the proof or the table of retrieval lacks.
+    """
+    plan, summary = numbers["plan"], numbers["summary"]
+    budget = str(max(plan["budgets"]))
+    arms = {line["arm"]: line for line in summary["arms"] if not line["noisy"]}
+    head = (
+        "rows chosen by", "option", *(f"finds, {model}" for model in MODELS),
+        "teaches: loss below random rows'", "random tokens for that loss",
+    )  # fmt: skip
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm, option in METHODS:
+        words, means = found[option] if option else ("", ["", ""])
+        words = words if arm is None else NAMES[arm]
+        taught = ["", ""]
+        if arm is not None:
+            at = arms[arm]["budgets"][budget]
+            if arm != "random":
+                beyond = f"{at['beyond_random']['value']:+.3f}".replace("-", "−")
+                taught = [beyond, _times(arms[arm]["multiplier"].get(budget))]
+        mark = "**" if arm == plan["primary"] else ""
+        cells = [words, f"`{option}`" if option else "", *means, *taught]
+        rows.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else " " for cell in cells) + " |")
+    tests = "; ".join(
+        f"{NAMES.get(test['rival'], test['rival']).partition(',')[0]} by {_signed(test['difference'])}, "
+        f"ahead on {test['better_on']} of {len(test['topics'])}, p = {test['holm']:.2g}"
+        for test in summary["tests"]
+    )
+    return (
+        "\n".join(rows)
+        + f"\n\nThe sum's loss, the mean over {len(plan['budgets'])} budgets and {summary['topics']} topics, "
+        + f"is below that of {tests} (p by sign flips, Holm)."
+    )
+
+
 def documents(numbers: dict[str, Any]) -> dict[Path, str]:
     """What the files should hold that have the markers."""
-    found = {}
-    for path, whole in ((ROOT / "README.md", False), (ROOT / "docs/pages/proof.md", True)):
-        text = path.read_text(encoding="utf-8")
-        found[path] = insert(text, table(numbers, whole=whole), BEGIN, END)
-    return found
+    parts = {
+        ROOT / "README.md": summary_table(numbers, retrieval(SCORERS.read_text(encoding="utf-8"))),
+        ROOT / "docs/pages/proof.md": table(numbers),
+    }
+    return {path: insert(path.read_text(encoding="utf-8"), part, BEGIN, END) for path, part in parts.items()}
 
 
 def main() -> None:

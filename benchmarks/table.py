@@ -38,7 +38,7 @@ ROWS = [
 ]
 # Its columns, and what the benchmarks call that competitor.
 COLUMNS = {
-    "torch": ("torch float32", "torch.sparse", "dense autograd"),
+    "torch": ("torch float32", "torch.sparse", "sparse backward, embedding_bag"),
     "torch, bfloat16": ("torch bfloat16",),
     "faiss-cpu": ("faiss IndexFlatIP",),
     "scipy": ("scipy",),
@@ -86,27 +86,39 @@ def _sizes(name: str) -> dict[str, str]:
 
 
 def summary(held: list[dict[str, Any]]) -> str:
-    """The README's table; where two machines were measured a cell holds both, in the order they are named.
+    """The README's table: a column a competitor on the first machine, and one for each of the other machines.
+
+    Those say how many times longer the fastest of the competitors takes there.
 
     Raises:
-        ValueError: a row or column that no result has.
+        ValueError: a row or column that the first machine's result lacks.
     """
-    rows = [["", *COLUMNS]]
+    first, *others = held
+    rows = [["", *COLUMNS, *(f"fastest of these with {one['machine']['isa']}" for one in others)]]
     seen: set[str] = set()
     for words, name in ROWS:
-        measured = [result["ratio"].get(name, {}) for result in held]
-        if not any(measured):
-            raise ValueError(f"no result has {name}")
-        cells = []
-        for column, peers in COLUMNS.items():
-            shown = [next((_number(one[peer]) for peer in peers if peer in one), "–") for one in measured]
-            missing = set(shown) == {"–"}
-            seen |= set() if missing else {column}
-            cells.append("" if missing else " · ".join(shown))
-        rows.append([words.format(**_sizes(name)), *cells])
+        measured = [_of_columns(result["ratio"].get(name, {})) for result in held]
+        if not measured[0]:
+            raise ValueError(f"the result of {machine(first)} lacks {name}")
+        seen |= measured[0].keys()
+        cells = [_number(measured[0][column]) if column in measured[0] else "" for column in COLUMNS]
+        least = [_number(min(found.values())) if found else "–" for found in measured[1:]]
+        rows.append([words.format(**_sizes(name)), *cells, *least])
     if absent := COLUMNS.keys() - seen:
-        raise ValueError(f"no result has {', '.join(sorted(absent))}")
-    return _table(rows) + "\n\n" + "; ".join(machine(result) for result in held) + "."
+        raise ValueError(f"the result of {machine(first)} lacks {', '.join(sorted(absent))}")
+    named = f"Each competitor: {machine(first)}."
+    if others:
+        named += f" The last columns: {'; '.join(map(machine, others))}."
+    return f"{_table(rows)}\n\n{named}"
+
+
+def _of_columns(ratios: dict[str, float]) -> dict[str, float]:
+    """By column the ratio of its competitor, where it was measured."""
+    found = {
+        column: next((ratios[peer] for peer in peers if peer in ratios), None)
+        for column, peers in COLUMNS.items()
+    }
+    return {column: ratio for column, ratio in found.items() if ratio is not None}
 
 
 def document(held: list[dict[str, Any]]) -> str:

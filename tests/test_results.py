@@ -42,21 +42,31 @@ def test_the_newest_of_each_machine_counts(tmp_path: Path) -> None:
         (tmp_path / f"{date}-{isa}.json").write_text(json.dumps(result(date, isa, ratio)))
     held = table.results(tmp_path)
     lines = table.summary(held).splitlines()
-    assert lines[2].endswith("| 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 | 3 · 2 |")
+    assert lines[0].endswith("| sparse_dot_topn | fastest of these with avx2 |")
+    assert lines[2].endswith("| 3 | 3 | 3 | 3 | 3 | 2 |")
     wide, narrow = "amx (torch 2, finescope 0, 2025-01-01)", "avx2 (torch 2, finescope 0, 2026-01-02)"
-    assert lines[-1] == f"P, 2 threads, {wide}; P, 2 threads, {narrow}."
+    assert lines[-1] == f"Each competitor: P, 2 threads, {wide}. The last columns: P, 2 threads, {narrow}."
     assert table.document(held).count("| 0.5 |") == 2 * len(table.ROWS)
+
+
+def test_of_the_other_machines_the_fastest_competitor_counts() -> None:
+    first, other = result("2026-01-02", "amx", 4.0), result("2026-01-01", "avx2", 5.0)
+    (_, name), *rest = table.ROWS
+    other["ratio"][name] |= {"torch bfloat16": 0.5, "numpy": 0.1}  # type: ignore[index]
+    del other["ratio"][rest[0][1]]  # type: ignore[attr-defined]
+    lines = table.summary([first, other]).splitlines()  # type: ignore[list-item]
+    assert [line.rpartition(" | ")[2] for line in lines[2:5]] == ["0.5 |", "– |", "5 |"]
 
 
 def test_a_row_or_a_column_without_results_is_an_error() -> None:
     whole = result("2026-01-01", "avx2", 2.0)
     del whole["ratio"][table.ROWS[3][1]]  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="no result has sparse_cosine_topk"):
+    with pytest.raises(ValueError, match=r"P, 2 threads, avx2 .* lacks sparse_cosine_topk"):
         table.summary([whole])  # type: ignore[list-item]
     whole = result("2026-01-01", "avx2", 2.0)
     for ratios in whole["ratio"].values():  # type: ignore[attr-defined]
         del ratios["scipy"]
-    with pytest.raises(ValueError, match="no result has scipy"):
+    with pytest.raises(ValueError, match="lacks scipy"):
         table.summary([whole])  # type: ignore[list-item]
 
 
@@ -72,3 +82,24 @@ def test_the_tables_of_the_proof_are_those_of_its_numbers() -> None:
     numbers = json.loads((proof_table.HELD / "proof.json").read_text(encoding="utf-8"))
     for path, text in proof_table.documents(numbers).items():
         assert path.read_text() == text, f"{path} is of other results; run python -m benchmarks.proof_table"
+
+
+def test_the_readme_takes_retrieval_from_the_page_on_scorers() -> None:
+    page = proof_table.SCORERS.read_text(encoding="utf-8")
+    found = proof_table.retrieval(page)
+    assert [option for _, option in proof_table.METHODS if option and option not in found] == []
+    name, (first, second) = found["--preset default"]
+    assert f"| **{name}** | `--preset default` | **{first}**" in page
+    changed = page.replace(f"| `--preset default` | **{first}**", "| `--preset default` | **.123**")
+    numbers = json.loads((proof_table.HELD / "proof.json").read_text(encoding="utf-8"))
+    lines = proof_table.summary_table(numbers, proof_table.retrieval(changed)).splitlines()
+    assert f"| **`--preset default`** | **.123** | **{second}** |" in lines[3]
+    for broken in ("", page.replace("| MiniLM, last block |", "| BERT |")):
+        with pytest.raises(ValueError, match="no table of methods with MiniLM and SmolLM2"):
+            proof_table.retrieval(broken)
+
+
+def test_the_readme_fits_on_a_screen_or_two() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 90
+    assert sum(line.startswith("![") for line in lines) == 1
