@@ -26,7 +26,7 @@ from finescope.corpus import files
 from finescope.curation.limits import SelectionConfig
 from finescope.progress import Reporter
 from finescope.storage.files import read_json
-from finescope.workflow import probe
+from finescope.workflow import head
 from finescope.workflow.cost import Estimate, Throughput, Workload, estimate
 from finescope.workflow.run import Run
 from finescope.workflow.setrun import of_job
@@ -94,7 +94,7 @@ def test_tokens_are_those_of_the_manifest(
     trained = stages["train"]
     assert before.load.trained_tokens == trained["tokens"] * trained["training"]["num_epochs"]
     assert before.load.latents == trained["latents"]
-    monkeypatch.setattr(probe, "COUNTED_ROWS", 100)  # an eighth of the rows tells of the others
+    monkeypatch.setattr(head, "COUNTED_ROWS", 100)  # an eighth of the rows tells of the others
     found = Run(job_of(job, tmp_path / "out"), QUIET).estimate()
     assert found.load.tokens == pytest.approx(before.load.tokens, rel=0.02)
 

@@ -29,6 +29,7 @@ from finescope.progress import Reporter
 from finescope.sae import SparseAutoencoder
 from finescope.workflow import context
 from finescope.workflow.job import Job
+from finescope.workflow.probe import PROBE_COPIES, PROBE_ROWS
 from finescope.workflow.run import Run
 from support.cli_job import make_wild, save_job
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
@@ -131,13 +132,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_job(tmp_path_factory.mktemp("job"))
 
 
-def run(folder: Path, out: Path, **settings: Any) -> Run:
+def run(folder: Path, out: Path, reporter: Reporter | None = None, **settings: Any) -> Run:
     asked = {
         "model": str(folder / "model"), "layer": "layers.0", "targets": str(folder / "seeds.jsonl"),
         "corpus": [str(folder / "corpus.jsonl")], "out": str(out), "device": "cpu", "draws": 0,
         "training": {"num_epochs": 1}, "selection": {"k": 5}, **settings,
     }  # fmt: skip
-    return Run(Job.from_dict(asked), Reporter(quiet=True))
+    return Run(Job.from_dict(asked), reporter or Reporter(quiet=True))
 
 
 def ids_of(path: Path) -> set[str]:
@@ -154,6 +155,18 @@ def test_a_run_sends_every_row_through_the_model_once(
     assert set(counted.windows.values()) == {1}
     stored = ActivationStore(tmp_path / "out" / "activations")
     assert (len(stored) == 120) == (train_tokens > 300)
+
+
+def test_a_run_that_says_how_long_it_takes_times_the_model_on_a_few_rows_and_says_that(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = Counted(monkeypatch)
+    run(job, tmp_path / "out", Reporter()).curate()
+    timed = {name for (name, _), times in counted.windows.items() if times > 1}
+    assert len(timed) == PROBE_ROWS
+    assert {counted.windows[name, 0] for name in timed} == {1 + PROBE_COPIES}
+    assert counted.documents() == ids_of(job / "corpus.jsonl") | ids_of(job / "seeds.jsonl")
+    assert f"by the model's time on {PROBE_ROWS} rows" in capsys.readouterr().err
 
 
 def test_a_finished_run_loads_no_model(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

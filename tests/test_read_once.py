@@ -101,11 +101,12 @@ WORDS = {"scorer": "contrast+tfidf", "label_column": "label"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"label_column": "label"}, WORDS], ids=["codes", "table", "words"])
+@pytest.mark.parametrize("quiet", [True, False])
 def test_texts_are_read_by_what_needs_them(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], quiet: bool
 ) -> None:
     watched = Watched(monkeypatch)
-    Run(job(folder, tmp_path / "out", **settings), QUIET).curate()
+    Run(job(folder, tmp_path / "out", **settings), Reporter(quiet=quiet)).curate()
     assert dict(watched.rows).keys() <= {"check", "activations", "embed-corpus", "report"}
     assert [watched.passes[name] for name in ("check", "activations", "embed-corpus")] == [1, 1, 1]
     assert [watched.rows[name] for name in ("score", "select", "evaluate", "manifest")] == [0] * 4

@@ -17,6 +17,7 @@ from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.engines.local import Local
+from finescope.workflow.head import Head
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CODES, CORPUS_CODES, PLAN, SAE, SCORER, SCORES, SINKS_BESIDE
@@ -117,6 +118,7 @@ class Context:
         self.refused: dict[str, Refused] = {}
         self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
+        self._head: Head | None = None
         self._scored: tuple[Any, Scored] | None = None
         self.corpus = self._open_corpus()
         self.targets = self._open_targets()
@@ -157,7 +159,9 @@ class Context:
         self._labels[name] = labels
         columns = [] if self.job.label_column is None else [self.job.label_column]
         bad: list[BadRow] = []
+        head = Head()
         for number, row in enumerate(self.rows(name).rows(columns=columns, output=output)):
+            head.see(row)
             labels.see(row)
             if row.messages is not None and self.job.model:
                 try:
@@ -169,6 +173,8 @@ class Context:
                         [*bad, BadRow(number, row.place, row.id, str(error.__cause__))], self.job.max_bad_rows
                     )
             yield row
+        if name == "corpus":
+            self._head = head
 
     @property
     def output_ending(self) -> str:
@@ -285,10 +291,12 @@ class Context:
 
     @cached_property
     def sample(self) -> Sample:
-        """The first rows of the corpus, with their tokens counted."""
+        """The first rows of the corpus, with their tokens counted; those that the first pass has kept."""
         from finescope.workflow.probe import Sample
 
-        return Sample.of(self.corpus_tap, self.corpus, self.job.label_column)
+        columns = [] if self.job.label_column is None else [self.job.label_column]
+        rows = self.corpus.rows(columns=columns) if self._head is None else self._head.rows
+        return Sample.of(self.corpus_tap, rows)
 
     @cached_property
     def speed(self) -> Speed:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finescope.workflow.head import Head
 from finescope.workflow.plan import CHARACTERS_PER_TOKEN, matmul_flops
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from finescope.activations import ActivationTap
-    from finescope.corpus import Corpus
     from finescope.corpus.row import Row
 
 PROBE_ROWS, PROBE_COPIES = 24, 3
 """Rows that the model is timed on. Copies fill batches about as well as the many rows of a run do."""
-COUNTED_ROWS, COUNTED_CHARACTERS = 2048, 1 << 21
-"""Rows whose tokens are counted, at most, to tell tokens from characters."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +35,19 @@ class Sample:
     windows: Sequence[int]
 
     @classmethod
-    def of(cls, tap: ActivationTap, corpus: Corpus, label_column: str | None = None) -> Sample:
-        """Count the tokens of the first rows, which keep their labels."""
-        rows: list[Row] = []
+    def of(cls, tap: ActivationTap, rows: Iterable[Row]) -> Sample:
+        """Count the tokens of the first rows."""
+        head = Head()
         tokens: list[int] = []
         windows: list[int] = []
-        characters = 0
-        columns = [] if label_column is None else [label_column]
-        for row in itertools.islice(corpus.rows(columns=columns), COUNTED_ROWS):
+        for row in rows:
             found = tap.windower.cut([row])
-            rows.append(row)
+            head.see(row)
             tokens.append(sum(len(window.kept) for window in found))
             windows += [len(window.ids) for window in found]
-            characters += len(row.content)
-            if characters >= COUNTED_CHARACTERS:
+            if head.full:
                 break
-        return cls(rows, tokens, windows)
+        return cls(head.rows, tokens, windows)
 
     @property
     def per_token(self) -> float:

@@ -75,8 +75,10 @@ def _few(names: list[str]) -> str:
 def preview(context: Context) -> str:
     """Return one paragraph about the coming work: sizes of the SAE's training and an estimate of the time.
 
-    The model is timed on the first rows; the SAE is estimated from a matrix product. No row is read by the
-    model twice: those that the SAE is trained on are embedded from what is stored of them.
+    The SAE is estimated from a matrix product. For the model's part it reads some rows in advance, at most
+    ``PROBE_ROWS`` of the first and each ``PROBE_COPIES`` times, of which nothing is kept. Of the run itself
+    it is true that the model reads no row twice: those that the SAE is trained on are embedded from what is
+    stored of them.
     """
     job, tap, speed = context.job, context.tap, context.speed
     total = context.stats("corpus").characters / context.sample.per_token
@@ -90,4 +92,7 @@ def preview(context: Context) -> str:
         )
     encoding = 4 * total * tap.width * plan.sae.latents(tap.width) / speed.product_flops
     model = total * speed.seconds_per_token
-    return f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all"
+    return (
+        f"to do: {', '.join(parts)}; roughly {duration(model + training + encoding)} in all, by the model's "
+        f"time on {counted(len(context.sample.probe), 'row')}"
+    )
