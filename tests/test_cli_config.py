@@ -203,4 +203,4 @@ def test_target_labels_need_a_column() -> None:
     arguments = ["curate", "--model", "m", "--targets", "t", "--corpus", "c", "--target-label", "x"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "--label-column" in result.stderr
+    assert "target_labels are labels: name their column, label_column (--label-column)" in result.stderr

@@ -79,7 +79,11 @@ def test_wrong_usage_exits_with_2_and_names_the_way_out(arguments: list[str], wo
 def test_settings_win_in_order(tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("model: a\nlimit: 5\nseed: 1\nsae:\n  k: 8\n  num_latents: 64\nselection: {k: 3}\n")
-    job = job_from(config, ["sae.k=16", "seed=2", "target_labels=[x, y]"], {"seed": 3, "k": 7, "corpus": ()})
+    job = job_from(
+        config,
+        ["sae.k=16", "seed=2", "label_column=c", "target_labels=[x, y]"],
+        {"seed": 3, "k": 7, "corpus": ()},
+    )
     assert (job.model, job.limit, job.seed, job.target_labels) == ("a", 5, 3, ["x", "y"])
     assert job.sae == {"k": 16, "num_latents": 64}
     assert job.selection_config().k == 7

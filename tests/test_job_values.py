@@ -23,7 +23,8 @@ VALUES: list[Any] = [
     None, True, False, 0, 1, 7, -3, 2**32, 2**63, 0.0, 0.5, 2.5, -0.5, 1e-4, float("nan"), float("inf"),
     -float("inf"), "", "x", "3", "1e-4", "auto", "cpu", "cuda:1", "none", b"x", [], ["x"], [""], [3],
     ["x", 3], {}, {"k": 3}, {3: 4}, {"zeal": 1}, {"k": True}, {"k": "ten"}, (), object(), 1j, "caf\udce9",
-    ["caf\udce9"],
+    ["caf\udce9"], ",", "a=b", ["a=b"], "a=1", ["a=1"], ["a=0"], ["a=inf"], ["=1"], ["rows=b"], ["a="],
+    [".a=b"],
 ]  # fmt: skip
 
 
@@ -70,13 +71,13 @@ JOB: dict[str, Callable[[Any], bool]] = {
     "model": any_text,
     "layer": any_text,
     "targets": any_text,
-    "target_sets": texts,
+    "target_sets": among([], (), "a=b", "a=1", ["a=b"], ["a=1"], ["a=0"], ["a=inf"]),
     "target_set_column": either(text, NONE),
     "exclusive": TRUTH,
-    "shares": texts,
+    "shares": among([], (), ["a=1"], "a=1"),
     "corpus": texts,
     "out": text,
-    "text_column": text,
+    "text_column": lambda value: text(value) and value != ",",
     "text_template": either(text, NONE),
     "id_column": text,
     "chat_template": text,
@@ -164,7 +165,7 @@ SELECTION = {
     "clusters_per_target": whole(1),
     "near_duplicate": either(COSINE, NONE),
     "diversity": either(COSINE, NONE),
-    "quotas": texts,
+    "quotas": among([], (), ["a=1"], "a=1"),
     "seed": SEED,
 }
 CURATION = {
@@ -184,6 +185,14 @@ KINDS: dict[type, dict[str, Callable[[Any], bool]]] = {
     SelectionConfig: SELECTION,
     CurationConfig: CURATION,
 }
+BESIDE: dict[str, dict[str, Any]] = {
+    "target_set_column": {"targets": "t"},
+    "exclusive": {"target_sets": ["a=b"]},
+    "shares": {"target_sets": ["a=b"]},
+    "target_labels": {"label_column": "l"},
+    "selection": {"label_column": "l"},
+}
+"""What a field of a job is nothing without."""
 SECTIONS = {"sae": SaeConfig, "sae_facts": SaeFacts, "training": TrainingConfig, "selection": SelectionConfig}
 FIELDS = [
     pytest.param(kind, field.name, id=f"{kind.__name__}.{field.name}")
@@ -197,7 +206,7 @@ def test_a_field_takes_what_is_written_here_and_nothing_else(kind: Any, name: st
     takes = KINDS[kind][name]
     for value in VALUES:
         if takes(value):
-            kept = getattr(kind(**{name: value}), name)
+            kept = getattr(kind(**{name: value}, **(BESIDE.get(name, {}) if kind is Job else {})), name)
             assert kept == (list(value) if isinstance(value, tuple) else value) or kept == [value]
             continue
         with pytest.raises(ValueError) as refused:
@@ -216,7 +225,7 @@ def test_sections_are_checked_as_their_kinds(section: str, kind: type) -> None:
     for name, takes in KINDS[kind].items():
         for value in VALUES:
             if takes(value) and name != "architecture":  # a text for SaeConfig, a name for a job
-                assert name in getattr(Job(**{section: {name: value}}), section)
+                assert name in getattr(Job(**{section: {name: value}}, **BESIDE.get(section, {})), section)
                 continue
             with pytest.raises(ValueError, match=rf"^{section}\.{name} must be .*, got "):
                 Job(**{section: {name: value}})
@@ -263,6 +272,9 @@ def test_values_that_are_right_alone_but_not_together() -> None:
         Job(max_length=8, stride=8)
     with pytest.raises(ValueError, match=r"sae\.k must be at most sae\.num_latents 8, got 9"):
         Job(sae={"k": 9, "num_latents": 8})
+    with pytest.raises(ValueError, match=r"last of sae\.matryoshka_widths must be sae\.num_latents 8, got 7"):
+        Job(sae={"architecture": "matryoshka", "matryoshka_widths": [3, 7], "num_latents": 8})
+    Job(sae={"architecture": "matryoshka", "matryoshka_widths": [3, 8], "num_latents": 8})
     Job(sae={"k": 9, "num_latents": 0})
     Job(sae={"architecture": "topk"})
     with pytest.raises(ValueError, match=r"sae\.architecture must be one of .*topk.*, got .x."):
@@ -275,7 +287,7 @@ def test_what_stands_for_a_plain_value_becomes_one() -> None:
     assert type(job.seed) is int
     assert type(job.selection["fraction"]) is float
     assert Job(corpus=["a", Path("b")]).corpus == ["a", "b"]
-    assert Job(target_labels="physics").target_labels == ["physics"]
+    assert Job(target_labels="physics", label_column="topic").target_labels == ["physics"]
     config = TrainingConfig(device=torch.device("cuda:1"), learning_rate=1, num_epochs=torch.tensor(2))
     assert (config.device, config.num_epochs) == ("cuda:1", 2)
     assert type(config.learning_rate) is float

@@ -25,6 +25,7 @@ from finescope.cli import main
 from finescope.config import SaeConfig
 from finescope.corpus import Row, open_corpus
 from finescope.embeddings import CodeStore, embed_rows
+from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.sae import SparseAutoencoder
 from finescope.workflow import context
@@ -167,6 +168,25 @@ def test_a_run_that_says_how_long_it_takes_times_the_model_on_a_few_rows_and_say
     assert {counted.windows[name, 0] for name in timed} == {1 + PROBE_COPIES}
     assert counted.documents() == ids_of(job / "corpus.jsonl") | ids_of(job / "seeds.jsonl")
     assert f"by the model's time on {PROBE_ROWS} rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"k": 65, "expansion_factor": 2}, "k=65 latents per token were asked for"),
+        (
+            {"architecture": "matryoshka", "matryoshka_widths": [8, 65], "expansion_factor": 2},
+            "must be .* 64",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_the_layer_are_refused_before_the_model_reads_a_row(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], words: str
+) -> None:
+    counted = Counted(monkeypatch)
+    with pytest.raises(InputError, match=words):
+        run(job, tmp_path / "out", sae=wrong).curate()
+    assert not counted.windows
 
 
 def test_a_finished_run_loads_no_model(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,12 @@ def test_the_weight_of_l1_goes_with_k_and_only_where_it_is_needed() -> None:
     assert plan({"architecture": "relu"}, {"l1_weight": 0.02}).training.l1_weight == 0.02
 
 
+def test_a_matryoshka_has_as_many_latents_as_its_last_width() -> None:
+    assert plan({"architecture": "matryoshka", "matryoshka_widths": [8, 50]}).sae.num_latents == 50
+    wide = plan({"architecture": "matryoshka", "matryoshka_widths": [64, 128], "expansion_factor": 2})
+    assert wide.sae.latents(64) == 128
+
+
 class Tokens:
     """A store of random activations."""
 

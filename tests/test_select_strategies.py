@@ -370,10 +370,10 @@ def test_targets_and_unusable_rows_count_for_no_label():
 def test_quotas_that_mean_nothing_are_refused():
     scores, names = labelled()
     for limits, labels, error, words in (
-        ({"k": 3, "quotas": ["a"]}, names, InputError, "not of the form NAME=X"),
+        ({"k": 3, "quotas": ["a"]}, names, InputError, "quotas must be texts of the form LABEL=X"),
         ({"k": 3, "quotas": ["a=0"]}, names, InputError, "above 0"),
         ({"k": 3, "quotas": ["a=nan"]}, names, InputError, "above 0"),
-        ({"k": 3, "quotas": ["a=1", "a=2"]}, names, InputError, "two shares"),
+        ({"k": 3, "quotas": ["a=1", "a=2"]}, names, InputError, "two shares to the label .a."),
         ({"min_score": 0.0, "quotas": ["a=1"]}, names, InputError, "of a whole"),
         ({"k": 3, "quotas": ["a=1"]}, None, ValueError, "need the labels"),
         ({"k": 3, "quotas": ["a=1"]}, names[1:], ValueError, "labels of the 60 rows"),

@@ -248,22 +248,37 @@ def test_quotas_by_label_in_a_run_say_what_they_could_not_fill(job: Path, tmp_pa
 
 
 def test_what_a_job_may_say_of_sets(tmp_path: Path, job: Path) -> None:
+    two = {"target_sets": ["a=x", "b=y"]}
     for wrong, words in (
         ({"target_sets": ["a=x"], "targets": "y"}, "leave targets"),
         ({"target_set_column": "topic"}, "name their file"),
         ({"targets": "y", "exclusive": True}, "go with several target sets"),
         ({"targets": "y", "shares": ["a=1"]}, "go with several target sets"),
+        ({"target_sets": ["a=x", "a=y"]}, "two target_sets are called 'a'"),
+        ({**two, "shares": ["a=1", "a=2"]}, "shares give two to the set 'a'"),
+        ({**two, "shares": ["a=1"]}, "shares: give a share to each of the sets a, b; got a"),
+        ({**two, "shares": ["a=1", "b=1", "c=2"]}, "to each of the sets a, b; got a, b, c"),
+        ({**two, "shares": ["a=1", "b=1"], "selection": {"min_score": 0.5}}, "shares are of a whole"),
+        ({"label_column": "l", "selection": {"quotas": ["a=1"], "min_similarity": 0.5}}, "of a whole"),
+        ({"label_column": "l", "selection": {"quotas": ["a=1", "a=2"]}}, "two shares to the label 'a'"),
+        ({"selection": {"quotas": ["a=1"]}}, "selection.quotas are labels: name their column"),
+        ({"target_labels": ["a"]}, "target_labels are labels: name their column"),
     ):
         with pytest.raises(InputError, match=words):
-            of_job(Job.from_dict(wrong))
+            Job.from_dict(wrong)
+    assert of_job(Job.from_dict(two)) is SetsRun
+    assert of_job(Job.from_dict({"targets": "y", "target_set_column": "topic"})) is SetsRun
+    Job(label_column="l", selection={"quotas": ["a=1", "b=0.5"]})  # of the 100 rows without any limit
+    Job.from_dict({**two, "shares": ["b=1", "a=1e3"], "selection": {"token_budget": 9}})
     base = ["curate", *given(job), "--out", tmp_path / "run"]
     place = job / "sky.jsonl"
     for options, code, words in (
         (["--targets", place, "--targets", job / "animals.jsonl"], 2, "Several target sets need names"),
-        (["--targets", f"a={place}", "--targets", f"a={place}"], 1, "two target sets are called a"),
-        (["--targets", f"rows={place}"], 1, "can't be the name of a target set"),
+        (["--targets", f"a={place}", "--targets", f"a={place}"], 2, "two target_sets are called 'a'"),
+        (["--targets", f"rows={place}"], 2, "'mixture' and 'rows' are files of all sets together"),
         (["--targets", f"a={tmp_path / 'none.jsonl'}"], 1, "none.jsonl"),
-        (["--targets", place, "--quota", "sky", "-k", 3], 1, "not of the form NAME=X"),
+        (["--targets", place, "--quota", "sky", "-k", 3], 2, "selection.quotas must be texts of the form"),
+        (["--targets", place, "--share", "sky", "-k", 3], 2, "shares must be texts of the form NAME=X"),
     ):
         result = invoke(*base, *options)
         assert (result.exit_code, words in result.stderr) == (code, True), (options, result.stderr)
@@ -271,6 +286,35 @@ def test_what_a_job_may_say_of_sets(tmp_path: Path, job: Path) -> None:
     (tmp_path / "job.yaml").write_text(json.dumps(config))
     made = Job.from_dict(config)
     assert made.to_dict()["target_sets"] == config["target_sets"]
+
+
+def test_what_targets_say_of_their_sets_is_tried_before_the_corpus_is_read(job: Path, tmp_path: Path) -> None:
+    """Whatever can only fail after hours otherwise: the corpus, which is broken, isn't looked at."""
+    (tmp_path / "broken.jsonl").write_text("no row\n")
+    rows = read(job / "both.jsonl")
+    base = [*given(job), "--corpus", tmp_path / "broken.jsonl", "--out", tmp_path / "run"]
+    column = ["--targets", tmp_path / "targets.jsonl", "--target-set-column", "topic"]
+    for targets, options, words in (
+        ([*rows, {"id": "x", "text": "the old moons"}], [], "targets.jsonl:13: the target has no 'topic'"),
+        ([*rows, {"id": "x", "text": "the old moons", "topic": "rows"}], [], "can't be the name of a target"),
+        (rows, ["--share", "sky=1"], "give a share to each of the sets animals, sky; got sky"),
+    ):
+        write_jsonl(tmp_path / "targets.jsonl", targets)
+        result = invoke("curate", *base, *column, *options)
+        assert (result.exit_code, words in result.stderr) == (1, True), result.stderr
+    write_jsonl(tmp_path / "targets.jsonl", rows)
+    result = invoke("curate", *base, *column, "--chat-template", tmp_path / "none.jinja")
+    assert (result.exit_code, "none.jinja can't be read" in result.stderr) == (1, True)
+    assert "broken.jsonl" in invoke("curate", *base, *column).stderr
+
+
+def test_a_set_whose_targets_have_no_label_is_named_before_the_model_runs(job: Path, tmp_path: Path) -> None:
+    bare = [{"id": row["id"], "text": row["text"]} for row in read(job / "sky.jsonl")]
+    write_jsonl(tmp_path / "bare.jsonl", bare)
+    targets = ["--targets", f"animals={job}/animals.jsonl", "--targets", f"sky={tmp_path}/bare.jsonl"]
+    result = invoke("curate", *given(job), *targets, "--out", tmp_path / "run")
+    assert (result.exit_code, "the targets (bare.jsonl) have no column" in result.stderr) == (1, True)
+    assert not (tmp_path / "run/activations").exists()
 
 
 def test_the_python_interface(job: Path) -> None:

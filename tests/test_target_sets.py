@@ -154,6 +154,8 @@ def test_a_split_adds_up_and_is_within_one_of_its_share(total, shares):
 
 def test_equal_remainders_go_to_the_first():
     assert split(5, {"b": 1, "a": 1}) == {"b": 3, "a": 2}
+    assert split(5, {"b": 1e308, "a": 1e308, "c": 5e-324}) == {"b": 3, "a": 2, "c": 0}
+    assert split(3, {"a": 0.1, "b": 0.2, "c": 0.3}) == {"a": 1, "b": 1, "c": 1}  # remainders ½, 0, ½
     for share in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="share of a must be a positive number"):
             split(5, {"b": 1, "a": share})

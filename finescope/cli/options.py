@@ -258,5 +258,4 @@ def need_all(job: Job) -> None:
         click.UsageError: as ``need``.
     """
     targets = [] if job.target_sets else ["targets"]
-    labels = ["label_column"] if job.target_labels or job.selection.get("quotas") else []
-    need(job, "model", *targets, "corpus", *labels)
+    need(job, "model", *targets, "corpus")

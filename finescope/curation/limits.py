@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from finescope.curation.blocks import BoolArray, IntArray
 from finescope.curation.scoring.table import ScoreTable
-from finescope.curation.shares import split
+from finescope.curation.shares import is_share, named_twice, split, written_shares
 from finescope.errors import InputError
-from finescope.fields import Configuration, Cosine, Count, Metavar, Seed, Share, Size, Text, one_of
+from finescope.fields import Allowed, Configuration, Cosine, Count, Metavar, Seed, Share, Size, Text, one_of
+
+Quotas = list[Annotated[Text, Allowed(is_share, written_shares("LABEL")), Metavar("LABEL=X")]]
 
 STRATEGIES = ("rank", "per_target", "round_robin", "coverage", "clusters")
 """How rows queue up before the limits are applied."""
@@ -85,7 +87,7 @@ class SelectionConfig(Configuration):
     """Leave out rows with at least this cosine to a better row, as copies (try 0.98)."""
     diversity: Cosine | None = None
     """Leave out rows with at least this cosine to a better row, for variety (try 0.8)."""
-    quotas: list[Annotated[Text, Metavar("LABEL=X")]] = field(default_factory=list)
+    quotas: Quotas = field(default_factory=list)
     """Share of k or the token budget for rows with a label of the label column.
 
     Rows with a label that has no share are left out. Each label is selected by itself, so near_duplicate and
@@ -93,6 +95,13 @@ class SelectionConfig(Configuration):
     """
     seed: Seed = 42
     """Seed of the clustering."""
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> Iterable[str]:
+        """Return what is wrong with values that are right each for itself. Fields may be absent."""
+        twice = named_twice(values.get("quotas", []))
+        if twice is not None:
+            yield f"quotas give two shares to the label {twice!r}"
 
     @property
     def look_at_codes(self) -> bool:

@@ -13,6 +13,7 @@ from finescope.curation.limits import REASONS, SelectionConfig, shared
 from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selected import Selection
 from finescope.curation.selection import select
+from finescope.curation.shares import unequal_shares
 from finescope.errors import InputError
 
 
@@ -83,7 +84,7 @@ def select_sets(
     of_set = dict.fromkeys(tables, limits)
     if shares is not None:
         if set(shares) != set(tables):
-            raise InputError(f"give a share to each of the sets {', '.join(tables)}; got {', '.join(shares)}")
+            raise InputError(unequal_shares(shares, tables))
         rows = len(next(iter(tables.values())))
         of_set = shared(limits, {name: shares[name] for name in tables}, rows)
     found = {}

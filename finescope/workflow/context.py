@@ -346,6 +346,13 @@ class Context:
         store = self.store(CODES[name])
         return stored_labels(store, column) or read_labels(self.rows(name), column, store.known(name))
 
+    def check_sets(self) -> None:
+        """Try what the targets say of their sets, where there are several.
+
+        Raises:
+            InputError: naming the target, or what is wrong with a set's name or share.
+        """
+
     def check_labels(self) -> None:
         """Try the column of labels on what the first pass has seen; a plan's was tried when it was made.
 

@@ -16,6 +16,7 @@ from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import TABLE
 from finescope.curation.scoring.sums import is_scorer, parse_scorer
 from finescope.curation.scoring.weighting import WEIGHTINGS
+from finescope.curation.shares import is_share, named_twice, parse_shares, unequal_shares, written_shares
 from finescope.embeddings.pooler import POOLINGS
 from finescope.errors import InputError
 from finescope.fields import (
@@ -36,9 +37,19 @@ from finescope.fields import (
 from finescope.sae.architectures import TRAINED
 from finescope.storage.remote_folder import working_folder
 from finescope.storage.yaml12 import dump_yaml
+from finescope.workflow.setnames import WRITTEN, is_named_file
 
 Folder = Annotated[Text, Metavar("DIR|URL")]
 Column = Annotated[Text, Metavar("NAME")]
+Columns = Annotated[
+    Text,
+    Allowed(
+        lambda text: bool(text.replace(",", " ").strip()), "the name of a column, or several with commas"
+    ),
+    Metavar("NAME"),
+]
+TargetSets = list[Annotated[Text, Allowed(is_named_file, WRITTEN), Metavar("NAME=FILE")]]
+Shares = list[Annotated[Text, Allowed(is_share, written_shares("NAME")), Metavar("NAME=X")]]
 ScorerName = Annotated[
     str,
     Allowed(is_scorer, f"one of {', '.join(TABLE)}, or a sum of them", near=tuple(TABLE)),
@@ -60,20 +71,20 @@ class Job(Configuration):
     """Module to read, e.g. layers.10; its n-th run with @n behind it. Empty: the SAE's, or the last block."""
     targets: Annotated[AnyText, Metavar("FILE")] = ""
     """Target rows: 10 to 50 texts of the domain you want."""
-    target_sets: list[Annotated[Text, Metavar("NAME=FILE")]] = field(default_factory=list)
+    target_sets: TargetSets = field(default_factory=list)
     """Several target sets, each with a name. Empty: the one that targets names."""
     target_set_column: Column | None = None
     """Column of the targets that says of which set each is. None: all are of one."""
     exclusive: bool = False
     """Whether a row goes to the best of its target sets only."""
-    shares: list[Annotated[Text, Metavar("NAME=X")]] = field(default_factory=list)
+    shares: Shares = field(default_factory=list)
     """What each target set gets of the rows or tokens that are selected. Empty: limits are those of every
     set."""
     corpus: list[Annotated[Text, Metavar("FILE|DIR")]] = field(default_factory=list)
     """Rows to choose from: a file, a folder or an ``hf:`` name."""
     out: Folder = "curated"
     """Folder for all results, or the URL of one: s3://bucket/run."""
-    text_column: Column = "text"
+    text_column: Columns = "text"
     """Column of the text, or several with commas between; a.b reaches into objects."""
     text_template: Annotated[Text, Metavar("JINJA|FILE")] | None = None
     """Jinja template that makes the text from a row's columns. None: the text column."""
@@ -167,6 +178,48 @@ class Job(Configuration):
         latents, kept = (values.get("sae", {}).get(name) for name in ("num_latents", "k"))
         if latents and kept and kept > latents:
             yield f"sae.k must be at most sae.num_latents {latents}, got {kept}"
+        widths = values.get("sae", {}).get("matryoshka_widths")
+        if latents and widths and architecture == "matryoshka" and widths[-1] != latents:
+            yield f"the last of sae.matryoshka_widths must be sae.num_latents {latents}, got {widths[-1]}"
+        if latents and kept and architecture == "groupmax" and latents % kept:
+            yield f"sae.num_latents of a groupmax must be a multiple of sae.k {kept}, got {latents}"
+        yield from cls._conflicts_of_sets(values)
+        yield from cls._conflicts_of_labels(values)
+
+    @classmethod
+    def _conflicts_of_sets(cls, values: Mapping[str, Any]) -> Iterable[str]:
+        files, column = values.get("target_sets", []), values.get("target_set_column")
+        targets, shares = values.get("targets", ""), values.get("shares", [])
+        names = [text.partition("=")[0] for text in files]
+        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        if twice is not None:
+            yield f"two target_sets are called {twice!r}"
+        if files and (targets or column):
+            yield "target_sets name the targets: leave targets and target_set_column out"
+        elif column and not targets:
+            yield "target_set_column is a column of targets: name their file"
+        if not (files or column) and (shares or values.get("exclusive")):
+            yield "exclusive and shares go with several target sets"
+        unequal = named_twice(shares)
+        if unequal is not None:
+            yield f"shares give two to the set {unequal!r}"
+        elif files and shares and set(parse_shares(shares)) != set(names):
+            yield f"shares: {unequal_shares(parse_shares(shares), names)}"
+        if shares and not _has_whole(values.get("selection", {})):
+            yield f"shares are of a whole: give {_WHOLE}"
+
+    @classmethod
+    def _conflicts_of_labels(cls, values: Mapping[str, Any]) -> Iterable[str]:
+        selection = values.get("selection", {})
+        if values.get("label_column") is None:
+            for name, given in (
+                ("target_labels", values.get("target_labels")),
+                ("selection.quotas", selection.get("quotas")),
+            ):
+                if given:
+                    yield f"{name} are labels: name their column, label_column (--label-column)"
+        if selection.get("quotas") and not _has_whole(selection):
+            yield f"selection.quotas are shares of a whole: give {_WHOLE}"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], drop_extra_fields: bool = False) -> Job:
@@ -216,8 +269,7 @@ class Job(Configuration):
     def selection_config(self) -> SelectionConfig:
         """Return the limits of the selection; 100 rows when none was given."""
         section = dict(self.selection)
-        limits = ("k", "fraction", "min_score", "min_similarity", "token_budget")
-        if all(section.get(name) is None for name in limits):
+        if not _limited(section):
             section["k"] = 100
         if self.recipe().selection == "supplement":
             section.setdefault("strategy", "clusters")
@@ -229,6 +281,21 @@ class Job(Configuration):
     def folder(self) -> Path:
         """The output folder; of a URL, the folder of this machine that is copied there."""
         return working_folder(self.out)
+
+
+_WHOLE = "how many rows (selection.k or selection.fraction) or tokens (selection.token_budget)"
+
+
+def _limited(selection: Mapping[str, Any]) -> bool:
+    """Whether a selection has any limit; without one 100 rows are selected."""
+    limits = ("k", "fraction", "min_score", "min_similarity", "token_budget")
+    return any(selection.get(name) is not None for name in limits)
+
+
+def _has_whole(selection: Mapping[str, Any]) -> bool:
+    """Whether a selection says of how many rows or tokens a share is."""
+    whole = any(selection.get(name) is not None for name in ("k", "fraction", "token_budget"))
+    return whole or not _limited(selection)
 
 
 def _checked(kind: type[Job], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def plan_training(
     """Choose F, epochs and batch for the tokens there are; what the user set stays as it is.
 
     K is 32, less for a small dictionary. F is the default expansion of D, less where the corpus is too small
-    to teach that many latents. Epochs are as many as it takes to get to 400 steps, and at most 8.
+    to teach that many latents; of a Matryoshka with given widths it is the last of these. Epochs are as many
+    as it takes to get to 400 steps, and at most 8.
 
     Of architectures that are sparse by L1 alone its weight is such that about K latents of a token fire: on
     MiniLM's block 4 (25 600 tokens, F = 512, K = 16, 400 steps) 16 with ReLU's 5/K and 14 with Gated's 10/K;
@@ -52,6 +53,8 @@ def plan_training(
         training: fields of TrainingConfig set by the user.
     """
     shape = dict(sae)
+    if shape.get("matryoshka_widths") and not shape.keys() & {"num_latents", "expansion_factor"}:
+        shape["num_latents"] = shape["matryoshka_widths"][-1]
     if "num_latents" not in shape and "expansion_factor" not in shape:
         full = width * SaeConfig().expansion_factor
         fitting = 1 << max(0, (max(1, tokens) // TOKENS_PER_LATENT).bit_length() - 1)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finescope.corpus import Corpus, copy_rows
+from finescope.curation.shares import parse_shares, unequal_shares
 from finescope.errors import InputError
 from finescope.storage.files import make_folder, map_tensors
 from finescope.workflow.context import Context, open_rows
+from finescope.workflow.labels import target_labels
 from finescope.workflow.layout import CORPUS_CODES, ROWS, SCORER, SCORES, SET_FOLDERS
 from finescope.workflow.ledger import Ledger
-from finescope.workflow.sets import check_set_name
+from finescope.workflow.setnames import check_set_name, named_files
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
@@ -40,31 +42,42 @@ class SetsContext(Context):
         if not self.job.target_sets:
             return super()._open_targets()
         # Two sets may call their rows alike: here they are only read, to find what is wrong with them.
-        return open_rows(self.job, list(self._named.values()), empty="error", lenient=True, id_column=None)
-
-    @cached_property
-    def _named(self) -> dict[str, str]:
-        """The files of the sets that the job names."""
-        found: dict[str, str] = {}
-        for text in self.job.target_sets:
-            name, equals, place = text.partition("=")
-            if not equals or not place:
-                raise InputError(f"target set {text!r} is not of the form NAME=FILE")
-            check_set_name(name)
-            if name in found:
-                raise InputError(f"two target sets are called {name}")
-            found[name] = place
-        return found
+        return open_rows(
+            self.job,
+            list(named_files(self.job.target_sets).values()),
+            empty="error",
+            lenient=True,
+            id_column=None,
+        )
 
     @cached_property
     def sets(self) -> dict[str, SetContext]:
         """The target sets by name, in their order.
 
         Raises:
-            InputError: a target says of no set that it belongs to it, or what it says can't be a set's name.
+            InputError: a target says of no set that it belongs to it, what it says can't be a set's name, or
+                shares are of other sets.
         """
-        places = self._named if self.job.target_sets else self._parted()
+        places = named_files(self.job.target_sets) if self.job.target_sets else self._parted()
+        shares = parse_shares(self.job.shares)
+        if shares and shares.keys() != places.keys():
+            raise InputError(unequal_shares(shares, places))
         return {name: SetContext(self, name, place) for name, place in places.items()}
+
+    def check_sets(self) -> None:
+        """See the base."""
+        for each in self.sets.values():
+            each.plan("targets")
+
+    def check_labels(self) -> None:
+        """See the base: each set is measured by the labels of its own targets."""
+        if self.job.label_column is not None and "corpus" in self._labels:
+            for each in self.sets.values():
+                each.plan("targets")
+                seeds = each._labels["targets"]
+                target_labels(
+                    self._labels["corpus"], seeds, self.corpus, each.targets, self.job.target_labels
+                )
 
     def _parted(self) -> dict[str, str]:
         """Write the targets of each set into a file of their own, as they came."""
@@ -152,7 +165,6 @@ class SetContext(Context):
         )
         super().__init__(job, run.reporter, restart=run.restart, engine=run.engine)
         self.ledger = Ledger(folder, above=run.ledger)
-        self.refused = {**run.refused}
 
     def _open_corpus(self) -> Corpus:
         return self.run.corpus

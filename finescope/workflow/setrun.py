@@ -20,7 +20,7 @@ from finescope.workflow.layout import ACTIVATIONS, METRICS, REPORT
 from finescope.workflow.run import Outcome, Run
 from finescope.workflow.sending import sending
 from finescope.workflow.setcontext import SetContext, SetsContext
-from finescope.workflow.sets import MIXTURE
+from finescope.workflow.setnames import MIXTURE
 from finescope.workflow.stages.embed import Embed
 from finescope.workflow.stages.evaluate import Evaluate
 from finescope.workflow.stages.manifest import Manifest
@@ -168,17 +168,5 @@ class SetRun(Run):
 
 
 def of_job(job: Job) -> type[Run]:
-    """Return the kind of run that a job asks for.
-
-    Raises:
-        InputError: what it says of target sets doesn't go together.
-    """
-    if job.target_sets and (job.targets or job.target_set_column):
-        raise InputError("target_sets name the targets: leave targets and target_set_column out")
-    if job.target_set_column and not job.targets:
-        raise InputError("target_set_column is a column of targets: name their file")
-    if job.target_sets or job.target_set_column:
-        return SetsRun
-    if job.exclusive or job.shares:
-        raise InputError("exclusive and shares go with several target sets")
-    return Run
+    """Return the kind of run that a job asks for."""
+    return SetsRun if job.target_sets or job.target_set_column else Run

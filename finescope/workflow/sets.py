@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from finescope.storage.files import make_folder, read_json, write_json
 from finescope.workflow.fresh import FreshScores
 from finescope.workflow.layout import SETS
 from finescope.workflow.scored import Scored
+from finescope.workflow.setnames import MIXTURE, ROWS, check_set_name
 from finescope.workflow.stages.score import check_comparable, marked
 from finescope.workflow.tables import (
     SCORE_COLUMNS,
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from finescope.curation.selected import Selection
     from finescope.embeddings.store import CodeStore
 
-MIXTURE = "mixture"
-"""Name of the file with the rows of all sets."""
-ROWS = "rows"
-"""Name of the table of what is true of a row whatever the set."""
 SET_COLUMN = "finescope_set"
 """Column of a mixture that says which set a row is from."""
 
@@ -95,19 +91,6 @@ def score_each(
         scored.settings["targets"]["of_other_sets"] = anywhere.size - scored.target_rows.size
         scored.target_rows = anywhere
     return dict(zip(sets, zip(found, scorings, strict=True), strict=True))
-
-
-def check_set_name(name: str) -> None:
-    """Refuse what can't be the name of a set, and of its files.
-
-    Raises:
-        InputError: it can't.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name) or name in (MIXTURE, ROWS):
-        raise InputError(
-            f"{name!r} can't be the name of a target set: letters, digits, and . or - after the first; "
-            f"{MIXTURE!r} and {ROWS!r} are files of all sets together"
-        )
 
 
 def write_sets(folder: Path, scored: Mapping[str, Scored]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.workflow.layout import ACTIVATIONS
 from finescope.workflow.stage import Stage
+from finescope.workflow.stages.train import check_sizes
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationStore, ActivationTap
@@ -38,7 +39,12 @@ class CollectActivations(Stage):
         }
 
     def work(self, context: Context) -> Mapping[str, Any]:
-        """Run the model over the rows that are drawn; finished shards are kept."""
+        """Run the model over the rows that are drawn; finished shards are kept.
+
+        Raises:
+            InputError: the SAE that is to be trained on them can't be.
+        """
+        check_sizes(context)
         store = collect_activations(
             context.corpus_tap,
             context.corpus,

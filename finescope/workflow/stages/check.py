@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finescope.progress import counted, duration
-from finescope.workflow.opening import find_sae
+from finescope.workflow.opening import chat_template, find_sae
 from finescope.workflow.plan import training_seconds
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.train import plan_for
@@ -30,12 +30,14 @@ class Check(Stage):
             InputError: anything wrong with the rows, named with file and line.
         """
         say = context.reporter.say
+        chat_template(context.job)  # a file that isn't there is missed before the rows are read
         if context.job.sae_path is not None:  # a name that is wrong, or a hub out of reach, is found now
             find_sae(context.job.sae_path, context.job.layer or None)
+        context.plan("targets")
+        context.check_sets()
         with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
             shards = context.plan("corpus", task.update)
             task.update(sum(shard.rows for shard in shards))
-        context.plan("targets")
         found, wanted = context.stats("corpus"), context.stats("targets")
         formats = context.corpus.formats
         if len(formats) > 1:
@@ -55,9 +57,10 @@ class Check(Stage):
                 f"without text, so not scored: {counted(found.empty, 'row')}, "
                 f"the first at {found.first_empty}"
             )
-        for refused in context.refused.values():
-            if refused.rows:
-                say(refused.words)
+        for name in ("corpus", "targets"):
+            words = context.refused[name].words if name in context.refused else ""
+            if words:
+                say(words)
         context.check_labels()
         say(
             f"{found.rows:,} rows of {context.corpus.name} against {wanted.rows} targets of "

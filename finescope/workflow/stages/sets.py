@@ -30,7 +30,8 @@ from finescope.workflow.layout import (
     TARGET_CODES,
 )
 from finescope.workflow.setcontext import SetsContext
-from finescope.workflow.sets import MIXTURE, score_each, select_each, write_mixture
+from finescope.workflow.setnames import MIXTURE
+from finescope.workflow.sets import score_each, select_each, write_mixture
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.manifest import made_with
 from finescope.workflow.stages.score import Score

@@ -132,6 +132,19 @@ def _name_of(seen: Mapping[str, Any]) -> str | None:
     return Path(name).name if name and Path(name).expanduser().exists() else name
 
 
+def check_sizes(context: Context) -> None:
+    """Refuse what training would: sizes that don't go together, or not with the layer's width.
+
+    Raises:
+        InputError: naming them.
+    """
+    from finescope.sae.architectures import architecture_class
+
+    width = min(context.job.recipe().coordinates or context.tap.width, context.tap.width)
+    shape = plan_for(context.job, context.job.train_tokens, width).sae
+    architecture_class(shape.architecture)(width, shape, device="meta")
+
+
 def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
     """Return the training plan of a job."""
     return plan_training(tokens, width, device=job.device, seed=job.seed, sae=job.sae, training=job.training)
