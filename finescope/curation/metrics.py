@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finescope.curation.blocks import BoolArray, FloatArray, IntArray
 
@@ -96,18 +97,30 @@ def domain_distribution(labels: Sequence[Any], indices: IntArray) -> dict[str, d
         label → {"count", "share" of the selection, "corpus_share", "lift"}, most frequent first, then by
         name; labels that were not selected are listed with 0.
     """
-    names = np.asarray([str(label) for label in labels])
+    names, codes = np.unique([str(label) for label in labels], return_inverse=True)
     rows = np.asarray(indices, dtype=np.int64)
-    values, totals = np.unique(names, return_counts=True)
-    chosen = dict(zip(*np.unique(names[rows], return_counts=True), strict=True)) if rows.size else {}
+    return distribution(names.tolist(), np.bincount(codes, minlength=names.size), codes[rows])
+
+
+def distribution(
+    names: Sequence[str], totals: IntArray, chosen: NDArray[np.integer[Any]]
+) -> dict[str, dict[str, float]]:
+    """Count the labels of the selected rows, as ``domain_distribution`` does.
+
+    Args:
+        names: the labels that occur.
+        totals: how often each does.
+        chosen: of each selected row, the place of its label among ``names``.
+    """
+    rows, selected = int(totals.sum()), chosen.size
+    counts = np.bincount(chosen, minlength=len(names)).tolist()
     table: dict[str, dict[str, float]] = {}
-    for name, total in sorted(
-        zip(values, totals, strict=True), key=lambda pair: (-chosen.get(pair[0], 0), pair[0])
+    for name, total, count in sorted(
+        zip(names, totals.tolist(), counts, strict=True), key=lambda line: (-line[2], line[0])
     ):
-        count = int(chosen.get(name, 0))
-        share = count / rows.size if rows.size else 0.0
-        corpus_share = float(total) / names.size
-        table[str(name)] = {
+        share = count / selected if selected else 0.0
+        corpus_share = total / rows
+        table[name] = {
             "count": count,
             "share": share,
             "corpus_share": corpus_share,

@@ -21,6 +21,7 @@ from finescope.curation.scoring.table import ScoreTable, rank_rows
 from finescope.curation.selected import Selection
 from finescope.curation.shares import parse_shares
 from finescope.errors import InputError
+from finescope.storage.coded import CodedStrings
 
 _BLOCK = 1 << 20
 """Rows looked at together."""
@@ -112,7 +113,7 @@ def _by_label(
     n = len(scores)
     if labels is None or len(labels) != n:
         raise ValueError(f"quotas need the labels of the {n} rows (labels)")
-    names = np.asarray(labels, dtype=object)
+    names = CodedStrings.of(labels)
     shares = parse_shares(cfg.quotas)
     left_out = np.zeros(n, np.bool_) if exclude is None else _per_row(exclude, n, "exclude", np.bool_)
     reason = np.full(n, CODE["no_quota"], np.uint8)
@@ -121,7 +122,7 @@ def _by_label(
     found = Selection(np.zeros(0, np.int64), reason, config=cfg.plain())
     spent = []
     for name, part in shared(dataclasses.replace(cfg, quotas=[]), shares, n).items():
-        own = names == name
+        own = names.are([name])
         of_label = select(scores, part, exclude=left_out | ~own, **more)
         seen = own & ~left_out
         reason[seen] = np.asarray(of_label.reason)[seen]

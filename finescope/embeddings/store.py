@@ -16,6 +16,7 @@ from finescope.corpus.badrows import BadRow
 from finescope.corpus.known import KnownRows
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
+from finescope.storage.coded import BLOCK, CodedStrings
 from finescope.storage.files import PathLike
 from finescope.storage.manifest import ShardEntry
 from finescope.storage.mapping import advise, ahead
@@ -205,11 +206,20 @@ class CodeStore(Store):
 
     def labels(self, column: str) -> list[str] | None:
         """Return the N labels that were kept, "" for none; None if they are of another column or of none."""
+        found = self.coded_labels(column)
+        return None if found is None else list(found)
+
+    def coded_labels(self, column: str) -> CodedStrings | None:
+        """Return what ``labels`` does in little memory."""
         if self.facts.get("label_column") != column:
             return None
-        kept = self.table([LABEL])[LABEL].combine_chunks().dictionary_encode()
-        names = kept.dictionary.to_pylist()
-        return [names[place] for place in kept.indices.to_pylist()]
+
+        def parts() -> Iterator[tuple[list[str], NDArray[np.int32]]]:
+            for table in self.table_blocks([LABEL], BLOCK):
+                kept = table[LABEL].combine_chunks().dictionary_encode()
+                yield kept.dictionary.to_pylist(), np.asarray(kept.indices)
+
+        return CodedStrings(len(self), parts())
 
     def text_hashes(self) -> list[str | None]:
         """Return ``text_hash`` of the N texts; None where there was none, or it wasn't kept."""

@@ -7,6 +7,7 @@ remote_folder
 identity   hashes, and what tells two sets of plain values apart
 mapping    mapped files: advice to the system, reading ahead
 spill      numbers of many rows, on the disk where they are very many
+coded      strings of many rows, of which few differ
 strings    strings of an Arrow column, as a sequence
 lock       one run at a time in one folder
 yaml12     plain values of YAML 1.2

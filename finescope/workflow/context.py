@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+    from finescope.storage.coded import CodedStrings
     from finescope.workflow.probe import Sample, Speed
     from finescope.workflow.scored import Scored
 
@@ -342,7 +343,7 @@ class Context:
         wanted = target_labels(count, seeds, self.corpus, self.targets, self.job.target_labels)
         return Labels(column, names, wanted)
 
-    def _labels_of(self, name: str, column: str) -> tuple[list[str], LabelCount]:
+    def _labels_of(self, name: str, column: str) -> tuple[CodedStrings, LabelCount]:
         store = self.store(CODES[name])
         return stored_labels(store, column) or read_labels(self.rows(name), column, store.known(name))
 

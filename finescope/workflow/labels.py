@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finescope.errors import InputError
+from finescope.storage.coded import CodedStrings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,19 +31,22 @@ class Labels:
 
     Attributes:
         column: where they come from.
-        names: N labels; "" for rows without one.
+        names: N labels; "" for rows without one. As many as there are, few of them are in memory.
         targets: the labels that count as the target domain.
     """
 
     column: str
-    names: list[str]
+    names: CodedStrings
     targets: list[str]
 
     @property
     def relevant(self) -> NDArray[np.bool_]:
         """bool [N], rows of the target domain."""
-        wanted = set(self.targets)
-        return np.fromiter((name in wanted for name in self.names), np.bool_, len(self.names))
+        return self.names.are(self.targets)
+
+    def relevant_in(self, first: int, count: int) -> NDArray[np.bool_]:
+        """Return which of so many rows, from one on, are of the target domain, bool [count]."""
+        return self.names.are(self.targets, first, count)
 
 
 @dataclass
@@ -68,24 +72,24 @@ def label_of(row: Row, column: str) -> str:
     return "" if value is None else str(value)
 
 
-def read_labels(rows: Corpus, column: str, known: KnownRows) -> tuple[list[str], LabelCount]:
+def read_labels(rows: Corpus, column: str, known: KnownRows) -> tuple[CodedStrings, LabelCount]:
     """Read the labels of all rows, and count them.
 
     Raises:
         StoreError: they aren't the ``known`` rows.
     """
     count = LabelCount(column)
-    shared: dict[str, str] = {}
-    names = [count.see(row) for row in known.same(rows.rows(columns=[column]))]
-    return [shared.setdefault(name, name) for name in names], count
+    names = (count.see(row) for row in known.same(rows.rows(columns=[column])))
+    return CodedStrings.of(names, len(known.ids)), count
 
 
-def stored_labels(store: CodeStore, column: str) -> tuple[list[str], LabelCount] | None:
+def stored_labels(store: CodeStore, column: str) -> tuple[CodedStrings, LabelCount] | None:
     """Return the labels kept beside the codes, and their counts; None if they are of another column."""
-    kept = store.labels(column)
+    kept = store.coded_labels(column)
     if kept is None:
         return None
-    return kept, LabelCount(column, found=True, counts=Counter(kept))
+    counts = Counter(dict(zip(kept.names, kept.counts().tolist(), strict=True)))
+    return kept, LabelCount(column, found=True, counts=counts)
 
 
 def target_labels(

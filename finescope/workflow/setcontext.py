@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
+    from finescope.storage.coded import CodedStrings
     from finescope.workflow.labels import LabelCount
     from finescope.workflow.opening import Given
     from finescope.workflow.saved import SavedTable
@@ -106,11 +107,11 @@ class SetsContext(Context):
         return Spaces(self.evidence, state)
 
     @functools.cache  # noqa: B019
-    def corpus_labels(self, column: str) -> tuple[list[str], LabelCount]:
+    def corpus_labels(self, column: str) -> tuple[CodedStrings, LabelCount]:
         """Return the labels of the corpus rows and their counts; see ``Context.labels``."""
         return self._labels_of("corpus", column)
 
-    def label_names(self) -> list[str] | None:
+    def label_names(self) -> CodedStrings | None:
         """Return the labels of the corpus rows; None if the job names no column of labels."""
         column = self.job.label_column
         return None if column is None else self.corpus_labels(column)[0]
@@ -239,7 +240,7 @@ class SetContext(Context):
         """Open the codes of the corpus or of the targets, by the folder's name."""
         return self.run.store(name) if name == CORPUS_CODES else super().store(name)
 
-    def _labels_of(self, name: str, column: str) -> tuple[list[str], LabelCount]:
+    def _labels_of(self, name: str, column: str) -> tuple[CodedStrings, LabelCount]:
         if name != "corpus":
             return super()._labels_of(name, column)
         return self.run.corpus_labels(column)

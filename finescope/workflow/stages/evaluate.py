@@ -11,9 +11,7 @@ import numpy as np
 from finescope.curation.compare import METHODS, MethodResult, compare_methods
 from finescope.curation.metrics import (
     METRICS_VERSION,
-    domain_distribution,
-    precision_at_k,
-    recall_at_k,
+    distribution,
     spearman,
 )
 from finescope.curation.orderstats import quantiles
@@ -96,18 +94,27 @@ def methods_of(job: Job) -> tuple[str | Preset, ...]:
 
 
 def label_metrics(labels: Labels, scored: Scored, selected: NDArray[np.int64]) -> dict[str, Any]:
-    """Measure the selected rows against the labels. Target rows count neither as found nor as missed."""
-    relevant = labels.relevant
-    findable = relevant & ~scored.is_target & scored.table.valid
-    ranking = np.concatenate([selected, np.setdiff1d(scored.table.ranking(), selected)])
-    ranking = ranking[~scored.is_target[ranking]]
+    """Measure the selected rows against the labels. Target rows count neither as found nor as missed.
+
+    Args:
+        labels: of the N rows.
+        scored: their scores.
+        selected: int64 [R], rows that are valid and no targets.
+    """
+    names = labels.names
+    codes = names.codes(selected)
+    found = int(np.isin(codes, [at for at, name in enumerate(names.names) if name in labels.targets]).sum())
+    relevant = 0
+    for first, block in scored.blocks("valid", "is_target"):
+        findable = block["valid"] & ~block["is_target"]
+        relevant += int(np.count_nonzero(findable & labels.relevant_in(first, len(findable))))
     return {
         "column": labels.column,
         "target_labels": labels.targets,
-        "relevant_rows": int(findable.sum()),
-        "selected_precision": _number(precision_at_k(selected, relevant, len(selected))),
-        "selected_recall": _number(recall_at_k(ranking, relevant, len(selected))),
-        "distribution": domain_distribution(labels.names, selected),
+        "relevant_rows": relevant,
+        "selected_precision": found / len(selected) if len(selected) else None,
+        "selected_recall": found / relevant if relevant else None,
+        "distribution": distribution(names.names, names.counts(), codes),
     }
 
 

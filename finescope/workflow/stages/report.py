@@ -114,7 +114,7 @@ def _histogram(scored: Scored, selected: NDArray[np.int64], labels: Labels | Non
     def blocks() -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_] | None]]:
         for first, block in scored.blocks("score", "valid", "is_target"):
             counted = block["valid"] & ~block["is_target"]
-            relevant = None if labels is None else labels.relevant[first : first + len(counted)]
+            relevant = None if labels is None else labels.relevant_in(first, len(counted))
             yield np.where(counted, block["score"], np.nan), relevant
 
     return ScoreHistogram.of(blocks, scored.lowest(selected), labelled=labels is not None)
