@@ -19,6 +19,7 @@ from finescope.storage.lock import FolderLock
 from finescope.workflow.finished import open_run
 from finescope.workflow.job import Job
 from finescope.workflow.setrun import SetsRun, of_job
+from finescope.workflow.stages.sets import ScoreSets
 from support.cli_job import rows_of, save_job, write_jsonl
 
 SETS = ("animals", "sky")
@@ -315,6 +316,24 @@ def test_a_set_whose_targets_have_no_label_is_named_before_the_model_runs(job: P
     result = invoke("curate", *given(job), *targets, "--out", tmp_path / "run")
     assert (result.exit_code, "the targets (bare.jsonl) have no column" in result.stderr) == (1, True)
     assert not (tmp_path / "run/activations").exists()
+
+
+def test_what_was_learned_in_scoring_is_read_anew_when_a_stage_has_written_it_anew(
+    job: Path, tmp_path: Path
+) -> None:
+    """Nobody tells the context, which stages change nothing of."""
+    shutil.copytree(job / "run", tmp_path / "run")
+    run = open_run(tmp_path / "run", Reporter(quiet=True))
+    assert isinstance(run, SetsRun)
+    context = run.context
+    before = (context.spaces, context.row_table, *(each.scoring for each in context.sets.values()))
+    assert (context.spaces, context.row_table, *(each.scoring for each in context.sets.values())) == before
+    held = {name: value for name, value in vars(context).items() if name != "_kept"}
+    ScoreSets().work(context)
+    assert {name: value for name, value in vars(context).items() if name != "_kept"} == held
+    after = (context.spaces, context.row_table, *(each.scoring for each in context.sets.values()))
+    assert not any(one is other for one, other in zip(after, before, strict=True))
+    assert all(each.scoring.spaces is context.spaces for each in context.sets.values())
 
 
 def test_the_python_interface(job: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finescope.corpus import Corpus, CorpusStats, open_corpus
 from finescope.corpus.badrows import BadRow, check_bad
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from finescope.activations import ActivationTap
     from finescope.activations.rendering import Renderer
     from finescope.corpus.row import Row
-    from finescope.curation.scoring.evidence import Evidence
+    from finescope.curation.scoring.evidence import Evidence, Spaces
     from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from finescope.workflow.probe import Sample, Speed
     from finescope.workflow.scored import Scored
 
+_Made = TypeVar("_Made")
 _SEEN_ROWS = 1024
 MAX_COMPARED = 300_000
 """Texts of larger corpora aren't read for the sake of a comparison."""
@@ -120,7 +121,7 @@ class Context:
         self._labels: dict[str, LabelCount] = {}
         self._plans: dict[str, list[Shard]] = {}
         self._head: Head | None = None
-        self._scored: tuple[Any, Scored] | None = None
+        self._kept: dict[Path, tuple[Any, Any]] = {}
         self.corpus = self._open_corpus()
         self.targets = self._open_targets()
 
@@ -364,17 +365,25 @@ class Context:
             counts = self._labels["corpus"], self._labels["targets"]
             target_labels(*counts, self.corpus, self.targets, self.job.target_labels)
 
-    @cached_property
+    @property
     def scoring(self) -> Scoring:
-        """The job's recipe with what it learned when the corpus was scored.
+        """The job's recipe with what it learned when the corpus was last scored.
 
         Raises:
             StoreError: the corpus hasn't been scored, or the file is damaged.
         """
+        return self._made_of(self.folder / SCORER, self._open_scoring)
+
+    def _open_scoring(self, path: Path) -> Scoring:
         from finescope.curation.scoring.fitted import Scoring
 
-        state, _ = map_tensors(self.folder / SCORER)
-        return Scoring(self.evidence, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
+        state, _ = map_tensors(path)
+        return Scoring(self._scored_spaces, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
+
+    @property
+    def _scored_spaces(self) -> Evidence | Spaces:
+        """What scores are made of: what is known of the corpus rows, or what several sets share of it."""
+        return self.evidence
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -414,14 +423,22 @@ class Context:
         """
         from finescope.workflow.tables import read_scores
 
-        path = self.folder / SCORES
+        return self._made_of(self.folder / SCORES, read_scores)
+
+    def _made_of(self, path: Path, make: Callable[[Path], _Made]) -> _Made:
+        """Return what is made of a file, made anew when a stage has written the file anew.
+
+        Raises:
+            StoreError: as what makes it, which is asked for it where there is no file, too.
+        """
         if not path.exists():
-            return read_scores(path)  # which says what to do
+            return make(path)
         found = path.stat()
         stamp = found.st_mtime_ns, found.st_size, found.st_ino
-        if self._scored is None or self._scored[0] != stamp:
-            self._scored = stamp, read_scores(path)
-        return self._scored[1]
+        if path not in self._kept or self._kept[path][0] != stamp:
+            self._kept[path] = stamp, make(path)
+        made: _Made = self._kept[path][1]
+        return made
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from finescope.activations.rendering import Renderer
     from finescope.corpus.plan import Shard
     from finescope.curation.scoring.evidence import Evidence, Spaces
-    from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.sae import Autoencoder
     from finescope.storage.coded import CodedStrings
@@ -98,12 +97,15 @@ class SetsContext(Context):
             places[name] = str(place)
         return places
 
-    @cached_property
+    @property
     def spaces(self) -> Spaces:
-        """The spaces of the corpus, with what was learned of them when it was scored."""
+        """The spaces of the corpus, with what was learned of them when it was last scored."""
+        return self._made_of(next(iter(self.sets.values())).folder / SCORER, self._open_spaces)
+
+    def _open_spaces(self, path: Path) -> Spaces:
         from finescope.curation.scoring.evidence import Spaces
 
-        state, _ = map_tensors(next(iter(self.sets.values())).folder / SCORER)
+        state, _ = map_tensors(path)
         return Spaces(self.evidence, state)
 
     @functools.cache  # noqa: B019
@@ -116,19 +118,12 @@ class SetsContext(Context):
         column = self.job.label_column
         return None if column is None else self.corpus_labels(column)[0]
 
-    @cached_property
+    @property
     def row_table(self) -> SavedTable:
         """What is true of the rows whatever the set."""
         from finescope.workflow.tables import read_rows
 
-        return read_rows(self.folder / ROWS)
-
-    def forget_scores(self) -> None:
-        """Take note that the corpus has been scored anew."""
-        for name in ("spaces", "row_table"):
-            self.__dict__.pop(name, None)
-        for each in self.sets.values():
-            each.__dict__.pop("scoring", None)
+        return self._made_of(self.folder / ROWS, read_rows)
 
     def scored(self) -> Scored:
         """Refuse: there is one table a set."""
@@ -214,17 +209,9 @@ class SetContext(Context):
         """The run's."""
         return self.run.evidence
 
-    @cached_property
-    def scoring(self) -> Scoring:
-        """The job's recipe with what it learned when the corpus was scored.
-
-        Raises:
-            StoreError: the corpus hasn't been scored, or the file is damaged.
-        """
-        from finescope.curation.scoring.fitted import Scoring
-
-        state, _ = map_tensors(self.folder / SCORER)
-        return Scoring(self.run.spaces, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
+    @property
+    def _scored_spaces(self) -> Spaces:
+        return self.run.spaces
 
     def scored(self) -> Scored:
         """Return the scores of all rows.

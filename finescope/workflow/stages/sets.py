@@ -73,7 +73,6 @@ class ScoreSets(Stage):
         from finescope.curation.scoring.evidence import Spaces
 
         run, job = _sets(context), context.job
-        run.forget_scores()
         found = score_each(
             run.store(CORPUS_CODES),
             {name: each.store(TARGET_CODES) for name, each in run.sets.items()},
