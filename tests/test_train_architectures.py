@@ -20,7 +20,7 @@ from finescope.sae.architectures import TRAINED, architecture_class, threshold
 from finescope.sae.objective import Batch
 from finescope.sae.sources import TensorSource
 from finescope.sae.train import Trainer
-from test_train_dictionary import F, K, dictionary_data
+from support.dictionary import F, K, dictionary_data
 
 WIDTH, LATENTS, TOKENS = 7, 40, 30
 RAGGED = [name for name in TRAINED if name != "topk"]
