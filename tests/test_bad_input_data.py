@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -203,6 +204,20 @@ def test_a_dataset_without_the_extra_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "datasets", None)
     _refused(r"pip install 'finescope\[datasets\]'", "hf:someone/something")
     _refused("hf:NAME:CONFIG:SPLIT", "hf:a:b:c:d")
+
+
+def test_without_a_hub_datasets_of_others_may_ask_for_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[bool] = []
+
+    def load_dataset(*_: object, **__: object) -> None:
+        during.append(config.HF_HUB_OFFLINE)
+        raise OSError("not in the cache")
+
+    config = SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(config=config, load_dataset=load_dataset))
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    _refused("only its cache was searched", "hf:someone/something")
+    assert (during, config.HF_HUB_OFFLINE) == ([True], False)
 
 
 def test_the_hub_is_asked_with_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ name."""
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -354,6 +355,17 @@ class ArrowSource(TableSource):
                 yield _selected(pa.Table.from_batches([batch]), columns)
 
 
+@contextlib.contextmanager
+def _cache_only(config: Any) -> Iterator[None]:
+    """Have datasets look into its cache at once, instead of retrying; others in this process ask the hub."""
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
 class DatasetSource(TableSource):
     """A Hugging Face dataset by name, from the hub or its local cache."""
 
@@ -383,9 +395,8 @@ class DatasetSource(TableSource):
                 "pip install 'finescope[datasets]'"
             ) from error
         try:
-            if not hub.reachable():
-                datasets.config.HF_HUB_OFFLINE = True  # the local cache, at once, instead of retries
-            found = datasets.load_dataset(self._path, self._config, split=self._split)
+            with _cache_only(datasets.config) if not hub.reachable() else contextlib.nullcontext():
+                found = datasets.load_dataset(self._path, self._config, split=self._split)
         except Exception as error:  # every loader raises its own kinds
             where = "" if hub.reachable() else " (the hub can't be reached; only its cache was searched)"
             raise InputError(f"{self.name} can't be loaded{where}: {error}") from error
