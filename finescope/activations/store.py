@@ -17,9 +17,10 @@ from finescope.activations.batches import DTYPES, ActivationBatch, DocumentActiv
 from finescope.activations.windows import Document
 from finescope.errors import StoreError
 from finescope.ops.checks import all_finite
+from finescope.storage.checked import map_shard
 from finescope.storage.files import PathLike
 from finescope.storage.mapping import advise
-from finescope.storage.shards import id_column, map_shard, printable
+from finescope.storage.shards import id_column, printable
 from finescope.storage.store import Store, StoreWriter
 
 KIND = "finescope-activations"

@@ -21,11 +21,11 @@ from finescope.activations.batches import (
 )
 from finescope.activations.flops import ForwardCost, forward_cost
 from finescope.activations.gguf import gguf_remark
+from finescope.activations.given import device_of, model_of, name_of, stable_config, tokenizer_of
 from finescope.activations.layer import Layer
 from finescope.activations.windows import Document, Window, Windower, bucket_length, plan, rows_to_compute
 from finescope.corpus.plan import SHARD_CHARACTERS, cut
 from finescope.corpus.row import Row
-from finescope.device import usable_device
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.identity import sha256_json, sha256_tensors
@@ -36,8 +36,6 @@ _PROBE = (
     "In 1969, the crew of Apollo 11 landed on the Moon; 3 of 4 people who were alive then heard or saw it."
 )
 _PROBE_TOKENS = 24
-# Parts of a configuration that change no activation: saving and loading a model sets them.
-_NO_MATTER = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
 class ActivationTap:
@@ -126,10 +124,10 @@ class ActivationTap:
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
-        self.device = _device(model, device)
-        self.model = _model(model, self.device, dtype, model_options)
-        self._source = _name_of(model)
-        self.tokenizer = _tokenizer(model, tokenizer, model_options)
+        self.device = device_of(model, device)
+        self.model = model_of(model, self.device, dtype, model_options)
+        self._source = name_of(model)
+        self.tokenizer = tokenizer_of(model, tokenizer, model_options)
         limit = models.length_limit(self.model, self.tokenizer, cap=max(2048, max_length or 0))
         if max_length is not None and max_length > limit:
             raise InputError(f"max_length {max_length} is more than the {limit} tokens the model takes")
@@ -204,7 +202,7 @@ class ActivationTap:
         vocabulary = self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else {}
         return {
             "model": type(self.model).__name__,
-            "config": sha256_json(_stable_config(config)),
+            "config": sha256_json(stable_config(config)),
             "weights": sha256_tensors(self.model.state_dict(), sample=_SAMPLED_ELEMENTS),
             "dtype": str(next(self.model.parameters()).dtype),
             "activation_dtype": self.activation_dtype,
@@ -415,47 +413,3 @@ class ActivationTap:
             "the model's weights may be broken, or its dtype too narrow: try dtype float32. --max-bad-rows "
             "sets such rows of a corpus aside"
         )
-
-
-def _name_of(model: Any) -> str:
-    """Return what a model is called: what it was loaded by, where it says that, else its class."""
-    if not isinstance(model, nn.Module):
-        return str(model)
-    return str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
-
-
-def _device(model: Any, device: str | torch.device | None) -> torch.device:
-    if device in (None, "auto") and isinstance(model, nn.Module):
-        return next(model.parameters()).device
-    return usable_device(device or "auto")
-
-
-def _model(model: Any, device: torch.device, dtype: Any, options: dict[str, Any]) -> nn.Module:
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype, None)
-        if dtype != "auto" and not isinstance(found, torch.dtype):
-            raise InputError(f"dtype {dtype!r} is unknown; name float32, bfloat16, float16 or auto")
-        dtype = found if dtype != "auto" else None
-    elif dtype is None and device.type == "cpu":
-        dtype = torch.float32
-    if isinstance(model, nn.Module):
-        return models.moved(model, device)
-    return models.load_model(model, device=device, dtype=dtype, **options)
-
-
-def _tokenizer(model: Any, tokenizer: Any, options: dict[str, Any]) -> Any:
-    if tokenizer is None:
-        if isinstance(model, nn.Module):
-            raise InputError("a model that is already loaded needs its tokenizer: pass tokenizer=")
-        tokenizer = model
-    if isinstance(tokenizer, (str, bytes)) or hasattr(tokenizer, "__fspath__"):
-        trust = {name: value for name, value in options.items() if name in ("trust_remote_code", "revision")}
-        return models.load_tokenizer(tokenizer, **trust)
-    return tokenizer
-
-
-def _stable_config(config: Any) -> Any:
-    if config is None:
-        return None
-    plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    return {key: value for key, value in plain.items() if key not in _NO_MATTER}

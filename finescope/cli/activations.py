@@ -70,8 +70,8 @@ def command(
           --vllm-layers 11,20 --out activations/
     """
     from finescope.progress import Reporter
-    from finescope.workflow.context import open_job_corpus
     from finescope.workflow.opening import open_tap
+    from finescope.workflow.rows import open_job_corpus
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.activations import collect_activations
 
@@ -130,8 +130,8 @@ def _from_vllm(
     from finescope.activations import load_tokenizer
     from finescope.activations.batches import DTYPES
     from finescope.activations.vllm import find_hidden_states, store_hidden_states
-    from finescope.workflow.context import open_job_corpus
     from finescope.workflow.opening import chat_template
+    from finescope.workflow.rows import open_job_corpus
     from finescope.workflow.sending import sending
 
     found = find_hidden_states(folder, job.layer, numbers)

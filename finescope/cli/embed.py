@@ -46,8 +46,8 @@ def command(
     """
     from finescope.corpus.plan import plan
     from finescope.progress import Reporter
-    from finescope.workflow.context import open_job_corpus
     from finescope.workflow.opening import find_sae, open_given, place_of_sae
+    from finescope.workflow.rows import open_job_corpus
     from finescope.workflow.sending import sending
     from finescope.workflow.stages.embed import Embedding, EmbedWork, Rows, embed
     from finescope.workflow.stages.sinks import norm_limit

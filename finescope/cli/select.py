@@ -114,7 +114,7 @@ def is_run(source: Path | str) -> bool:
 def _from_table(source: Path | str, reporter: Any, given: dict[str, Any]) -> None:
     from finescope.curation.scoring.evidence import pooled_targets
     from finescope.embeddings.store import CodeStore
-    from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.rows import open_job_corpus
     from finescope.workflow.stages.select import select_rows
     from finescope.workflow.tables import corpus_as_scored, evidence_of, read_scores, write_curated
 
@@ -149,7 +149,7 @@ def _from_sets(
 ) -> None:
     from finescope.embeddings.store import CodeStore
     from finescope.storage.remote import is_url
-    from finescope.workflow.context import open_job_corpus
+    from finescope.workflow.rows import open_job_corpus
     from finescope.workflow.sets import read_sets, select_each, write_set_rows
     from finescope.workflow.tables import corpus_as_scored
 

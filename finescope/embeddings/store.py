@@ -16,11 +16,11 @@ from finescope.corpus.badrows import BadRow
 from finescope.corpus.known import KnownRows
 from finescope.embeddings.words import TENSORS, CountedTexts, WordCounts
 from finescope.errors import StoreError
+from finescope.storage.checked import map_shard
 from finescope.storage.coded import BLOCK, CodedStrings
 from finescope.storage.files import PathLike
 from finescope.storage.manifest import ShardEntry
 from finescope.storage.mapping import advise, ahead
-from finescope.storage.shards import map_shard
 from finescope.storage.store import Store
 from finescope.storage.strings import Strings
 

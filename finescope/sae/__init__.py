@@ -1,6 +1,7 @@
 """Sparse autoencoders: the module, its losses, its files and its trainer.
 
-    frame ← formats ← architectures        files of all libraries ← modules
+    frame ← formats ← architectures ← loading
+                                            files of all libraries ← modules, read from them
     functional ← losses ← composed, fused   the terms of the loss for codes of K latents, defined and fast
     entries ← objective                     the same for codes of any length
     parallel ← objective, dead, sources     one training run in several processes
@@ -20,11 +21,11 @@ from finescope.lazy import on_first_use
 if TYPE_CHECKING:
     from finescope.embeddings import extract_embeddings as extract_embeddings
     from finescope.sae.architectures.base import Autoencoder as Autoencoder
-    from finescope.sae.architectures.base import load_sae as load_sae
     from finescope.sae.architectures.topk import EncoderOutput as EncoderOutput
     from finescope.sae.architectures.topk import ForwardOutput as ForwardOutput
     from finescope.sae.architectures.topk import SparseAutoencoder as SparseAutoencoder
     from finescope.sae.initial import geometric_median as geometric_median
+    from finescope.sae.loading import load_sae as load_sae
     from finescope.sae.train import train_sae as train_sae
 
 _HOME = {
@@ -34,7 +35,7 @@ _HOME = {
     "SparseAutoencoder": "finescope.sae.architectures.topk",
     "extract_embeddings": "finescope.embeddings",
     "geometric_median": "finescope.sae.initial",
-    "load_sae": "finescope.sae.architectures.base",
+    "load_sae": "finescope.sae.loading",
     "train_sae": "finescope.sae.train",
 }
 

@@ -14,6 +14,7 @@ yaml12     plain values of YAML 1.2
 manifest   what a store says of itself
 pieces     what of the shard at work is done already
 shardfiles the files of single shards, which any process may make
+checked    shards as they are read: whole, or refused by name
 shards     numbered shards of safetensors beside a manifest, made in any order, resumed to the byte
 store      what the stores of activations and of codes have in common
 """

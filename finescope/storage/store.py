@@ -9,15 +9,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from finescope.errors import StoreError
+from finescope.storage.checked import check_sizes, read_tables, require_complete, verify_shard
 from finescope.storage.files import PathLike
 from finescope.storage.manifest import ShardEntry, read_manifest
-from finescope.storage.shards import (
-    ShardWriter,
-    check_sizes,
-    read_tables,
-    require_complete,
-    verify_shard,
-)
+from finescope.storage.shards import ShardWriter
 
 _Writer = TypeVar("_Writer", bound="StoreWriter")
 

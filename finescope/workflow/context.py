@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finescope.corpus import Corpus, CorpusStats, open_corpus
+from finescope.corpus import Corpus, CorpusStats
 from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import Planner, Shard, located
 from finescope.errors import InputError
-from finescope.progress import Reporter, counted
+from finescope.progress import Reporter
 from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.engine import Engine
@@ -30,9 +29,10 @@ from finescope.workflow.opening import (
     open_given,
     open_tap,
     place_of_sae,
-    text_template,
 )
 from finescope.workflow.planned import read_plan
+from finescope.workflow.refused import Refused
+from finescope.workflow.rows import open_job_corpus, open_job_targets
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationTap
@@ -50,38 +50,6 @@ _Made = TypeVar("_Made")
 _SEEN_ROWS = 1024
 MAX_COMPARED = 300_000
 """Texts of larger corpora aren't read for the sake of a comparison."""
-
-
-@dataclass
-class Refused:
-    """Conversations that the chat template refuses."""
-
-    rows: int = 0
-    first: str = ""
-    """Place of the first."""
-    reason: str = ""
-    """Why it was refused."""
-
-    def see(self, row: Row, renderer: Renderer) -> None:
-        """Try one row.
-
-        Raises:
-            InputError: it is refused, and the job says that this stops the run.
-        """
-        reason = renderer.refusal(row)
-        if reason is not None:
-            self.first, self.reason = self.first or row.place, self.reason or reason
-            self.rows += 1
-
-    @property
-    def words(self) -> str:
-        """What is to be said of them, or an empty string."""
-        if not self.rows:
-            return ""
-        return (
-            "read as plain lines, because the chat template refuses them: "
-            f"{counted(self.rows, 'conversation')}, the first at {self.first} ({self.reason})"
-        )
 
 
 class Context:
@@ -459,27 +427,3 @@ def open_model(job: Job) -> tuple[ActivationTap, Autoencoder]:
         return given.tap, given.sae
     tap = open_tap(job, reporter)
     return tap, load_sae(job.folder / SAE, job.device, tap.width)
-
-
-def open_job_corpus(job: Job) -> Corpus:
-    """Open the corpus of a job."""
-    source: Any = job.corpus[0] if len(job.corpus) == 1 else list(job.corpus)
-    return open_rows(job, source, limit=job.limit)
-
-
-def open_job_targets(job: Job) -> Corpus:
-    """Open the targets of a job. A target without text is refused: there are few, and each was meant.
-
-    The targets may lack the corpus' columns of text and id: the usual ones are read then.
-    """
-    return open_rows(job, job.targets, empty="error", lenient=True)
-
-
-def open_rows(job: Job, source: Any, **options: Any) -> Corpus:
-    """Open rows as a job reads them; the options are those of ``open_corpus``."""
-    given = {
-        "text_column": job.text_column,
-        "text_template": text_template(job),
-        "id_column": job.id_column,
-    }
-    return open_corpus(source, **{**given, **options})

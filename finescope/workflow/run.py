@@ -19,7 +19,7 @@ from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
-from finescope.workflow.context import Context, open_rows
+from finescope.workflow.context import Context
 from finescope.workflow.cost import Estimate, Throughput, estimate
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
@@ -38,6 +38,7 @@ from finescope.workflow.layout import (
 from finescope.workflow.ledger import FOLDER as STAGES
 from finescope.workflow.planned import Plan, read_plan, write_plan
 from finescope.workflow.pulse import announce
+from finescope.workflow.rows import open_rows
 from finescope.workflow.scored import Scored
 from finescope.workflow.sending import sending
 from finescope.workflow.share import Share

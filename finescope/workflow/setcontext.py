@@ -13,10 +13,11 @@ from finescope.corpus import Corpus, copy_rows
 from finescope.curation.shares import parse_shares, unequal_shares
 from finescope.errors import InputError
 from finescope.storage.files import make_folder, map_tensors
-from finescope.workflow.context import Context, open_rows
+from finescope.workflow.context import Context
 from finescope.workflow.labels import target_labels
 from finescope.workflow.layout import CORPUS_CODES, ROWS, SCORER, SCORES, SET_FOLDERS
 from finescope.workflow.ledger import Ledger
+from finescope.workflow.rows import open_rows
 from finescope.workflow.setnames import check_set_name, named_files
 
 if TYPE_CHECKING:

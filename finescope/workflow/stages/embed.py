@@ -216,7 +216,8 @@ class EmbedWork:
             InputError: they aren't those that the work was begun with.
         """
         from finescope.embeddings.embedder import Embedder, sae_fingerprint
-        from finescope.workflow.context import open_job_corpus, open_job_targets, open_model
+        from finescope.workflow.context import open_model
+        from finescope.workflow.rows import open_job_corpus, open_job_targets
 
         wanted, folder = self.order.files.fingerprint, self.order.files.directory
         if sha256_json(begun_with(folder)) != sha256_json(dict(wanted)):
