@@ -16,7 +16,7 @@ from finescope.corpus.plan import Shard, ShardReader
 from finescope.embeddings.alone import TIMES, Alone
 from finescope.embeddings.pooler import Encoder, Pooler, ShardBuilder
 from finescope.embeddings.store import KIND
-from finescope.embeddings.writer import fixed_facts, shard_of_codes
+from finescope.embeddings.writer import Documents, fixed_facts, shard_of_codes
 from finescope.errors import InputError
 from finescope.storage.files import PathLike
 from finescope.storage.identity import differences, sha256_tensors
@@ -214,11 +214,8 @@ class Embedder:
                 if alone is not None:
                     alone.passed()
                 self._pieces.write(shard.number, built.piece(), {"digest": shard.digest})
-        made = shard_of_codes(
-            built.codes(),
+        documents = Documents(
             [row.id for row in rows],
-            dtype=DTYPES[files.facts["dtype"]],
-            first=shard.first,
             n_tokens=built.token_counts,
             places=[row.place for row in rows],
             texts=[row.content for row in rows],
@@ -226,6 +223,8 @@ class Embedder:
             dense=built.dense,
             columns={name: [row.record.get(name) for row in rows] for name in self.order.columns},
         )
+        dtype = DTYPES[files.facts["dtype"]]
+        made = shard_of_codes(built.codes(), documents, dtype=dtype, first=shard.first)
         about: dict[str, Any] = {**made.counts, "digest": shard.digest, "sinks": sum(built.sink_counts)}
         if bad:
             about["bad_rows"] = [row.plain() for row in bad]

@@ -14,7 +14,7 @@ from torch import Tensor
 from finescope.codes import SparseCodes
 from finescope.embeddings.pooler import Encoder, Pooler, ShardBuilder
 from finescope.embeddings.words import CountedTexts, WordCounts
-from finescope.embeddings.writer import shard_of_codes
+from finescope.embeddings.writer import Documents, shard_of_codes
 
 if TYPE_CHECKING:
     from finescope.activations.tap import ActivationTap
@@ -75,15 +75,10 @@ class RowEmbedder:
         for batch in self._tap.batches(rows, chunk_rows=max(1, len(rows))):
             built.add(batch)
         texts = [row.content for row in rows]
-        made = shard_of_codes(
-            built.codes(),
-            [row.id for row in rows],
-            dtype=self._dtype,
-            first=0,
-            n_tokens=built.token_counts,
-            texts=texts,
-            dense=built.dense,
-        ).tensors
+        documents = Documents(
+            [row.id for row in rows], n_tokens=built.token_counts, texts=texts, dense=built.dense
+        )
+        made = shard_of_codes(built.codes(), documents, dtype=self._dtype, first=0).tensors
         return EmbeddedRows(
             SparseCodes(made["indptr"], made["indices"], made["values"], self._pooler.sae.num_latents),
             CountedTexts([WordCounts.from_tensors(made)], np.array([*map(len, texts)], np.int64)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,27 +53,83 @@ class CodeShard:
     width: int | None
 
 
-def shard_of_codes(
-    codes: SparseCodes,
-    ids: Sequence[str],
-    *,
-    dtype: torch.dtype,
-    first: int,
-    n_tokens: Sequence[int] | None = None,
-    places: Sequence[str] | None = None,
-    texts: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
-    dense: Tensor | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-) -> CodeShard:
+@dataclass(frozen=True)
+class Documents:
+    """What is known of n documents beside their codes. All have n entries.
+
+    Attributes:
+        ids: of the documents.
+        n_tokens: tokens of each; 0 means that there was no text.
+        places: where each row came from.
+        texts: of which the number of characters, a hash, a checksum and the counts of words are kept.
+        labels: "" for none.
+        dense: floating [n,D].
+        columns: kept in the table as they are.
+    """
+
+    ids: Sequence[str]
+    n_tokens: Sequence[int] | None = None
+    places: Sequence[str] | None = None
+    texts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    dense: Tensor | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def check(self, n: int) -> None:
+        """Refuse what isn't of n documents.
+
+        Raises:
+            ValueError: naming it; or a column that has the name of one of the store's own.
+        """
+        given = {name: getattr(self, name) for name in ("ids", "n_tokens", "places", "texts", "labels")}
+        for name, values in {**given, **self.columns}.items():
+            if values is not None and len(values) != n:
+                raise ValueError(f"{name} has {len(values)} values for {n} codes")
+        reserved = set(_OWN) & set(self.columns)
+        if reserved:
+            raise ValueError(f"column {sorted(reserved)[0]!r} is the store's own; rename it")
+        if self.dense is not None and (self.dense.dim() != 2 or self.dense.shape[0] != n):
+            raise ValueError(f"dense vectors must be [{n},D], got {list(self.dense.shape)}")
+
+    def table(self, first: int) -> dict[str, Any]:
+        """Return what the store's table says of them; ``first`` is the number of the first.
+
+        Raises:
+            StoreError: columns that Parquet can't hold.
+        """
+        import pyarrow as pa
+
+        n, texts = len(self.ids), self.texts
+        unknown = [None] * n
+        found = {
+            "id": id_column(self.ids),
+            "index": pa.array(range(first, first + n), pa.int64()),
+            "n_tokens": pa.array(unknown if self.n_tokens is None else self.n_tokens, pa.int64()),
+            "place": [""] * n if self.places is None else [printable(place) for place in self.places],
+            "nnz": None,  # its place among the columns
+            "characters": pa.array(unknown if texts is None else map(len, texts), pa.int64()),
+            "text_hash": pa.array(unknown if texts is None else map(_text_hash, texts), pa.binary(16)),
+        }
+        if self.labels is not None:
+            found[LABEL] = pa.array(self.labels, pa.string()).dictionary_encode()
+        for name, values in self.columns.items():
+            try:
+                found[name] = pa.array(list(values))
+            except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
+                raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
+        if texts is not None:
+            found["text_crc32"] = pa.array(map(text_crc32, texts), pa.uint32())
+        return found
+
+
+def shard_of_codes(codes: SparseCodes, documents: Documents, *, dtype: torch.dtype, first: int) -> CodeShard:
     """Return what is stored of n documents.
 
     Args:
         codes: n rows over F latents.
-        ids: n ids.
+        documents: what is known of them.
         dtype: of the stored values.
         first: number of the first document in the store.
-        n_tokens, places, texts, labels, dense, columns: as ``CodeStoreWriter.write``.
 
     Raises:
         StoreError: a value too large for the dtype, or columns that Parquet can't hold.
@@ -81,43 +137,20 @@ def shard_of_codes(
     """
     import pyarrow as pa
 
-    n = len(codes)
-    given = {"ids": ids, "n_tokens": n_tokens, "places": places, "texts": texts, "labels": labels}
-    for name, values in {**given, **(columns or {})}.items():
-        if values is not None and len(values) != n:
-            raise ValueError(f"{name} has {len(values)} values for {n} codes")
-    reserved = set(_OWN) & set(columns or {})
-    if reserved:
-        raise ValueError(f"column {sorted(reserved)[0]!r} is the store's own; rename it")
-    if dense is not None and (dense.dim() != 2 or dense.shape[0] != n):
-        raise ValueError(f"dense vectors must be [{n},D], got {list(dense.shape)}")
+    n, dense = len(codes), documents.dense
+    documents.check(n)
     stored = _narrow(codes, dtype)
     tensors = {"indptr": stored.indptr, "indices": stored.indices, "values": stored.values}
     if dense is not None:
         half = dense.detach().cpu().to(torch.float16)
         # One dtype for each shard: whoever reads them turns them into wider ones anyway.
         tensors["dense"] = half if all_finite(half) else dense.detach().cpu().float()
-    table = {
-        "id": id_column(ids),
-        "index": pa.array(range(first, first + n), pa.int64()),
-        "n_tokens": pa.array(n_tokens if n_tokens is not None else [None] * n, pa.int64()),
-        "place": [printable(place) for place in places] if places is not None else [""] * n,
-        "nnz": pa.array(np.diff(stored.indptr.numpy()), pa.int64()),
-        "characters": pa.array(map(len, texts) if texts is not None else [None] * n, pa.int64()),
-        "text_hash": pa.array(map(_text_hash, texts) if texts is not None else [None] * n, pa.binary(16)),
-    }
-    if labels is not None:
-        table[LABEL] = pa.array(labels, pa.string()).dictionary_encode()
-    for name, values in (columns or {}).items():
-        try:
-            table[name] = pa.array(list(values))
-        except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
-            raise StoreError(f"column {name!r} can't be kept beside the codes: {error}") from error
-    counts = {"tokens": int(sum(n_tokens or [])), "nnz": stored.nnz}
-    if texts is not None:
-        table["text_crc32"] = pa.array(map(text_crc32, texts), pa.uint32())
+    table = documents.table(first)
+    table["nnz"] = pa.array(np.diff(stored.indptr.numpy()), pa.int64())
+    counts = {"tokens": int(sum(documents.n_tokens or [])), "nnz": stored.nnz}
+    if documents.texts is not None:
         counts["checksums"] = n
-        words = WordCounts.of(texts)
+        words = WordCounts.of(documents.texts)
         tensors |= words.tensors()
         counts["words"] = words.counts.num_latents
     return CodeShard(tensors, pa.table(table), counts, None if dense is None else int(dense.shape[1]))
@@ -194,18 +227,8 @@ class CodeStoreWriter(StoreWriter):
             StoreError: a value too large for the dtype, columns that Parquet can't hold, or a full disk.
             ValueError: lengths or widths that don't agree.
         """
-        shard = shard_of_codes(
-            codes,
-            ids,
-            dtype=self._dtype,
-            first=self.num_rows,
-            n_tokens=n_tokens,
-            places=places,
-            texts=texts,
-            labels=labels,
-            dense=dense,
-            columns=columns,
-        )
+        documents = Documents(ids, n_tokens, places, texts, labels, dense, columns or {})
+        shard = shard_of_codes(codes, documents, dtype=self._dtype, first=self.num_rows)
         if codes.num_latents != self.num_latents:
             raise ValueError(
                 f"the store holds codes over {self.num_latents} latents, not {codes.num_latents}"

@@ -19,7 +19,7 @@ from finescope.curation.scoring.table import ScoreTable
 from finescope.curation.selected import Selection
 from finescope.embeddings.extract import extract_embeddings
 from finescope.embeddings.store import KIND
-from finescope.embeddings.writer import shard_of_codes
+from finescope.embeddings.writer import Documents, shard_of_codes
 from finescope.sae.architectures import architecture_class
 from finescope.sae.architectures.threshold import ThresholdAutoencoder
 from finescope.storage.remote import is_url
@@ -162,16 +162,15 @@ def _beside(sample: Sample, label_column: str | None, shards_a_row: float) -> fl
         labels = None
         if label_column is not None:
             labels = [str(row.record.get(label_column) or "") for row in rows]
-        made = shard_of_codes(
-            SparseCodes.from_dense(torch.zeros(count, 1)),
+        documents = Documents(
             [row.id for row in rows],
-            dtype=torch.float16,
-            first=0,
             n_tokens=sample.tokens[:count],
             places=[row.place for row in rows],
             texts=[row.content for row in rows],
             labels=labels,
         )
+        empty = SparseCodes.from_dense(torch.zeros(count, 1))
+        made = shard_of_codes(empty, documents, dtype=torch.float16, first=0)
         with tempfile.TemporaryDirectory() as folder:
             entry = ShardFiles(Path(folder), KIND, {}, {}).write(0, made.tensors, made.table, {})
         return entry.bytes + entry.table_bytes
