@@ -107,15 +107,7 @@ def run_curation_pipeline(
     similarity = plain_similarity(scorer, scores, targets, pool)
     selection = _select(scores, similarity, cfg, preset, scorer, targets, exclude)
     if len(selection) < min(cfg.top_k_selection, len(pool)):
-        _LOG.warning(
-            "%d rows selected instead of %d: %s. Lower similarity_threshold (%g) for more.",
-            len(selection),
-            cfg.top_k_selection,
-            ", ".join(
-                f"{count} {name}" for name, count in selection.counts.items() if count and name != "selected"
-            ),
-            cfg.similarity_threshold,
-        )
+        _warn(selection, cfg)
     metrics = curation_quality(
         targets,
         pool,
@@ -138,6 +130,18 @@ def run_curation_pipeline(
         "config": cfg.to_dict(),
     }
     return CurationResults(found)
+
+
+def _warn(selection: Selection, cfg: CurationConfig) -> None:
+    """Say that fewer rows were selected than were asked for, and why."""
+    others = {name: count for name, count in selection.counts.items() if count and name != "selected"}
+    _LOG.warning(
+        "%d rows selected instead of %d: %s. Lower similarity_threshold (%g) for more.",
+        len(selection),
+        cfg.top_k_selection,
+        ", ".join(f"{count} {name}" for name, count in others.items()),
+        cfg.similarity_threshold,
+    )
 
 
 def plain_similarity(

@@ -6,12 +6,15 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finescope.config import CurationConfig, SaeConfig, TrainingConfig
 from finescope.storage.files import map_tensors, read_json, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from finescope.sae import Autoencoder
 
 Say = Callable[[str], None]
 DATA = "dummy_data"
@@ -46,7 +49,6 @@ def synthetic_demo(
         fresh: make new data and train anew.
         progress: as for ``train_sae``.
     """
-    from finescope.curation import run_curation_pipeline
     from finescope.sae import train_sae
 
     sae_cfg = sae_cfg or SaeConfig(expansion_factor=4, k=16, multi_topk=False)
@@ -71,17 +73,7 @@ def synthetic_demo(
     sae = train_sae(pool, sae_cfg, train_cfg, out_dir=out / SAE, resume=not fresh, progress=progress)
     say(f"SAE with {sae.num_latents} latents, {sae_cfg.k} per token, saved to {out / SAE}")
 
-    say("\n=== Dataset Curation Experiment ===")
-    say("Extracting embeddings from target domain...")
-    say("Extracting embeddings from large dataset...")
-    say(f"Curating dataset using cosine similarity (preset {curation_cfg.preset})...")
-    results = run_curation_pipeline(targets, pool, sae, curation_cfg)
-    quality = results["metrics"]
-
-    say("\n=== Curation Results ===")
-    say(f"Selected {quality['num_selected']} samples")
-    say(f"Average similarity to target: {_four(quality['avg_similarity_to_target'])}")
-    say(f"Diversity of selected samples: {_four(quality['diversity_of_selected'])}")
+    results = _curate(targets, pool, sae, curation_cfg, say)
 
     say("\n=== Detailed Analysis ===")
     metrics = _analyse(results, targets, pool, labels, target_domain, curation_cfg, say)
@@ -115,6 +107,23 @@ def _dataset(folder: Path, shape: dict[str, Any], say: Say, fresh: bool) -> tupl
     write_tensors(folder / "activations.safetensors", {"targets": targets, "pool": pool}, {})
     write_json(note, {"shape": shape, "labels": labels})
     return targets, pool, labels
+
+
+def _curate(targets: Any, pool: Any, sae: Autoencoder, cfg: CurationConfig, say: Say) -> dict[str, Any]:
+    """Run the pipeline and print what it selected."""
+    from finescope.curation import run_curation_pipeline
+
+    say("\n=== Dataset Curation Experiment ===")
+    say("Extracting embeddings from target domain...")
+    say("Extracting embeddings from large dataset...")
+    say(f"Curating dataset using cosine similarity (preset {cfg.preset})...")
+    results = run_curation_pipeline(targets, pool, sae, cfg)
+    quality = results["metrics"]
+    say("\n=== Curation Results ===")
+    say(f"Selected {quality['num_selected']} samples")
+    say(f"Average similarity to target: {_four(quality['avg_similarity_to_target'])}")
+    say(f"Diversity of selected samples: {_four(quality['diversity_of_selected'])}")
+    return results
 
 
 def _analyse(

@@ -122,28 +122,33 @@ def embed_rows(
             if progress is not None:
                 progress(writer.rows + rows, writer.tokens + tokens)
 
-        def adopt(number: int, entry: ShardEntry) -> None:
-            writer.adopt(number, entry)
-            if bad_rows_of([entry]):
-                check_bad(bad_rows_of(writer.finished.values()), tap.max_bad_rows)
-
         embedder.progress = tell
         if corpus is None:
-            for shard, held in unfinished(rows, writer.shards, shard_rows):
-                adopt(shard.number, embedder.embed(shard, held))
+            made = _of_rows(embedder, unfinished(rows, writer.shards, shard_rows))
         else:
-            left = missing(shards or (), writer.finished)
             if writer.damaged and remark is not None:
                 remark(
                     f"damaged in {directory}, and made again: shards {', '.join(map(str, writer.damaged))}"
                 )
             writer.begin()
             check_bad(bad_rows_of(writer.finished.values()), tap.max_bad_rows)
-            for number, entry in over(embedder, left):
-                adopt(number, entry)
+            made = over(embedder, missing(shards or (), writer.finished))
+        for number, entry in made:
+            writer.adopt(number, entry)
+            if bad_rows_of([entry]):
+                check_bad(bad_rows_of(writer.finished.values()), tap.max_bad_rows)
+            if corpus is not None:
                 tell()
         if not writer.complete:
             if not writer.shards:
                 raise InputError("there are no rows to embed")
             writer.finish()
     return CodeStore(directory)
+
+
+def _of_rows(
+    embedder: Embedder, shards: Iterable[tuple[Shard, list[Row]]]
+) -> Iterator[tuple[int, ShardEntry]]:
+    """Embed shards of rows that no corpus could give again, here and in order."""
+    for shard, rows in shards:
+        yield shard.number, embedder.embed(shard, rows)
