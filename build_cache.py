@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # More than the objects of a few branches and of two interpreters need.
-KEPT = 16
+KEPT = 24
 
 
 def folder() -> Path | None:
@@ -35,7 +34,7 @@ def key(rules: str, named: Mapping[Path, str], sources: Iterable[Path], root: Pa
     """
     for place, words in sorted({root: "the checkout", **named}.items(), key=lambda pair: -len(str(pair[0]))):
         rules = rules.replace(str(place), words)
-    digest = hashlib.sha256(f"{sys.version}\0{rules}".encode())
+    digest = hashlib.sha256(rules.encode())
     for path in sorted(sources):
         content = path.read_bytes()
         digest.update(f"\0{path.relative_to(root)}\0{len(content)}\0".encode() + content)

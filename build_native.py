@@ -33,7 +33,7 @@ from pathlib import Path
 
 import build_cache
 import build_tools
-from build_rules import ninja_text, object_suffix
+from build_rules import ninja_text, object_name
 from build_tools import BuildError, Torch, TorchMissingError, compiles
 
 __all__ = ["BuildError", "Outcome", "Plan", "TorchMissingError", "build", "make_plan", "ninja_text", "run"]
@@ -45,7 +45,7 @@ MODES = ("auto", "none", "cpu", "cuda")
 TORCH_TARGET_VERSION = "0x020a000000000000"
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # Seconds that all files of an object took one core of a Xeon, so that nobody takes a build for stuck.
-TOOK = {"_C": 100, "_C_cuda": 100}
+TOOK = {"libfinescope": 100, "_C": 10, "libfinescope_cuda": 100}
 
 # Contraction is off everywhere: a fused multiply-add rounds differently, and results must have the same bytes
 # whichever instruction set computed them. Kernels that may use FMA safely ask for it by intrinsic.
@@ -109,10 +109,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """One shared object: its module name and sources. Whichever has a .cu file is linked by nvcc."""
+    """One shared object: its name, its sources, the targets that it is linked with.
+
+    One named lib… has no Python in it and is the same for every version; any other is a module of this
+    Python. Whichever has a .cu file is linked by nvcc.
+    """
 
     name: str
     sources: tuple[Source, ...]
+    libraries: tuple[str, ...] = ()
 
     @property
     def cuda(self) -> bool:
@@ -178,7 +183,12 @@ def _cpu_target(root: Path, arch: str, isas: tuple[str, ...]) -> Target:
             sources.append(Source(path, isa, (*ISA_FLAGS[arch][isa], f"-DFINESCOPE_ISA={isa}")))
     if not sources:
         raise BuildError(f"no C++ sources under {root / 'csrc'}")
-    return Target("_C", tuple(sources))
+    return Target("libfinescope", tuple(sources))
+
+
+def _module_target(root: Path, python_flags: tuple[str, ...]) -> Target:
+    sources = sorted((root / "csrc/bindings/python").glob("*.cpp"))
+    return Target("_C", tuple(Source(path, flags=python_flags) for path in sources), ("libfinescope",))
 
 
 def cuda_architectures() -> tuple[str, ...]:
@@ -198,7 +208,7 @@ def cuda_architectures() -> tuple[str, ...]:
 def _cuda_target(root: Path, torch: Torch) -> tuple[Target, str, tuple[str, ...]]:
     kernels, bindings = root / "csrc" / "cuda", root / "csrc" / "bindings" / "cuda"
     sources = tuple(Source(path) for path in sorted((*kernels.glob("*.cu"), *bindings.glob("*.cpp"))))
-    target = Target("_C_cuda", sources)
+    target = Target("libfinescope_cuda", sources)
     if not target.cuda:
         raise BuildError("this version of FineScope has no CUDA kernels (csrc/cuda holds no .cu file)")
     nvcc = build_tools.find_nvcc()
@@ -250,13 +260,14 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
     arch = architecture()
     ninja = build_tools.find_ninja()
     torch = build_tools.find_torch()
-    includes = [root / "csrc", build_tools.find_pybind11(torch), torch.include, Path(python_include)]
+    python_headers = dict.fromkeys((build_tools.find_pybind11(torch), Path(python_include)))
     isas = tuple(
         name
         for name, flags in ISA_FLAGS[arch].items()
         if not compiles(compiler, (*baseline, *flags), _ASSEMBLED.get(name, ""))
     )
-    targets = [_cpu_target(root, arch, isas)]
+    module = _module_target(root, tuple(f"-isystem{folder}" for folder in python_headers))
+    targets = [_cpu_target(root, arch, isas), module]
     isas = tuple(name for name in isas if any(source.isa == name for source in targets[0].sources))
     # gcc 12 reports its own intrinsics, which begin with a deliberately undefined register.
     quiet = ("-Wno-maybe-uninitialized",)
@@ -267,10 +278,8 @@ def make_plan(mode: str, root: Path = ROOT) -> Plan:
         f"-ffile-prefix-map={root}{os.sep}=",
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         *(f"-DFINESCOPE_HAVE_{name.upper()}=1" for name in isas),
-        *(
-            f"-I{folder}" if folder == root / "csrc" else f"-isystem{folder}"
-            for folder in dict.fromkeys(includes)
-        ),
+        f"-I{root / 'csrc'}",
+        f"-isystem{torch.include}",
     )
     skipped: dict[str, str] = {}
     nvcc: str | None = None
@@ -299,8 +308,10 @@ def object_key(plan: Plan, target: Target, root: Path = ROOT) -> str:
     rules = [ninja_text(alone, root), build_tools.version_of(plan.compiler)]
     if nvcc is not None:
         rules.append(build_tools.version_of((nvcc,)))
+    if not target.name.startswith("lib"):
+        rules.append(sys.version)
     named = {plan.torch.root: f"torch {plan.torch.version}"}
-    for flag in plan.flags:
+    for flag in dict.fromkeys(flag for source in target.sources for flag in (*plan.flags, *source.flags)):
         place = Path(flag.removeprefix("-isystem"))
         if flag.startswith("-isystem") and plan.torch.root not in place.parents:
             named[place] = build_tools.headers_version(place)
@@ -311,21 +322,23 @@ def object_key(plan: Plan, target: Target, root: Path = ROOT) -> str:
 def run(plan: Plan, folder: Path, root: Path = ROOT) -> dict[str, Path]:
     """Build a plan in ``folder`` and return each target's shared object; nothing is compiled twice."""
     keys = {target.name: object_key(plan, target, root) for target in plan.targets}
-    kept = {name: build_cache.find(key, name + object_suffix()) for name, key in keys.items()}
+    kept = {name: build_cache.find(key, object_name(name)) for name, key in keys.items()}
     found = {name: path for name, path in kept.items() if path is not None}
     for path in found.values():
         say(f"{path.name} of these sources was compiled before; taken from {path.parent}")
     missing = tuple(target for target in plan.targets if target.name not in found)
     if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in {name for target in missing for name in target.libraries} & set(found):
+            shutil.copy2(found[name], folder / found[name].name)  # to be linked with
         _compile(replace(plan, targets=missing), folder, root)
     for target in missing:
-        found[target.name] = folder / (target.name + object_suffix())
+        found[target.name] = folder / object_name(target.name)
         build_cache.keep(keys[target.name], found[target.name])
     return {target.name: found[target.name] for target in plan.targets}
 
 
 def _compile(plan: Plan, folder: Path, root: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     rules = folder / "build.ninja"
     text = ninja_text(plan, root)
     if not rules.exists() or rules.read_text() != text:
@@ -386,11 +399,12 @@ def build(mode: str, root: Path = ROOT, folder: Path | None = None) -> Outcome:
         try:
             objects = run(plan, folder, root)
         except BuildError:
-            if mode != "auto" or len(plan.targets) == 1:
+            if mode != "auto" or not any(target.cuda for target in plan.targets):
                 raise
             # What nvcc can't do (most often: it refuses the C++ compiler) must not cost the CPU object.
             reason = "nvcc failed (its messages are above; with pip, add -v to see them)"
-            plan = replace(plan, targets=plan.targets[:1], nvcc=None, nvcc_flags=(), skipped={"cuda": reason})
+            targets = tuple(target for target in plan.targets if not target.cuda)
+            plan = replace(plan, targets=targets, nvcc=None, nvcc_flags=(), skipped={"cuda": reason})
             objects = run(plan, folder, root)
         return Outcome(
             mode,

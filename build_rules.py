@@ -19,9 +19,10 @@ def _join(words: tuple[str, ...]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def object_suffix() -> str:
-    """The file name ending of this Python's extension modules."""
-    return sysconfig.get_config_var("EXT_SUFFIX") or ".so"
+def object_name(target: str) -> str:
+    """The file name of an object: libraries serve every Python, modules are for this one."""
+    of_python = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
+    return target + (".so" if target.startswith("lib") else of_python)
 
 
 def ninja_text(plan: Plan, root: Path) -> str:
@@ -43,7 +44,7 @@ def ninja_text(plan: Plan, root: Path) -> str:
         "  deps = gcc",
         "  description = C++ $in $isa_flags",
         "rule link",
-        f"  command = $cxx -shared -Wl,-O1 {_join(exports)} $in {_join(torch_link)} -o $out",
+        f"  command = $cxx -shared -Wl,-O1 {_join(exports)} $in $link_flags -o $out",
         "  description = link $out",
     ]
     if plan.nvcc is not None:
@@ -75,5 +76,13 @@ def ninja_text(plan: Plan, root: Path) -> str:
                 lines.append(f"  isa_flags = {_join(source.flags)}")
             objects.append(made)
         link = "link_cuda" if target.cuda else "link"
-        lines.append(f"build {_escape(target.name + object_suffix())}: {link} {' '.join(objects)}{wait}")
+        made = object_name(target.name)
+        libraries = [object_name(name) for name in target.libraries]
+        after = f" || {' '.join(libraries)}" if libraries else ""
+        lines.append(f"build {_escape(made)}: {link} {' '.join(objects)}{wait}{after}")
+        # A library by its name, so that one that is loaded already serves; else it lies beside the module.
+        of_module = ("-L.", *(f"-l:{name}" for name in libraries), "-Wl,-rpath,$ORIGIN")
+        of_library = (f"-Wl,-soname,{made}", *torch_link)
+        if not target.cuda:
+            lines.append(f"  link_flags = {_join(of_module if libraries else of_library)}")
     return "\n".join(lines) + "\n"

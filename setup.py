@@ -45,6 +45,10 @@ def _requirements(mode: str) -> list[str]:
 class BuildExt(build_ext):
     """Put the objects that ninja made where setuptools expects them."""
 
+    def get_ext_filename(self, fullname: str) -> str:
+        *package, name = fullname.split(".")
+        return str(Path(*package, build_native.object_name(name)))
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""A native object may use torch's C shims only: one binary must serve every torch from 2.10 on.
+"""A native object may use torch's C shims only, and nothing of Python: one binary must serve every torch from
+2.10 on, and every Python.
 
 A single C++-mangled torch, c10 or at symbol ties the object to one release, and shows only when a user has
 another. The dynamic symbol table is read here, without tools that a test machine may lack.
@@ -6,15 +7,29 @@ another. The dynamic symbol table is read here, without tools that a test machin
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 import finescope
 
-OBJECTS = sorted(Path(finescope.__file__).parent.glob("_C*.so"))
+PACKAGE = Path(finescope.__file__).parent
+OBJECTS = sorted(PACKAGE.glob("libfinescope*.so"))
+ALL = [*OBJECTS, *sorted(PACKAGE.glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"))]
+
+
+def named(path: Path) -> str:
+    return path.name.partition(".")[0]
+
+
+each_operations_object = pytest.mark.parametrize("path", OBJECTS, ids=named)
+each_object = pytest.mark.parametrize("path", ALL, ids=named)
 FORBIDDEN = re.compile(r"^_Z.*(?:2at|3c10|5torch|6caffe2)")
 IN_TORCH_2_10 = {
     "STABLE_TORCH_LIBRARY_IMPL",
@@ -76,15 +91,45 @@ def test_the_check_rejects_cpp_symbols_of_torch() -> None:
     assert forbidden([(name, True) for name in good] + [(name, False) for name in bad]) == []
 
 
-@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+@each_operations_object
 def test_only_c_shims(path: Path) -> None:
     symbols = dynamic_symbols(path)
     undefined = {name for name, missing in symbols if missing}
     assert "torch_library_impl" in undefined, "the object registers nothing with torch"
     assert forbidden(symbols) == []
+    assert [name for name in undefined if name.startswith(("Py", "_Py"))] == []
 
 
-@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+def test_the_module_is_of_python_and_has_no_operations() -> None:
+    """The other way round: all that a version of Python decides is in the module, and nothing else is."""
+    (module,) = ALL[len(OBJECTS) :]
+    undefined = {name for name, missing in dynamic_symbols(module) if missing}
+    assert any(name.startswith("Py") for name in undefined)
+    assert not {name for name in undefined if "torch" in name}
+    exported = {name for name, missing in dynamic_symbols(PACKAGE / "libfinescope.so") if not missing}
+    assert {name for name in undefined if name.startswith("finescope_")} == {
+        name for name in exported if "finescope" in name
+    }
+
+
+def test_the_operations_need_no_module() -> None:
+    """What another Python, or a program without any, would do with the object."""
+    script = """
+import sys, torch, finescope.ops
+values, indices, weight = torch.randn(7, 5), torch.randint(0, 20, (7, 5)), torch.randn(20, 37)
+before = torch.ops.finescope.sparse_decode(values, indices, weight, None)
+torch.ops.load_library(sys.argv[1])
+assert torch._C._dispatch_has_kernel_for_dispatch_key("finescope::sparse_decode", "CPU")
+assert torch.equal(torch.ops.finescope.sparse_decode(values, indices, weight, None), before)
+assert "finescope._C" not in sys.modules
+"""
+    command = [sys.executable, "-W", "error", "-c", script, str(PACKAGE / "libfinescope.so")]
+    environment = {**os.environ, "FINESCOPE_NATIVE": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@each_operations_object
 def test_shims_are_of_the_oldest_supported_torch(path: Path) -> None:
     """Shims of later releases are named here, so that one more cannot slip in with newer headers."""
     later = {"torch_from_blob", "torch_library_def_with_tags", "torch_library_set_python_module"}
@@ -102,12 +147,13 @@ def test_names_are_in_the_headers_of_the_oldest_supported_torch() -> None:
     assert used - IN_TORCH_2_10 == set()
 
 
-@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
-def test_exports_only_its_entry_point(path: Path) -> None:
+@each_object
+def test_exports_only_plain_c(path: Path) -> None:
     exported = {name for name, undefined in dynamic_symbols(path) if not undefined and "finescope" in name}
-    assert exported == set()
+    assert [name for name in exported if not re.fullmatch(r"finescope_[a-z_]+", name)] == []
+    assert bool(exported) == (path.name == "libfinescope.so")
 
 
-@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.partition(".")[0])
+@each_object
 def test_no_path_of_the_building_machine(path: Path) -> None:
     assert str(Path(finescope.__file__).parent.parent).encode() + b"/csrc" not in path.read_bytes()

@@ -70,8 +70,8 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def object_name() -> str:
-    return "_C" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
+MODULE = "_C" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
+OBJECT = "libfinescope.so"
 
 
 @pytest.mark.requires_native
@@ -106,22 +106,33 @@ def test_broken_record_is_no_error(package: Path, text: str) -> None:
 
 def test_built_for_another_python(package: Path) -> None:
     (package / "finescope/_C.cpython-27-none.so").write_bytes(b"x")
+    (package / "finescope" / OBJECT).write_bytes(b"x")
     assert run(package)["status"]["cpu"]["reason"] == "built for another Python: _C.cpython-27-none.so"
 
 
+@pytest.mark.parametrize("old", [OBJECT, MODULE])
 @pytest.mark.parametrize("stamp", [b"", b"finescope-operations=0;"])
-def test_stale_object_is_not_loaded(package: Path, stamp: bytes) -> None:
-    (package / "finescope" / object_name()).write_bytes(b"\x7fELF" + stamp + b"\0" * 100)
+def test_stale_object_is_not_loaded(package: Path, old: str, stamp: bytes) -> None:
+    fresh = f"finescope-operations={native.OPERATIONS_VERSION};".encode()
+    for name in (OBJECT, MODULE):
+        content = b"\x7fELF" + (stamp if name == old else fresh) + b"\0" * 100
+        (package / "finescope" / name).write_bytes(content)
     status = run(package)["status"]["cpu"]
-    assert "is stale" in status["reason"]
+    assert f"{old} is stale" in status["reason"]
     assert f"needed {native.OPERATIONS_VERSION}" in status["reason"]
 
 
 @pytest.mark.parametrize("content", ["truncated", "empty"])
-def test_broken_object_is_a_reason(package: Path, content: str) -> None:
+@pytest.mark.parametrize("broken", [OBJECT, MODULE])
+def test_broken_object_is_a_reason(package: Path, broken: str, content: str) -> None:
     stamp = f"finescope-operations={native.OPERATIONS_VERSION};".encode()
     data = b"\x7fELF" + stamp + b"\0" * 100 if content == "truncated" else b""
-    (package / "finescope" / object_name()).write_bytes(data)
+    for name in (OBJECT, MODULE):
+        whole = Path(finescope.__file__).parent / name
+        if name != broken and whole.exists():
+            shutil.copy2(whole, package / "finescope" / name)
+        else:
+            (package / "finescope" / name).write_bytes(data)
     status = run(package)["status"]["cpu"]
     assert not status["loaded"]
     assert "cannot be loaded" in status["reason"]
@@ -129,7 +140,7 @@ def test_broken_object_is_a_reason(package: Path, content: str) -> None:
 
 
 def test_stamp_matches_the_source() -> None:
-    header = Path(finescope.__file__).parent.parent / "csrc/bindings/version.h"
+    header = Path(finescope.__file__).parent.parent / "csrc/version.h"
     if not header.exists():
         pytest.skip("not a checkout")
     assert f"#define FINESCOPE_OPERATIONS_VERSION {native.OPERATIONS_VERSION}\n" in header.read_text()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def logging(folder: Path, name: str, then: str) -> Path:
 
 def compiled(log: Path) -> int:
     """How often a program was called for a source of the checkout."""
-    return sum(" -c " in line and "module.cpp" in line for line in log.read_text().splitlines())
+    lines = log.read_text().splitlines()
+    return sum(" -c " in line and "/csrc/" in line.partition(" -c ")[2] for line in lines)
 
 
 @pytest.mark.usefixtures("plan")
@@ -50,19 +53,40 @@ def test_a_second_install_compiles_nothing(
     log = tmp_path / "bin/cxx.log"
     first = build_native.build("cpu", fake_tree(tmp_path / "one", cuda=False))
     said = capfd.readouterr().err
-    assert "compiling what changed of 1 files" in said
+    assert "compiling what changed of 2 files" in said
     assert "compiled in" in said
-    assert compiled(log) == 1
+    assert compiled(log) == 2
     shutil.copytree(tmp_path / "one/csrc", tmp_path / "two/csrc")
     second = build_native.build("cpu", tmp_path / "two")
     assert "was compiled before; taken from" in capfd.readouterr().err
-    assert compiled(log) == 1
-    assert second.objects["_C"].read_bytes() == first.objects["_C"].read_bytes()
+    assert compiled(log) == 2
+    assert sorted(second.objects) == ["_C", "libfinescope"]
+    for name, path in second.objects.items():
+        assert path.read_bytes() == first.objects[name].read_bytes()
 
-    source = tmp_path / "two/csrc/bindings/cpu/module.cpp"
+    source = tmp_path / "two/csrc/bindings/cpu/operations.cpp"
     source.write_text(source.read_text() + "int g() { return 2; }\n")
     build_native.build("cpu", tmp_path / "two")
+    assert compiled(log) == 4
+
+
+@pytest.mark.usefixtures("plan")
+def test_another_python_compiles_only_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(logging(tmp_path / "bin", "cxx", build_tools.find_compiler()[0])))
+    log = tmp_path / "bin/cxx.log"
+    root = fake_tree(tmp_path / "tree", cuda=False)
+    build_native.build("cpu", root, tmp_path / "one")
     assert compiled(log) == 2
+    monkeypatch.setattr(sys, "version", "4.0 (another)")
+    outcome = build_native.build("cpu", root, tmp_path / "other")
+    assert compiled(log) == 3
+    assert "python/module.cpp" in [line for line in log.read_text().splitlines() if "/csrc/" in line][-1]
+    assert outcome.objects["_C"].parent == tmp_path / "other"
+    # It is linked with the library that was kept, and finds it where both are installed.
+    for path in outcome.objects.values():
+        shutil.copy2(path, tmp_path / "bin")
+    load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"  # in a process that has no library of that name yet
+    subprocess.run([sys.executable, "-c", load, tmp_path / "bin" / outcome.objects["_C"].name], check=True)
 
 
 @pytest.mark.usefixtures("plan")
@@ -72,7 +96,7 @@ def test_without_a_cache_everything_is_compiled(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("FINESCOPE_BUILD_CACHE", setting)
         for name in ("one", "two"):
             build_native.build("cpu", fake_tree(tmp_path / setting.strip("/") / name, cuda=False))
-        assert compiled(tmp_path / "bin/cxx.log") == 2 * (number + 1)
+        assert compiled(tmp_path / "bin/cxx.log") == 4 * (number + 1)
 
 
 def test_what_decides_an_object(tmp_path: Path, plan: build_native.Plan) -> None:
@@ -121,6 +145,6 @@ def test_ccache_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     logging(programs, "ccache", "env")
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     build_native.build("cpu", fake_tree(tmp_path / "one", cuda=False))
-    assert compiled(programs / "ccache.log") == 1
+    assert compiled(programs / "ccache.log") == 2
     monkeypatch.setenv("CXX", f"ccache {build_tools.find_compiler()[0]}")
     assert build_native.make_plan("cpu", tmp_path / "one").launcher == ()

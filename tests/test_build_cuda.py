@@ -41,12 +41,12 @@ def test_a_torch_without_cuda_gets_none_unless_asked(
     monkeypatch.setattr(build_tools, "find_torch", lambda: torch)
     monkeypatch.setenv("CUDACXX", fake_nvcc(tmp_path, "13.0"))
     planned = build_native.make_plan("auto", root)
-    assert [target.name for target in planned.targets] == ["_C"]
+    assert sorted(target.name for target in planned.targets) == ["_C", "libfinescope"]
     assert planned.skipped == {
         "cuda": "torch 2.13.0+cpu has no CUDA; FINESCOPE_BUILD=cuda compiles it all the same"
     }
     asked = build_native.make_plan("cuda", root)
-    assert [target.name for target in asked.targets] == ["_C", "_C_cuda"]
+    assert sorted(target.name for target in asked.targets) == ["_C", "libfinescope", "libfinescope_cuda"]
     assert asked.skipped == {}
 
 
@@ -67,7 +67,7 @@ def test_cuda_without_nvcc_fails_loudly(
     with pytest.raises(build_native.BuildError, match=r"FINESCOPE_BUILD=cuda: nvcc not found"):
         build_native.build("cuda", root)
     planned = build_native.make_plan("auto", root)
-    assert [target.name for target in planned.targets] == ["_C"]
+    assert sorted(target.name for target in planned.targets) == ["_C", "libfinescope"]
     assert "nvcc not found" in planned.skipped["cuda"]
 
 
@@ -83,9 +83,9 @@ def test_cuda_object_compiles_against_any_torch(tmp_path: Path, plan: build_nati
     except build_native.BuildError as error:
         pytest.skip(str(error))
     outcome = build_native.build("cuda", fake_tree(tmp_path, cuda=True))
-    assert sorted(outcome.objects) == ["_C", "_C_cuda"]
+    assert sorted(outcome.objects) == ["_C", "libfinescope", "libfinescope_cuda"]
     assert all(path.exists() for path in outcome.objects.values())
-    assert b"libcudart" not in outcome.objects["_C"].read_bytes()
+    assert b"libcudart" not in outcome.objects["libfinescope"].read_bytes()
 
 
 def fake_nvcc(folder: Path, release: str) -> str:
@@ -171,8 +171,8 @@ def test_a_failing_nvcc_costs_auto_only_the_cuda_object(
     root = fake_tree(tmp_path / "tree", cuda=True)
     monkeypatch.setenv("CUDACXX", fake_nvcc(tmp_path, "13.0"))
     outcome = build_native.build("auto", root)
-    assert sorted(outcome.objects) == ["_C"]
-    assert outcome.objects["_C"].exists()
+    assert sorted(outcome.objects) == ["_C", "libfinescope"]
+    assert outcome.objects["libfinescope"].exists()
     assert "nvcc failed" in outcome.skipped["cuda"]
     assert outcome.architectures == ()
     with pytest.raises(build_native.BuildError, match="FINESCOPE_BUILD=cuda: the compiler failed"):

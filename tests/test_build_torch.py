@@ -134,7 +134,8 @@ def test_wheel_tag(
     import zipfile
 
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(name.startswith("finescope/_C.") for name in names) == (tag == "linux")
+    natives = sorted(name.partition(".")[0] for name in names if name.endswith(".so"))
+    assert natives == (["finescope/_C", "finescope/libfinescope"] if tag == "linux" else [])
     assert "finescope/_build.json" in names
 
 

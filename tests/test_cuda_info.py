@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from finescope.ops import native
 
 LOADED = {
     "loaded": True,
-    "file": "_C_cuda.so",
+    "file": "libfinescope_cuda.so",
     "versions": {"compiler": "nvcc 13.0", "torch_headers": "2.11.0"},
     "architectures": ["sm_80", "sm_90", "compute_90"],
 }
@@ -73,9 +72,9 @@ def test_a_torch_for_rocm_is_kept_from_the_cuda_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ROCm's tensors go by the dispatch key CUDA: kernels of the other kind would be called for them."""
-    (tmp_path / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    (tmp_path / "libfinescope_cuda.so").touch()
     monkeypatch.setattr(native, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(native, "_modules", {})
+    monkeypatch.setattr(native, "_loaded", {})
     monkeypatch.setattr(native, "_reasons", {})
     monkeypatch.setattr(torch.version, "hip", "6.4")
     native._load_object("cuda")

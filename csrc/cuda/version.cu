@@ -1,17 +1,11 @@
-// What the kernels were compiled with.
-#include "cuda/version.h"
+// What the kernels were compiled with, to be read from the file.
+#include "version.h"
 
-namespace finescope::cuda {
-
-#define FINESCOPE_TEXT_(x) #x
-#define FINESCOPE_TEXT(x) FINESCOPE_TEXT_(x)
-
-const char* compiler() {
 #if defined(__CUDACC_VER_MAJOR__)
-  return "nvcc " FINESCOPE_TEXT(__CUDACC_VER_MAJOR__) "." FINESCOPE_TEXT(__CUDACC_VER_MINOR__);
+#define FINESCOPE_COMPILER \
+  "nvcc " FINESCOPE_STRING(__CUDACC_VER_MAJOR__) "." FINESCOPE_STRING(__CUDACC_VER_MINOR__)
 #else
-  return "no nvcc: compiled for the CPU";
+#define FINESCOPE_COMPILER "no nvcc: compiled for the CPU"
 #endif
-}
 
-}  // namespace finescope::cuda
+[[gnu::used]] static const char kCompiler[] = FINESCOPE_SAYS("compiler", FINESCOPE_COMPILER);

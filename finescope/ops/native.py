@@ -1,8 +1,11 @@
 """Find and load the compiled operations; never raise, print or warn.
 
-Importing a native object registers its kernels under the dispatch keys CPU or CUDA of
+Loading a native object registers its kernels under the dispatch keys CPU or CUDA of
 ``torch.ops.finescope``, and from then on the dispatcher prefers them to the default bodies. Whatever prevents
 that is kept as a reason for ``finescope info``; everything works without, only slower.
+
+The objects have no Python in them and serve every version. What the CPU's says of itself is asked through the
+module ``finescope._C``, which is compiled for one; without it that object is not loaded either.
 
 Environment: ``FINESCOPE_NATIVE=0`` hides the native objects; ``FINESCOPE_CPU_ISA=scalar|avx2|avx512|…``
 forces an instruction set (an unusable one is reported by ``finescope info``, and the best usable one is
@@ -23,17 +26,19 @@ from typing import Any
 
 import torch
 
-# Must equal FINESCOPE_OPERATIONS_VERSION in csrc/bindings/version.h, which says when to raise it.
-OPERATIONS_VERSION = 5
+# Must equal FINESCOPE_OPERATIONS_VERSION in csrc/version.h, which says when to raise it.
+OPERATIONS_VERSION = 6
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STAMP = re.compile(rb"finescope-operations=(\d+);")
-_OBJECTS = {"cpu": "_C", "cuda": "_C_cuda"}
+_SAYS = re.compile(rb"finescope-(compiler|torch_headers|pybind11)=([^;\0]*);")
+_OBJECTS = {"cpu": "libfinescope.so", "cuda": "libfinescope_cuda.so"}
+_MODULE = "_C"
 _REINSTALL = (
     "reinstall finescope with FINESCOPE_BUILD={mode} (in a checkout: python build_native.py --mode {mode})"
 )
 
-_modules: dict[str, ModuleType] = {}
+_loaded: dict[str, tuple[Path, ...]] = {}
 _reasons: dict[str, str] = {}
 _remedies: dict[str, str] = {}
 
@@ -54,15 +59,27 @@ def _stamp(path: Path) -> int | None:
         return int(found.group(1)) if found else None
 
 
+def _says(path: Path) -> dict[str, str]:
+    """What a native object was built with."""
+    return {name.decode(): text.decode() for name, text in _SAYS.findall(path.read_bytes())}
+
+
+def _files(name: str) -> tuple[Path, ...]:
+    """The native object, and the module that it is asked through, if it is."""
+    of_python = _MODULE + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
+    names = (_OBJECTS[name], of_python) if name == "cpu" else (_OBJECTS[name],)
+    return tuple(_PACKAGE / file for file in names)
+
+
 def _load_object(name: str) -> None:
-    """Import one native object or record why not. Raises only what :func:`load` turns into a reason."""
-    module = _OBJECTS[name]
-    path = _PACKAGE / (module + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+    """Load one native object or record why not. Raises only what :func:`load` turns into a reason."""
+    files = _files(name)
     _remedies[name] = _REINSTALL.format(mode=name)
-    if not path.exists():
-        others = sorted(other.name for other in _PACKAGE.glob(f"{module}.*.so"))
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        others = sorted(path.name for path in _PACKAGE.glob(f"{_MODULE}.*.so"))
         skipped = _build_record().get("skipped", {})
-        if others:
+        if others and files[0].exists():
             _reasons[name] = f"built for another Python: {', '.join(others)}"
         else:
             _reasons[name] = f"not built: {skipped.get(name, 'no compiled object is installed')}"
@@ -71,16 +88,22 @@ def _load_object(name: str) -> None:
         # Its tensors go by the same dispatch key.
         _reasons[name] = "this torch is built for ROCm, which takes no CUDA kernels"
         return
-    version = _stamp(path)
-    if version != OPERATIONS_VERSION:
-        _reasons[name] = f"{path.name} is stale: operations version {version}, needed {OPERATIONS_VERSION}"
-        return
-    _modules[name] = importlib.import_module(f"finescope.{module}")
+    for path in files:
+        version = _stamp(path)
+        if version != OPERATIONS_VERSION:
+            found = f"operations version {version}, needed {OPERATIONS_VERSION}"
+            _reasons[name] = f"{path.name} is stale: {found}"
+            return
+    if name == "cpu":
+        importlib.import_module(f"finescope.{_MODULE}")  # linked with the object: neither without the other
+    else:
+        torch.ops.load_library(files[0])  # type: ignore[no-untyped-call]
+    _loaded[name] = files
 
 
 def load() -> None:
     """Load the native objects that are installed and fit. Quiet, idempotent, never raises."""
-    if _modules or _reasons:
+    if _loaded or _reasons:
         return
     if os.environ.get("FINESCOPE_NATIVE", "").strip() == "0":
         for name in _OBJECTS:
@@ -95,32 +118,35 @@ def load() -> None:
 
 
 def module(name: str) -> ModuleType | None:
-    """The loaded native object ``"cpu"`` or ``"cuda"``, or None."""
-    return _modules.get(name)
+    """The module that the native object ``"cpu"`` is asked through; None unless the object is loaded."""
+    return importlib.import_module(f"finescope.{_MODULE}") if name == "cpu" and name in _loaded else None
 
 
 def status() -> dict[str, dict[str, Any]]:
     """For ``cpu`` and ``cuda``: whether the native object is loaded, else the reason and the remedy.
 
-    A loaded CPU object adds ``isas`` (compiled), ``usable`` (by this machine), ``active``, ``note`` (what was
-    wrong with FINESCOPE_CPU_ISA, or ""), ``threads`` and ``versions``; a loaded CUDA object ``versions`` and
-    ``architectures``, as nvcc names them.
+    A loaded object has ``file`` and ``versions`` (``operations``, ``torch_headers``, ``compiler``). The CPU's
+    adds ``isas`` (compiled), ``usable`` (by this machine), ``active``, ``note`` (what was wrong with
+    FINESCOPE_CPU_ISA, or "") and ``threads``; the CUDA one ``architectures``, as nvcc names them.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in _OBJECTS:
-        loaded = _modules.get(name)
-        if loaded is None:
+        if name not in _loaded:
             reason = _reasons.get(name, "not loaded yet: import finescope.ops")
             found[name] = {"loaded": False, "reason": reason, "remedy": _remedies.get(name, "")}
             continue
-        found[name] = {"loaded": True, "file": str(loaded.__file__), "versions": loaded.versions()}
-        if name == "cpu":
+        versions: dict[str, Any] = {"operations": OPERATIONS_VERSION}
+        for path in _loaded[name]:
+            versions.update(_says(path))
+        found[name] = {"loaded": True, "file": str(_loaded[name][0]), "versions": versions}
+        asked = module(name)
+        if asked is not None:
             found[name].update(
-                isas=loaded.compiled_isas(),
-                usable=loaded.usable_isas(),
-                active=loaded.active_isa(),
-                note=loaded.isa_note(),
-                threads=loaded.num_threads(),
+                isas=asked.compiled_isas(),
+                usable=asked.usable_isas(),
+                active=asked.active_isa(),
+                note=asked.isa_note(),
+                threads=asked.num_threads(),
             )
         else:
             found[name]["architectures"] = list(_build_record().get("cuda_architectures", ()))

@@ -1,6 +1,6 @@
 """The levels above AVX2 for processors without them: their own source, in AVX2, with ``intrinsics.h``.
 
-``python tests/avx512_on_cpu/levels.py FOLDER`` compiles the CPU object with such levels, beside a copy of
+``python tests/avx512_on_cpu/levels.py FOLDER`` compiles the CPU objects with such levels, beside a copy of
 the package; a Python that starts in the folder of the copy finds them usable.
 """
 
@@ -35,7 +35,7 @@ def isa_flags() -> dict[str, tuple[str, ...]]:
 
 
 def build(folder: Path) -> Path:
-    """Compile the CPU object in ``folder``, whatever has changed, beside a copy of the package; returns that.
+    """Compile the CPU objects in ``folder``, whatever has changed, beside a copy of the package: returned.
 
     Raises:
         build_native.BuildError: a tool is missing, or a source does not compile.
@@ -48,11 +48,12 @@ def build(folder: Path) -> Path:
     # The other files are not what is tested here.
     quick = tuple("-O2" if flag == "-O3" else flag for flag in plan.flags)
     plan = replace(plan, flags=(*quick, *FLAGS))
-    made = build_native.run(plan, folder / "objects", ROOT)["_C"]
+    made = build_native.run(plan, folder / "objects", ROOT)
     package = folder / "package" / "finescope"
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "finescope", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    shutil.copy2(made, package / made.name)
+    for path in made.values():
+        shutil.copy2(path, package / path.name)
     return package.parent
 
 

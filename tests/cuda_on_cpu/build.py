@@ -33,8 +33,9 @@ FLAGS = (
 
 
 def sources() -> list[Path]:
-    """Every source of the CUDA object."""
-    return sorted((*(ROOT / "csrc/cuda").glob("*.cu"), *(ROOT / "csrc/bindings/cuda").glob("*.cpp")))
+    """Every source of the CUDA object, and that of the module that the tests import."""
+    cuda = (*(ROOT / "csrc/cuda").glob("*.cu"), *(ROOT / "csrc/bindings/cuda").glob("*.cpp"))
+    return [*sorted(cuda), Path(__file__).with_name("module.cpp")]
 
 
 def build(folder: Path) -> Path:
@@ -44,6 +45,8 @@ def build(folder: Path) -> Path:
         build_native.BuildError: a tool is missing, or a source does not compile.
     """
     plan = build_native.make_plan("cpu", ROOT)
+    (module,) = (target for target in plan.targets if target.libraries)
+    python_flags = module.sources[0].flags
     folder.mkdir(parents=True, exist_ok=True)
     headers = [
         *(ROOT / "csrc").rglob("*.h"),
@@ -62,6 +65,7 @@ def build(folder: Path) -> Path:
                 *plan.compiler,
                 fake,
                 *plan.flags,
+                *python_flags,
                 *FLAGS,
                 *language,
                 "-c",
@@ -77,13 +81,13 @@ def build(folder: Path) -> Path:
 
     with ThreadPoolExecutor(2) as pool:
         objects = [str(made) for made in pool.map(compile_one, sources())]
-    module = folder / (NAME + build_native.object_suffix())
+    linked = folder / build_native.object_name(NAME)
     link = [f"-L{plan.torch.lib}", "-ltorch_cpu", "-ltorch"]
-    command = [*plan.compiler, "-shared", *objects, *link, "-o", str(module)]
+    command = [*plan.compiler, "-shared", *objects, *link, "-o", str(linked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise build_native.BuildError(done.stderr)
-    return module
+    return linked
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cpu_plan() -> build_native.Plan:
-    """The plan of the CPU object; skips where there is no compiler."""
+    """The plan of the CPU's objects; skips where there is no compiler."""
     try:
         return build_native.make_plan("cpu", ROOT)
     except build_native.BuildError as error:
@@ -38,11 +38,16 @@ def cpu_plan() -> build_native.Plan:
 
 
 def fake_tree(root: Path, *, cuda: bool) -> Path:
-    """A checkout with one C++ source and, if asked for, one CUDA kernel."""
-    (root / "csrc/bindings/cpu").mkdir(parents=True)
-    (root / "csrc/bindings/cpu/module.cpp").write_text(
-        '#include <Python.h>\nextern "C" int f() { return 1; }\n'
-    )
+    """A checkout with a C++ source an object and, if asked for, one CUDA kernel."""
+    for name, text in (
+        ("cpu/operations.cpp", 'extern "C" [[gnu::visibility("default")]] int finescope_f() { return 1; }\n'),
+        (
+            "python/module.cpp",
+            '#include <Python.h>\nextern "C" int finescope_f();\nint g() { return finescope_f(); }\n',
+        ),
+    ):
+        (root / "csrc/bindings" / name).parent.mkdir(parents=True)
+        (root / "csrc/bindings" / name).write_text(text)
     if cuda:
         (root / "csrc/cuda").mkdir()
         (root / "csrc/cuda/twice.cu").write_text(
