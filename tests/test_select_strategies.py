@@ -16,6 +16,7 @@ from finescope.curation import (
     SelectionConfig,
     clusters,
     kmeans_labels,
+    lists,
     select,
 )
 from support import curation_oracle as oracle
@@ -239,6 +240,73 @@ def test_round_robin_ends_with_the_lists_and_goes_on_by_score(problem):
     )
     whole = SelectionConfig(fraction=0.1, strategy="round_robin", near_duplicate=0.999)
     assert len(select(table, whole, targets=targets, corpus=corpus)) == 12
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """How many places for rows each pass over the corpus has made."""
+    found, real = [], CorpusScorer.nearest_in_groups
+
+    def spied(self, targets, k, *rest):
+        ids, cosines = real(self, targets, k, *rest)
+        found.append(ids.size)
+        return ids, cosines
+
+    monkeypatch.setattr(CorpusScorer, "nearest_in_groups", spied)
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["round_robin", "per_target", "clusters"])
+def test_of_a_budget_alone_no_list_of_all_rows_is_made_for_each_target(listed, strategy):
+    rng = np.random.default_rng(3)
+    corpus = codes(np.where(rng.random((30_000, 12)) < 0.3, rng.random((30_000, 12)), 0))
+    targets = codes(rng.random((200, 12)))
+    scorer, tokens = CorpusScorer(corpus), rng.integers(5, 50, 30_000)
+    table = scorer.score(targets, "max")
+    limits = SelectionConfig(token_budget=4000, strategy=strategy)
+    found = select(table, limits, targets=targets, scorer=scorer, tokens=tokens)
+    assert max(listed, default=0) <= lists.ENTRIES < 200 * 30_000
+    assert 4000 - 50 < found.tokens <= 4000
+    if strategy == "round_robin":
+        dense = targets.to_dense().numpy(), corpus.to_dense().numpy()
+        cosines = oracle.unit(dense[0]) @ oracle.unit(dense[1]).T
+        near = np.argsort(-cosines, axis=1, kind="stable")[:, : len(found) + 1]
+        taken = []
+        for line in itertools.islice(itertools.cycle(near), len(found)):
+            taken.append(next(row for row in line.tolist() if row not in taken))
+        assert found.indices.tolist() == taken
+
+
+@pytest.mark.parametrize("strategy", ["round_robin", "per_target", "clusters"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"token_budget": 700},
+        {"token_budget": 10**6},
+        {"k": 50},
+        {"k": 50, "per_target": 9},
+        {"k": 60, "near_duplicate": 0.97},
+        {"token_budget": 900, "diversity": 0.9},
+        {"token_budget": 900, "diversity": 0.9, "per_target": 30},
+    ],
+    ids=str,
+)
+def test_short_lists_that_go_on_give_what_whole_ones_give(problem, monkeypatch, listed, strategy, limits):
+    targets, corpus, _ = problem
+    scorer = CorpusScorer(corpus)
+    table = scorer.score(targets, "max")
+    given = {"targets": targets, "scorer": scorer, "corpus": corpus, "tokens": np.arange(120) % 7 + 8}
+    limits = SelectionConfig(strategy=strategy, num_clusters=3, **limits)
+    whole = select(table, limits, **given)
+    listed.clear()
+    monkeypatch.setattr(lists, "ENTRIES", 12)
+    monkeypatch.setattr(lists, "_FEWEST", 2)
+    found = select(table, limits, **given)
+    assert found.indices.tolist() == whole.indices.tolist()
+    assert np.array_equal(found.reason, whole.reason)
+    assert found.resembles == whole.resembles
+    if strategy == "round_robin":
+        assert len(listed) > 1
 
 
 def covering_by_loops(targets, corpus, order, count, looked_at=lambda count: 1000):

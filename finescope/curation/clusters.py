@@ -20,6 +20,7 @@ from finescope.curation.blocks import (
     unit_rows,
     weighted_norms,
 )
+from finescope.curation.lists import each_part
 from finescope.curation.scoring.onepass import CorpusScorer
 
 FIT_ROWS = 50_000
@@ -128,5 +129,8 @@ def cluster_candidates(
     order = np.argsort(-means, axis=1, kind="stable")[:, :clusters_per_target]
     np.put_along_axis(chosen, order, True, axis=1)
     allowed = labels if mask is None else np.where(mask, labels, -1)
-    ids, _ = scorer.nearest_in_groups(targets, per_cluster, allowed, chosen)
-    return np.unique(ids[ids >= 0])
+    found = np.zeros(len(labels), np.bool_)
+    for part in each_part(scorer.targets(targets).usable, per_cluster * count):
+        ids, _ = scorer.nearest_in_groups(targets[part], per_cluster, allowed, chosen[part])
+        found[ids[ids >= 0]] = True
+    return np.flatnonzero(found)

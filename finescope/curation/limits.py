@@ -106,7 +106,12 @@ class SelectionConfig(Configuration):
     @property
     def look_at_codes(self) -> bool:
         """Whether codes are needed beside the scores."""
-        return self.strategy != "rank" or self.near_duplicate is not None or self.diversity is not None
+        return self.strategy != "rank" or self.look_at_others
+
+    @property
+    def look_at_others(self) -> bool:
+        """Whether a row may be left out because it is near to one that was taken."""
+        return self.near_duplicate is not None or self.diversity is not None
 
     def plain(self) -> dict[str, Any]:
         """Return the limits as a dictionary."""

@@ -7,7 +7,8 @@ stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _BLOCK = 256
 
 
 def greedy_filter(
-    codes: Codes, order: IntArray, max_cosine: float, *, block: int = _BLOCK
+    codes: Codes, order: Iterable[int], max_cosine: float, *, block: int = _BLOCK
 ) -> Iterator[tuple[int, int, float]]:
     """Walk rows in the given order and say for each whether it is too close to one taken before.
 
@@ -28,7 +29,7 @@ def greedy_filter(
 
     Args:
         codes: N rows over F latents.
-        order: row numbers [n], best first.
+        order: row numbers, best first: an array [n], or whatever yields them as they are asked for.
         max_cosine: rows with a cosine ≥ this to a taken row are refused.
         block: rows compared at once; never changes a result.
 
@@ -38,8 +39,8 @@ def greedy_filter(
     """
     source = row_access(codes)
     taken = _Taken(source.num_latents)
-    for low in range(0, order.size, block):
-        rows = order[low : low + block]
+    coming = iter(order)
+    while (rows := np.fromiter(itertools.islice(coming, block), np.int64)).size:
         unit = unit_rows(source.take(rows))
         nearest, cosine = taken.nearest(unit)
         inside = np.asarray((unit @ unit.T).todense())

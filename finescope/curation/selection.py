@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from finescope.curation.blocks import BoolArray, Codes, IntArray, rows_of
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.coverage import covering
 from finescope.curation.limits import CODE, RowBlock, SelectionConfig, judged, limit_of, shared
+from finescope.curation.lists import among_nearest, in_turns
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable, rank_rows
@@ -77,7 +78,8 @@ def select(
         return found
     reason = judged(rows, cfg)
     allowed = reason == CODE["beyond_limit"]
-    walk = _walk(cfg, _order(scores, cfg, allowed, corpus, targets, weights, scorer), corpus, n)
+    order = _order(scores, cfg, allowed, _about(cfg, lengths, allowed), corpus, targets, weights, scorer)
+    walk = _walk(cfg, order, corpus, n)
     limit = limit_of(cfg, n)
     budget = math.inf if cfg.token_budget is None else cfg.token_budget
     selected: list[int] = []
@@ -156,16 +158,26 @@ def _per_row(values: Any, n: int, name: str, dtype: Any) -> Any:
     return array
 
 
+def _about(cfg: SelectionConfig, lengths: IntArray | None, allowed: BoolArray) -> int:
+    """Return how many of the allowed rows fit into the limits, at most."""
+    most = min(limit_of(cfg, allowed.size), int(np.count_nonzero(allowed)))
+    if cfg.token_budget is None or lengths is None:
+        return most
+    spent = np.cumsum(np.sort(lengths[allowed]))
+    return min(most, int(np.searchsorted(spent, cfg.token_budget, side="right")))
+
+
 def _order(
     scores: ScoreTable,
     cfg: SelectionConfig,
     allowed: BoolArray,
+    about: int,
     corpus: Codes | None,
     targets: SparseCodes | None,
     weights: Any,
     scorer: CorpusScorer | None,
-) -> IntArray:
-    """The allowed rows in the order in which they are taken."""
+) -> Iterable[int]:
+    """The allowed rows in the order in which they are taken, of which ``about`` so many will be."""
     ranking = rank_rows(scores.score, allowed)
     if cfg.strategy == "rank":
         return ranking
@@ -179,56 +191,42 @@ def _order(
         )
     k = len(scores) if cfg.k is None else cfg.k
     if cfg.strategy == "round_robin":
-        most = max(1, min(cfg.per_target or limit_of(cfg, len(scores)), len(scores)))
-        first = _in_turns(scorer.nearest_rows(targets, most, mask=allowed)[0])
-        return _followed(first, ranking)
+        most = cfg.per_target
+        if most is None and cfg.look_at_others and limit_of(cfg, len(scores)) < len(scores):
+            most = max(1, limit_of(cfg, len(scores)))
+        return _followed(in_turns(scorer, targets, allowed, about=about, most=most), ranking)
     if cfg.strategy == "coverage":
         limit = limit_of(cfg, len(scores))
-        return _followed(covering(scorer, scorer.targets(targets), ranking, limit), ranking)
+        return _followed(covering(scorer, scorer.targets(targets), ranking, limit).tolist(), ranking)
     if cfg.strategy == "per_target":
-        ids, _ = scorer.nearest_rows(targets, max(1, min(cfg.per_target or k, len(scores))), mask=allowed)
-        first = ids[ids >= 0]
+        most = max(1, min(cfg.per_target or k, len(scores)))
+        preferred = among_nearest(scorer, targets, most, allowed)
     else:
         labels = kmeans_labels(scorer.corpus, cfg.num_clusters, seed=cfg.seed, weights=scorer.weights)
         quota = cfg.per_target or max(1, min(k, len(scores)) // cfg.num_clusters)
-        first = cluster_candidates(
-            scorer, targets, labels, quota, clusters_per_target=cfg.clusters_per_target, mask=allowed
-        )
-    preferred = np.zeros(len(scores), np.bool_)
-    preferred[first] = True
+        preferred = np.zeros(len(scores), np.bool_)
+        preferred[
+            cluster_candidates(
+                scorer, targets, labels, quota, clusters_per_target=cfg.clusters_per_target, mask=allowed
+            )
+        ] = True
     return np.concatenate([ranking[preferred[ranking]], ranking[~preferred[ranking]]])
 
 
-def _followed(first: IntArray, ranking: IntArray) -> IntArray:
-    """Return some rows, and behind them the others of a ranking in its order."""
-    others = ranking[~np.isin(ranking, first)]
-    return np.concatenate([first, others])
+def _followed(first: Iterable[int], ranking: IntArray) -> Iterator[int]:
+    """Yield some rows, and behind them the others of a ranking in its order."""
+    seen = set()
+    for row in first:
+        seen.add(row)
+        yield row
+    yield from (row for row in ranking.tolist() if row not in seen)
 
 
-def _in_turns(lists: IntArray) -> IntArray:
-    """Return the rows that targets take in turns, each the next of its list that none has taken, int64.
-
-    Args:
-        lists: int64 [T,k], each target's rows, best first; -1 where there are no more.
-    """
-    taken: dict[int, None] = {}
-    places = [iter(rows[rows >= 0].tolist()) for rows in lists]
-    while places:
-        left = []
-        for rows in places:
-            row = next((row for row in rows if row not in taken), None)
-            if row is not None:
-                taken[row] = None
-                left.append(rows)
-        places = left
-    return np.array(list(taken), np.int64)
-
-
-def _walk(cfg: SelectionConfig, order: IntArray, corpus: Codes | None, n: int) -> Any:
+def _walk(cfg: SelectionConfig, order: Iterable[int], corpus: Codes | None, n: int) -> Any:
     """Yield (row, resembled row or -1, cosine) in order."""
     limits = [limit for limit in (cfg.near_duplicate, cfg.diversity) if limit is not None]
     if not limits:
-        return ((row, -1, 0.0) for row in order.tolist())
+        return ((int(row), -1, 0.0) for row in order)
     if corpus is None:
         raise ValueError("near_duplicate and diversity need the codes of the corpus")
     rows = rows_of(corpus)
