@@ -18,6 +18,7 @@ import torch
 
 from finescope.activations import ActivationStore, ActivationTap, store_activations
 from finescope.activations.batches import ActivationBatch, norms, within
+from finescope.activations.coordinates import choose_coordinates, pooled_norms
 from finescope.activations.sinks import FACTOR, WithoutSinks, find_sinks, sinks_of_rows, sinks_of_store
 from finescope.activations.windows import Document
 from finescope.config import SaeConfig
@@ -293,6 +294,36 @@ def test_without_sinks_the_ranking_is_right_and_the_fvu_honest(job: dict[str, An
     assert (stages["embed-corpus"]["sinks"], stages["embed-targets"]["sinks"]) == (180, 8)
     page = (tmp_path / "drop" / "report.html").read_text(encoding="utf-8")
     assert "180 attention sinks left out, 7.14% of the tokens" in page
+
+
+def test_sinks_have_no_say_in_which_coordinates_are_chosen(model: Path) -> None:
+    rows = [Row(row["id"], row["text"]) for row in rows_about(0, 20)]
+    by_place = torch.randn(64, WIDTH, generator=generator(3))
+
+    def pooled(tap: ActivationTap, texts: list[Row], **options: Any) -> torch.Tensor:
+        """The squares, with directions that depend on the place of a token alone."""
+        return pooled_norms(
+            tap, texts, lambda given: by_place[: given.shape[1]].expand_as(given), **options
+        ).square()
+
+    plain, sinking = ActivationTap(str(model), "h.1", device="cpu"), tap_of(model)
+    beginnings = [Row(row.id, row.text.split()[0]) for row in rows]
+    # What begins a text sees nothing else, and adds nothing to what others of the last block are.
+    wanted = (14 * pooled(plain, rows) - pooled(plain, beginnings)) / 13
+    limit = sinks_of_rows(sinking, rows).max_norm
+    torch.testing.assert_close(pooled(sinking, rows, max_norm=limit), wanted, rtol=1e-3, atol=1e-5)
+    assert pooled(sinking, rows).max() > 2 * wanted.max()
+
+
+def test_a_run_chooses_its_coordinates_without_sinks(job: dict[str, Any], tmp_path: Path) -> None:
+    run, _ = finished(job, tmp_path / "run", preset="paper-v3", coordinates=8)
+    context = run.context
+    limit = context.ledger.facts("sinks")["max_norm"]
+    chosen = context.ledger.facts("train")["coordinates"]
+    given: dict[str, Any] = {"seed": context.job.seed}
+    rows = list(context.corpus.rows())
+    assert chosen == choose_coordinates(context.tap, rows, 8, max_norm=limit, **given)
+    assert chosen != choose_coordinates(context.tap, rows, 8, **given)
 
 
 def test_an_autoencoder_from_elsewhere_pools_without_them_too(job: dict[str, Any], tmp_path: Path) -> None:

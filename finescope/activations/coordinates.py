@@ -3,6 +3,7 @@
 For coordinate j of a layer's activations a, and the embeddings e of the tokens that the model reads, the
 paper takes the norm of a row of the Jacobian, s_j = ‖∂a_j/∂e‖, pooled over a reference corpus, and keeps the
 K_act coordinates of the largest s_j: one set for all texts. The autoencoder is trained on those alone.
+Attention sinks, which it isn't trained on, may be left out here too.
 
 The Jacobian is never made. For v of independent random signs the mean of (J v)_j² is s_j² (Hutchinson), and
 J v comes out of one forward pass that carries v along (forward-mode differentiation). Pooled is the mean of
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from finescope.activations.batches import within
 from finescope.activations.collect import rank_of
 from finescope.errors import InputError
 
@@ -36,7 +38,14 @@ PROBES = 2
 """Random v a row; the paper tries 1, 2 and 4."""
 
 
-def jacobian_norms(tap: ActivationTap, rows: Iterable[Row], seed: int, probes: int = PROBES) -> Tensor:
+def jacobian_norms(
+    tap: ActivationTap,
+    rows: Iterable[Row],
+    seed: int,
+    probes: int = PROBES,
+    *,
+    max_norm: float | None = None,
+) -> Tensor:
     """Estimate s_j of every coordinate, float64 [D]: the root of the mean over tokens of squared row norms.
 
     Args:
@@ -44,23 +53,32 @@ def jacobian_norms(tap: ActivationTap, rows: Iterable[Row], seed: int, probes: i
         rows: the reference corpus; of long texts the first window is read.
         seed: of the directions.
         probes: random directions that are tried of each row.
+        max_norm: tokens of a larger norm are left out, as attention sinks. None: none are.
 
     Raises:
         InputError: rows without a token, or a model whose embeddings aren't a module.
     """
     held, squares = list(rows), torch.zeros(tap.width, dtype=torch.float64)
     for probe in range(probes):
-        squares += pooled_norms(tap, held, partial(_signs, f"{seed}\0{probe}\0".encode())).square()
+        signs = partial(_signs, f"{seed}\0{probe}\0".encode())
+        squares += pooled_norms(tap, held, signs, max_norm=max_norm).square()
     return (squares / probes).sqrt()
 
 
-def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Callable[[Tensor], Tensor]) -> Tensor:
+def pooled_norms(
+    tap: ActivationTap,
+    rows: Iterable[Row],
+    direction: Callable[[Tensor], Tensor],
+    *,
+    max_norm: float | None = None,
+) -> Tensor:
     """Pool (J v)² over tokens and take the root, float64 [D].
 
     Args:
         tap: model and layer.
         rows: the reference corpus.
         direction: given embeddings [rows,T,E], returns v of their shape.
+        max_norm: as in ``jacobian_norms``.
 
     Raises:
         InputError: as ``jacobian_norms``.
@@ -84,8 +102,10 @@ def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Callable[[T
         with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its scripted rules
             for batch in short.batches(list(rows)):
-                moved = forward_ad.unpack_dual(batch.activations).tangent  # type: ignore[no-untyped-call]
+                found, moved = forward_ad.unpack_dual(batch.activations)  # type: ignore[no-untyped-call]
                 if moved is not None:
+                    if max_norm is not None:
+                        moved = moved[within(found, max_norm)]
                     squares += moved.double().square().sum(dim=0).cpu()
                     tokens += len(moved)
     finally:
@@ -95,7 +115,9 @@ def pooled_norms(tap: ActivationTap, rows: Iterable[Row], direction: Callable[[T
     return (squares / tokens).sqrt()
 
 
-def choose_coordinates(tap: ActivationTap, rows: Iterable[Row], count: int, *, seed: int = 0) -> list[int]:
+def choose_coordinates(
+    tap: ActivationTap, rows: Iterable[Row], count: int, *, seed: int = 0, max_norm: float | None = None
+) -> list[int]:
     """Return the coordinates of the ``count`` largest s_j, ascending; all where there are no more.
 
     Args:
@@ -103,6 +125,7 @@ def choose_coordinates(tap: ActivationTap, rows: Iterable[Row], count: int, *, s
         rows: a corpus; ``REFERENCE_ROWS`` of its rows are read.
         count: K_act.
         seed: of the rows and directions.
+        max_norm: as in ``jacobian_norms``.
 
     Raises:
         InputError: as ``jacobian_norms``.
@@ -111,7 +134,7 @@ def choose_coordinates(tap: ActivationTap, rows: Iterable[Row], count: int, *, s
         return list(range(tap.width))
     full = (row for row in rows if not row.empty)
     reference = heapq.nsmallest(REFERENCE_ROWS, full, key=lambda row: rank_of(seed, row.id))
-    norms = jacobian_norms(tap, reference, seed=seed)
+    norms = jacobian_norms(tap, reference, seed=seed, max_norm=max_norm)
     return sorted(torch.argsort(norms, descending=True, stable=True)[:count].tolist())
 
 

@@ -88,7 +88,11 @@ class Train(Stage):
 
             rows = context.corpus.rows(records=False)
             make_folder(place.parent)
-            write_json(place, choose_coordinates(context.corpus_tap, rows, count, seed=context.job.seed))
+            limit = context.ledger.facts("sinks").get("max_norm")
+            chosen = choose_coordinates(
+                context.corpus_tap, rows, count, seed=context.job.seed, max_norm=limit
+            )
+            write_json(place, chosen)
         return list(read_json(place))
 
 
