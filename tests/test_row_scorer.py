@@ -206,6 +206,7 @@ def test_a_state_of_another_recipe_is_refused(folder: Path, tmp_path: Path) -> N
         RowScorer(tmp_path)
     state, _ = map_tensors(folder / "run" / SCORER)
     write_tensors(tmp_path / "run" / SCORER, state, {"scorer": "contrast"})
+    (tmp_path / "run" / "stages" / "score.json").unlink()  # which holds the hash of the right one
     with pytest.raises(StoreError, match=r"is of scorer contrast, and the run of ridge.*finescope select"):
         RowScorer(tmp_path / "run")
     (tmp_path / "run" / SCORER).unlink()

@@ -12,7 +12,6 @@ from finescope.corpus.badrows import BadRow, check_bad
 from finescope.corpus.plan import Planner, Shard, located
 from finescope.errors import InputError
 from finescope.progress import Reporter
-from finescope.storage.files import map_tensors
 from finescope.storage.identity import sampled_files
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.engines.local import Local
@@ -20,6 +19,7 @@ from finescope.workflow.head import Head
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
 from finescope.workflow.layout import CODES, CORPUS_CODES, PLAN, SAE, SCORER, SCORES, SINKS_BESIDE
+from finescope.workflow.learned import read_learned
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import (
     TAP_OPTIONS,
@@ -338,14 +338,14 @@ class Context:
         """The job's recipe with what it learned when the corpus was last scored.
 
         Raises:
-            StoreError: the corpus hasn't been scored, or the file is damaged.
+            StoreError: the corpus hasn't been scored, or the file is damaged or was changed.
         """
         return self._made_of(self.folder / SCORER, self._open_scoring)
 
     def _open_scoring(self, path: Path) -> Scoring:
         from finescope.curation.scoring.fitted import Scoring
 
-        state, _ = map_tensors(path)
+        state, _ = read_learned(path.parent, self.ledger, self.set_name)
         return Scoring(self._scored_spaces, self.seeds, self.job.recipe(), seed=self.job.seed, state=state)
 
     @property

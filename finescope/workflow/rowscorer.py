@@ -22,11 +22,12 @@ from finescope.embeddings.store import CodeStore
 from finescope.errors import InputError, StoreError
 from finescope.html.notebook import ROWS, notebook
 from finescope.progress import counted
-from finescope.storage.files import map_tensors
 from finescope.storage.identity import differences
 from finescope.workflow.context import open_model
 from finescope.workflow.finished import finished_job
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SET_FOLDERS, TARGET_CODES
+from finescope.workflow.learned import REMEDY, read_learned
+from finescope.workflow.ledger import Ledger
 from finescope.workflow.opening import text_template
 from finescope.workflow.tables import evidence_of
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _TAKEN = ("model", "sae_path", "device", "batch_tokens")
 """What of a job may be otherwise where rows are scored."""
-_REMEDY = "score the run again: finescope select RUN"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ class RowScorer:
             )
         own = job.folder / SET_FOLDERS / set_name if set_name else job.folder
         codes, targets = CodeStore(job.folder / CORPUS_CODES), CodeStore(own / TARGET_CODES)
-        self._scoring = _scoring(codes, targets, job.recipe(), own / SCORER)
+        ledger = Ledger(job.folder)
+        ledger = Ledger(own, above=ledger) if set_name else ledger
+        learned = read_learned(own, ledger, set_name)
+        self._scoring = _scoring(codes, targets, job.recipe(), learned, own / SCORER)
         self.scorer = self._scoring.scorer.name
         self._targets = targets.ids()
         self._content = ContentReader(job.text_column, text_template(job))
@@ -212,14 +215,16 @@ def score_texts(
     return (run if isinstance(run, RowScorer) else RowScorer(run, **options)).score(rows)
 
 
-def _scoring(codes: CodeStore, targets: CodeStore, recipe: Any, path: Path) -> Scoring:
-    """The recipe as it was fitted.
+def _scoring(
+    codes: CodeStore, targets: CodeStore, recipe: Any, learned: tuple[Any, Any], path: Path
+) -> Scoring:
+    """The recipe with what it has ``learned``, which lies at ``path``.
 
     Raises:
         InputError: a scorer that draws lots.
-        StoreError: what was fitted isn't there, or is of another recipe.
+        StoreError: what was fitted is of another recipe.
     """
-    state, notes = map_tensors(path, _REMEDY)
+    state, notes = learned
     try:
         scoring = Scoring(evidence_of(codes), evidence_of(targets), recipe, state=state)
         scoring.check_others()
@@ -227,7 +232,7 @@ def _scoring(codes: CodeStore, targets: CodeStore, recipe: Any, path: Path) -> S
         raise InputError(f"{codes.directory}: {error}") from None
     if notes.get("scorer") != scoring.scorer.name:
         raise StoreError(
-            f"{path} is of scorer {notes.get('scorer')}, and the run of {scoring.scorer.name}; {_REMEDY}"
+            f"{path} is of scorer {notes.get('scorer')}, and the run of {scoring.scorer.name}; {REMEDY}"
         )
     return scoring
 

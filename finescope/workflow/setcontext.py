@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from finescope.corpus import Corpus, copy_rows
 from finescope.curation.shares import parse_shares, unequal_shares
 from finescope.errors import InputError
-from finescope.storage.files import make_folder, map_tensors
+from finescope.storage.files import make_folder
 from finescope.workflow.context import Context
 from finescope.workflow.labels import target_labels
 from finescope.workflow.layout import CORPUS_CODES, ROWS, SCORER, SCORES, SET_FOLDERS
+from finescope.workflow.learned import read_learned
 from finescope.workflow.ledger import Ledger
 from finescope.workflow.rows import open_rows
 from finescope.workflow.setnames import check_set_name, named_files
@@ -106,7 +107,7 @@ class SetsContext(Context):
     def _open_spaces(self, path: Path) -> Spaces:
         from finescope.curation.scoring.evidence import Spaces
 
-        state, _ = map_tensors(path)
+        state, _ = read_learned(path.parent, self.ledger, next(iter(self.sets)))
         return Spaces(self.evidence, state)
 
     @functools.cache  # noqa: B019

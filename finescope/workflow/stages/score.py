@@ -11,14 +11,16 @@ from finescope.curation.scoring.fitted import Scores, Scoring, score_in_passes
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
-from finescope.storage.files import write_tensors
 from finescope.workflow.fresh import FreshScores
 from finescope.workflow.layout import CORPUS_CODES, SCORER, SCORES, TARGET_CODES
+from finescope.workflow.learned import HASH, changed, write_learned
 from finescope.workflow.scored import ROWS
 from finescope.workflow.stage import Stage
 from finescope.workflow.tables import write_scores
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from finescope.embeddings.store import CodeStore
     from finescope.workflow.context import Context
 
@@ -55,7 +57,12 @@ class Score(Stage):
             **({"seed": context.job.seed} if drawn else {}),
         }
 
-    def work(self, context: Context) -> None:
+    def run(self, context: Context) -> bool:
+        """Do the stage unless it was finished before with the same inputs; return whether it was done now."""
+        forget_changed(context, {"": context.folder})
+        return super().run(context)
+
+    def work(self, context: Context) -> Mapping[str, Any]:
         """Score, mark the rows that are targets, and write the table and what the scorer has learned."""
         recipe = context.job.recipe()
         corpus, wanted = context.store(CORPUS_CODES), context.store(TARGET_CODES)
@@ -64,7 +71,21 @@ class Score(Stage):
         if scoring.remark:
             context.reporter.say(scoring.remark)
         write_scores(context.folder / SCORES, scored)
-        write_tensors(context.folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
+        return {HASH: write_learned(context.folder, scoring)}
+
+
+def forget_changed(context: Context, folders: Mapping[str, Path]) -> None:
+    """Remove what was learned where it was changed since, so that the corpus is scored again.
+
+    Args:
+        context: of the run.
+        folders: where it lies, by the name of the target set.
+    """
+    facts = context.ledger.facts("score")
+    for name, folder in folders.items():
+        if changed(folder, facts, name):
+            context.reporter.say(f"{folder / SCORER} was changed since the corpus was scored: scoring again")
+            (folder / SCORER).unlink()
 
 
 def score_stores(corpus: CodeStore, targets: CodeStore, scoring: Scoring) -> FreshScores:

@@ -14,7 +14,7 @@ from finescope.curation.shares import parse_shares
 from finescope.errors import InputError
 from finescope.progress import counted
 from finescope.report.sets import SetLine, render_sets
-from finescope.storage.files import read_json, write_json, write_tensors, write_text
+from finescope.storage.files import read_json, write_json, write_text
 from finescope.workflow.layout import (
     CONFIG,
     CORPUS_CODES,
@@ -22,19 +22,19 @@ from finescope.workflow.layout import (
     METRICS,
     REPORT,
     ROWS,
-    SCORER,
     SCORES,
     SELECTION,
     SET_FOLDERS,
     SETS,
     TARGET_CODES,
 )
+from finescope.workflow.learned import HASH, write_learned
 from finescope.workflow.setcontext import SetsContext
 from finescope.workflow.setnames import MIXTURE
 from finescope.workflow.sets import score_each, select_each, write_mixture
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.manifest import made_with
-from finescope.workflow.stages.score import Score
+from finescope.workflow.stages.score import Score, forget_changed
 from finescope.workflow.stages.select import write_chosen
 from finescope.workflow.tables import about_targets, read_selection, write_rows, write_scores
 
@@ -63,12 +63,13 @@ class ScoreSets(Stage):
 
     def run(self, context: Context) -> bool:
         """Do the stage unless all tables are there, of the same inputs."""
-        folders = [each.folder for each in _sets(context).sets.values()]
-        if any(not (folder / name).exists() for folder in folders for name in Score.writes):
+        folders = {name: each.folder for name, each in _sets(context).sets.items()}
+        forget_changed(context, folders)
+        if any(not (folder / name).exists() for folder in folders.values() for name in Score.writes):
             (context.folder / ROWS).unlink(missing_ok=True)
         return super().run(context)
 
-    def work(self, context: Context) -> None:
+    def work(self, context: Context) -> Mapping[str, Any]:
         """Score; write a table of each set, and once what they share."""
         from finescope.curation.scoring.evidence import Spaces
 
@@ -81,14 +82,16 @@ class ScoreSets(Stage):
             job.recipe(),
             job.seed,
         )
+        learned = {}
         for name, (scored, scoring) in found.items():
             if scoring.remark:
                 context.reporter.say(f"{name}: {scoring.remark}")
             folder = run.sets[name].folder
             write_scores(folder / SCORES, scored, rows=False)
-            write_tensors(folder / SCORER, scoring.state(), {"scorer": scoring.scorer.name})
+            learned[name] = write_learned(folder, scoring)
         write_rows(run.folder / ROWS, next(iter(found.values()))[0])
         write_json(run.folder / SETS, {"format": "finescope-sets", "sets": list(found)})
+        return {HASH: learned}
 
 
 @dataclass(frozen=True)
