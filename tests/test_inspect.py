@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from finescope import InputError, SparseCodes
+from finescope.activations import ActivationStore
 from finescope.cli import main
 from finescope.curation.enrichment import enriched, holders, neighbours, sure
 from finescope.embeddings.store import CodeStore
 from finescope.report.explain import adding_up
 from finescope.sae import load_sae
+from finescope.workflow import context as run_context
 from support import curation_oracle as oracle
 from support.cli_job import save_run
 
@@ -38,6 +41,10 @@ def asked(*arguments: Any) -> Any:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(tmp_path_factory.mktemp("job"), "--scorer", "contrast+tfidf")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def dense_codes(run: Path) -> np.ndarray:
@@ -131,6 +138,63 @@ def test_a_latent_s_rows_are_counted_and_its_neighbours_are_the_decoder_s(run: P
     assert f"latent {shown[0]['latent']}:" in invoke("latents", run, "--top", 3).stdout
     refused = invoke("latents", run, dense.shape[1])
     assert (refused.exit_code, "there is no latent" in refused.stderr) == (1, True)
+
+
+def tokens_by_hand(run: Path, latent: int, rows: list[int], count: int) -> list[tuple[str, int, float]]:
+    """Id, place and value of the tokens of some rows at which a latent is strongest."""
+    store, sae = ActivationStore(run / "activations"), load_sae(run / "sae")
+    ids = pq.read_table(run / "scores.parquet").column("id").to_pylist()
+    found = []
+    for document in store.documents():
+        if document.index in rows:
+            column = sae.encode_sparse(document.activations).to_dense()[:, latent]
+            found += [(ids[document.index], at, float(value)) for at, value in enumerate(column) if value]
+    return sorted(found, key=lambda token: -token[2])[:count]
+
+
+def strongest_rows(run: Path, latent: int, count: int = 12) -> list[int]:
+    dense = dense_codes(run)
+    share = dense[:, latent] / np.maximum(np.linalg.norm(dense, axis=1), 1e-300)
+    return np.lexsort((np.arange(len(share)), -share))[: min(count, int((share > 0).sum()))].tolist()
+
+
+def test_a_latent_s_tokens_are_those_where_the_autoencoder_has_it_strongest(run: Path) -> None:
+    latent = int(np.argmax((dense_codes(run) != 0).sum(axis=0)))
+    (found,) = asked("latents", run, latent, "--tokens", 7)
+    wanted = tokens_by_hand(run, latent, strongest_rows(run, latent), 7)
+    assert [(each["id"], each["place"]) for each in found["tokens"]] == [token[:2] for token in wanted]
+    values = [each["value"] for each in found["tokens"]]
+    np.testing.assert_allclose(values, [token[2] for token in wanted], rtol=1e-6)
+    texts = {row["id"]: row["text"] for row in read_rows(run.parent / "corpus.jsonl")}
+    for each in found["tokens"]:
+        words = texts[each["id"]].split()
+        assert words[each["place"]] == each["token"]
+        assert each["before"].split() == words[max(0, each["place"] - 6) : each["place"]]
+        assert each["after"].split() == words[each["place"] + 1 : each["place"] + 7]
+    first, shown = found["tokens"][0], invoke("latents", run, latent, "--tokens", 7).stdout
+    assert f"›{first['token']}‹" in shown
+    assert f"at {first['value']:.3g} {first['id']}" in shown
+    assert asked("latents", run, latent, "--tokens", 0)[0]["tokens"] == []
+
+
+def test_tokens_of_rows_that_are_not_stored_are_read_anew_only_where_that_is_wanted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent = int(np.argmax((dense_codes(run) != 0).sum(axis=0)))
+    wanted = asked("latents", run, latent, "--tokens", 7)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "activations")
+    again = asked("latents", copy, latent, "--tokens", 7, "--run-model")[0]["tokens"]
+    assert [(each["id"], each["place"]) for each in again] == [
+        (each["id"], each["place"]) for each in wanted[0]["tokens"]
+    ]
+    monkeypatch.setattr(run_context, "open_tap", None)  # whoever loads the model fails
+    without = invoke("latents", copy, latent)
+    assert without.exit_code == 0, without.stderr
+    assert "›" not in without.stdout
+    assert re.search(r"tokens are not shown of 12 rows of 12 .* --run-model", without.stderr)
+    assert f"›{wanted[0]['tokens'][0]['token']}‹" in invoke("latents", run, latent).stdout
 
 
 def test_diff_of_a_run_compares_the_selection_with_the_other_rows(run: Path) -> None:

@@ -20,11 +20,13 @@ from finescope.workflow.scored import Scored
 from finescope.workflow.stages.report import passages
 from finescope.workflow.stages.score import same_sae
 from finescope.workflow.tables import read_selection
+from finescope.workflow.tokens import StrongToken, strongest_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finescope.embeddings.store import CodeStore
+    from finescope.sae import Autoencoder
     from finescope.workflow.context import Context
 
 EXAMPLES = 12
@@ -80,6 +82,8 @@ class Sight:
         selected: selected rows that hold it.
         examples: id, text and share of the row's code, of its strongest rows, best first.
         neighbours: latents with the nearest decoder rows, and the cosines; none where the SAE isn't there.
+        tokens: those at which it is strongest, of its strongest rows; none where the SAE isn't there, or
+            neither activations nor the model were to be had.
     """
 
     latent: int
@@ -89,6 +93,7 @@ class Sight:
     selected: int
     examples: list[tuple[str, str, float]]
     neighbours: list[tuple[int, float]]
+    tokens: list[StrongToken]
 
 
 def find_rows(scored: Scored, names: Sequence[str]) -> NDArray[np.int64]:
@@ -172,16 +177,20 @@ def _others(part: Any, listed: Sequence[float]) -> tuple[int, float]:
     return int(np.count_nonzero(part.data)) - len(listed), float(part.sum()) - math.fsum(listed)
 
 
-def look_at(context: Context, latents: Sequence[int], shown: int = 3) -> list[Sight]:
+def look_at(
+    context: Context, latents: Sequence[int], shown: int = 3, tokens: int = 0, *, run_model: bool = False
+) -> list[Sight]:
     """Say what is known of some latents of a run.
 
     Args:
         context: of the run.
         latents: their numbers.
         shown: examples of each.
+        tokens: of each, at most.
+        run_model: whether the model reads the rows whose activations aren't stored, for the sake of tokens.
 
     Raises:
-        InputError: there is no latent of a number, or none is named.
+        InputError: there is no latent of a number, or none is named; or as ``strongest_tokens``.
         StoreError: as ``why``.
     """
     if not latents:
@@ -196,7 +205,13 @@ def look_at(context: Context, latents: Sequence[int], shown: int = 3) -> list[Si
     counts, _ = holders(codes, groups, 2)
     examples = latent_examples(codes, latents, EXAMPLES)
     words, texts = _read(context, examples, shown)
-    decoder = _decoder(context)
+    sae = _autoencoder(context)
+    decoder = None if sae is None else sae.W_dec.detach().double().numpy()
+    strong = (
+        {}
+        if sae is None or not tokens
+        else strongest_tokens(context, sae, examples, tokens, run_model=run_model)
+    )
     held = np.unique(np.concatenate(list(examples.values())))
     shares = _shares(codes.take(held), held)
     return [
@@ -208,6 +223,7 @@ def look_at(context: Context, latents: Sequence[int], shown: int = 3) -> list[Si
             int(counts[1, latent]),
             [(*texts[row], shares[row, latent]) for row in examples[latent][:shown].tolist()],
             [] if decoder is None else neighbours(decoder, latent, NEIGHBOURS),
+            strong.get(latent, []),
         )
         for latent in latents
     ]
@@ -310,14 +326,13 @@ def _shares(codes: Any, rows: NDArray[np.int64]) -> dict[tuple[int, int], float]
     }
 
 
-def _decoder(context: Context) -> Any:
-    """The decoder's rows, float64 [F,D]; None where the SAE can't be read any more."""
+def _autoencoder(context: Context) -> Autoencoder | None:
+    """The run's SAE, on the CPU; None where it can't be read any more."""
     from finescope.workflow.opening import find_sae, load_sae
 
     job = context.job
     try:
         place = context.home / SAE if job.sae_path is None else find_sae(job.sae_path, job.layer or None)
-        sae = None if place is None else load_sae(place, "cpu", facts=job.sae_facts)
+        return None if place is None else load_sae(place, "cpu", facts=job.sae_facts)
     except (FineScopeError, OSError):
         return None
-    return None if sae is None else sae.W_dec.detach().double().numpy()
