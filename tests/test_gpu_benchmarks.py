@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 import finescope
 from benchmarks import truth
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import timing
+from benchmarks.gpu import dense, timing
 
 ROOT = Path(finescope.__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks/gpu").exists(), reason="not a checkout")
@@ -76,6 +77,66 @@ def test_wrong_results_are_recorded_as_failed(bench: Any) -> None:
     assert not bench.check("bytes", lambda: truth.same_results((scores,), (scores + 1e-9,)))
     assert bench.record["checks"]["right"] == "passed"
     assert bench.record["checks"]["wrong row"].startswith("failed: AssertionError")
+
+
+def cosine_order(queries: torch.Tensor, corpus: torch.Tensor, k: int) -> list[list[int]]:
+    return torch.topk(queries @ corpus.T, k).indices.tolist()  # type: ignore[no-any-return]
+
+
+def unit_rows(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, 24, generator=generator))
+
+
+def test_flashlib_ranks_unit_rows_as_the_cosine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that keeps its contract: squared distances ascending, and the rows."""
+
+    def flash_knn(x: torch.Tensor, c: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = torch.topk(torch.cdist(x, c).square(), k, largest=False)
+        return found.values, found.indices.int()
+
+    monkeypatch.setitem(sys.modules, "flashlib", SimpleNamespace(flash_knn=flash_knn))
+    queries, corpus = unit_rows(7, 0), unit_rows(300, 1)
+    _, ids = dense.SEARCHES["flashlib"](queries, corpus, 5)()
+    assert ids.tolist() == cosine_order(queries, corpus, 5)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["0.3", "before"])
+def test_flash_kmeans_is_given_a_batch_of_one_with_its_squares(
+    monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    def assign(x: torch.Tensor, centroids: torch.Tensor, x_sq: torch.Tensor, **options: str) -> torch.Tensor:
+        assert options == ({"backend": "triton"} if new else {})
+        assert x.shape[:2] == x_sq.shape
+        crossed = torch.einsum("bnd,bkd->bnk", x, centroids)
+        squares = centroids.square().sum(-1)[:, None]
+        return (x_sq[..., None] + squares - 2 * crossed).argmin(-1)
+
+    for name in ("flash_kmeans", "flash_kmeans.kmeans_api", "flash_kmeans.assign_euclid_triton"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    if new:
+        sys.modules["flash_kmeans.kmeans_api"].euclid_assign = assign
+    else:
+        sys.modules["flash_kmeans.assign_euclid_triton"].euclid_assign_triton = assign
+    points, centres = unit_rows(200, 2), unit_rows(9, 3)
+    ids = dense.NEAREST["flash-kmeans"](points, centres, 1)()
+    assert ids.tolist() == [[row[0] for row in cosine_order(points, centres, 1)]]
+
+
+def test_a_library_that_is_not_installed_is_noted_and_others_take_part(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flashlib", None)
+    queries = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    known = {"flashlib": dense.flashlib, "other": lambda queries, corpus, k: lambda: k}
+    found = dense.installed(bench, known, queries, None, 3)  # type: ignore[arg-type]
+    assert (list(found), found["other"]()) == (["other"], 3)
+    (note,) = bench.record["notes"]
+    assert note.startswith("flashlib takes no part: ModuleNotFoundError")
+    assert dense.peers(dense.NEAREST, unit_rows(1, 0), unit_rows(2, 0), 1) == (
+        {},
+        dict.fromkeys(("faiss-gpu", "cuVS", "flashlib", "flash-kmeans"), "needs a GPU"),
+    )
 
 
 def test_a_command_that_hangs_is_stopped_with_what_it_started() -> None:
