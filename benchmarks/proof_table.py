@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.table import insert
 from finescope.progress import counted
+from finescope.proof.summary import in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD = ROOT / "benchmarks/proof"
@@ -66,10 +67,6 @@ def _name(line: dict[str, Any]) -> str:
     return words + (", from a pool with planted rows" if line["noisy"] else "")
 
 
-def _times(times: dict[str, Any] | None) -> str:
-    return f"{'≥ ' if times['ended'] else ''}{times['value']:.1f} ×" if times else "–"
-
-
 def table(numbers: dict[str, Any]) -> str:
     """Return arms and tests of ``proof.json`` as Markdown."""
     plan, summary = numbers["plan"], numbers["summary"]
@@ -80,7 +77,7 @@ def table(numbers: dict[str, Any]) -> str:
         for line in summary["arms"]:
             at = line["budgets"][budget]
             mark = "**" if line["arm"] == primary and not line["noisy"] else ""
-            more = _times(line["multiplier"].get(budget))
+            more = in_words(line["multiplier"].get(budget))
             beyond = "" if line["arm"] == "random" and not line["noisy"] else _signed(at["beyond_random"])
             rows.append(
                 f"| {mark}{_name(line)}{mark} | {mark}{at['held_out']:.3f}{mark} | {beyond} | {more} | "
@@ -158,7 +155,7 @@ def summary_table(numbers: dict[str, Any], found: dict[str, tuple[str, list[str]
             at = arms[arm]["budgets"][budget]
             if arm != "random":
                 beyond = f"{at['beyond_random']['value']:+.3f}".replace("-", "−")
-                taught = [beyond, _times(arms[arm]["multiplier"].get(budget))]
+                taught = [beyond, in_words(arms[arm]["multiplier"].get(budget))]
         mark = "**" if arm == plan["primary"] else ""
         cells = [words, f"`{option}`" if option else "", *means, *taught]
         rows.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else " " for cell in cells) + " |")

@@ -29,7 +29,7 @@ from finescope.proof.grid import Grid
 from finescope.proof.page import NUMBERS, PAGE, write_page, write_proof
 from finescope.proof.plan import ProofPlan, parse_arm
 from finescope.proof.split import generator, read_corpus, split
-from finescope.proof.summary import summarise
+from finescope.proof.summary import in_words, multipliers, summarise
 from finescope.proof.training import filled
 from support.cli_job import save_tiny_model
 from support.tiny_models import WORDS, make_model, make_tokenizer
@@ -284,7 +284,9 @@ def test_draws_of_a_topic_count_once() -> None:
     assert test["better_on"] == 5
     assert test["topics"]["t2"] == pytest.approx((0.1 + 0.02 - 0.025 + 0.1) / 2)
     line = next(line for line in found["arms"] if line["arm"] == "tfidf")
-    assert line["multiplier"]["20"] == {"value": 2, "low": 2, "high": 2, "ended": 0, "topics": 5}
+    assert line["multiplier"]["20"] == {
+        "value": 2, "low": 2, "high": 2, "began": 0, "ended": 0, "topics": 5,
+    }  # fmt: skip
     assert found["mixture"] == {"tokens": 40, "held_out": pytest.approx(3.8), "off_topic": 5.0}
     assert math.isclose(found["warmed_up"]["held_out"], 4.5)
 
@@ -305,6 +307,40 @@ def test_a_draw_counts_that_ends_a_token_early() -> None:
     assert line["budgets"]["10"]["held_out"] == pytest.approx(3.4)
     assert line["budgets"]["20"]["held_out"] == pytest.approx(3.3)
     assert found["tests"][0]["topics"]["t"] == pytest.approx((0.6 + 0.6) / 2)
+
+
+def test_a_curve_begins_with_the_loss_after_the_warm_up() -> None:
+    topics = ["a", "b"]
+    known = ProofPlan(
+        topics=topics, arms=["none", "random", "tfidf", "mixture"], primary="tfidf", rivals=["random"],
+        budgets=[10], curve=[10, 20], seeds=1, batch_tokens=2,
+    )  # fmt: skip
+    points = [{"tokens": at, "held_out": dict.fromkeys(topics, loss)} for at, loss in ((10, 4.0), (20, 3.9))]
+    points[-1]["off_topic"] = 5.0
+    curve = {"arm": "curve", "topic": "", "draw": 0, "noisy": False, "points": points, "seconds": 1.0}
+
+    def multiplier(of_a: float, of_b: float, *, warmed_up: bool = True) -> dict[str, Any]:
+        runs = [curve]
+        for topic, loss in zip(topics, (of_a, of_b), strict=True):
+            untuned = {"held_out": 5.0, "off_topic": 5.0}
+            runs.append({**run_of("none", topic, 0, 4.4), "untuned": untuned})
+            runs += [run_of("random", topic, 0, 4.0), run_of("tfidf", topic, 0, loss)]
+        if warmed_up:
+            return next(x for x in summarise(known, runs)["arms"] if x["arm"] == "tfidf")["multiplier"]["10"]
+        return multipliers(known, runs, "tfidf", dict.fromkeys(topics, math.nan))["10"]
+
+    half = multiplier(4.2, 4.2)  # half the way from 4.4, at no tokens, to 4.0, at ten
+    assert (half["value"], half["began"], in_words(half)) == (pytest.approx(0.5), 0, "0.5 ×")
+    # Nothing was gained on one topic, or worse: a step's tokens count, and that is said.
+    for lost in (4.39, 4.4, 6.0):
+        none = multiplier(4.2, lost)
+        assert none["value"] == pytest.approx(math.sqrt(0.5 * 0.2))
+        assert (none["began"], none["ended"], in_words(none)) == (1, 0, "≤ 0.3 ×")
+    assert in_words(multiplier(4.2, 3.0)) == "≥ 1.0 ×"
+    assert in_words(multiplier(4.4, 3.0)) == "≈ 0.6 ×"
+    assert in_words(None) == "–"
+    unknown = multiplier(4.2, 4.0, warmed_up=False)  # without an arm that is only warmed up
+    assert (unknown["value"], unknown["began"]) == (pytest.approx(1.0), 1)
 
 
 def test_curves_of_which_one_ends_earlier() -> None:

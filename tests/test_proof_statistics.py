@@ -70,5 +70,10 @@ def test_multiplier_of_a_known_curve() -> None:
     assert tokens_for(3.0, tokens, losses) == math.inf
     # A loss that rises again doesn't take back what was reached.
     assert tokens_for(3.85, [1000, 2000, 4000], [4.0, 3.8, 3.9]) == pytest.approx(2**0.75 * 1000)
-    with pytest.raises(ValueError, match="ascending"):
-        tokens_for(1.0, [2, 1], [1.0, 2.0])
+    # From no tokens on, by tokens themselves: there is no logarithm of 0.
+    assert tokens_for(4.2, [0, *tokens], [4.4, *losses]) == pytest.approx(500)
+    assert tokens_for(4.5, [0, *tokens], [4.4, *losses]) == 0
+    assert tokens_for(3.95, [0, *tokens], [4.4, *losses]) == tokens_for(3.95, tokens, losses)
+    for wrong in ([2, 1], [-1, 2], [0, 0]):
+        with pytest.raises(ValueError, match="ascending"):
+            tokens_for(1.0, wrong, [1.0, 2.0])

@@ -81,6 +81,8 @@ def command(
 
 def table_of(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Return the table of arms at the largest budget as aligned text."""
+    from finescope.proof.summary import in_words
+
     budget = str(max(plan["budgets"]))
     lines = [
         [
@@ -94,13 +96,13 @@ def table_of(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     ]
     for line in summary["arms"]:
         at = line["budgets"][budget]
-        beyond, times = at.get("beyond_random"), line["multiplier"].get(budget)
+        beyond = at.get("beyond_random")
         lines.append(
             [
                 line["arm"] + (" (noisy pool)" if line["noisy"] else ""),
                 f"{at['held_out']:.4f}",
                 f"{beyond['value']:+.4f} [{beyond['low']:+.4f}, {beyond['high']:+.4f}]" if beyond else "–",
-                f"{'≥ ' if times['ended'] else ''}{times['value']:.1f} ×" if times else "–",
+                in_words(line["multiplier"].get(budget)),
                 f"{line['off_topic']:.4f}",
                 f"{line['on_topic']:.0%}",
             ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from finescope.proof.grid import Grid
 from finescope.proof.plan import DOMAIN, MATCHED, RANDOM, ProofPlan
-from finescope.proof.summary import summarise
+from finescope.proof.summary import in_words, summarise
 from finescope.report.figures import Figure
 from finescope.report.look import CORPUS, OTHERS, SELECTED, TARGET, as_svg, canvas, shorten, styled, write_png
 from finescope.report.page import render_proof
@@ -59,6 +59,10 @@ def write_page(folder: Path, numbers: Mapping[str, Any]) -> None:
         "plan": numbers["plan"],
         "arms": numbers["arms"],
         "summary": summary,
+        "times": [
+            {str(budget): in_words(line["multiplier"].get(str(budget))) for budget in plan.budgets}
+            for line in summary["arms"]
+        ],
         "warnings": [],
     }
     write_text(folder / PAGE, render_proof(proof, figures))

@@ -73,13 +73,14 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, draws: int = 10_000
 
 
 def tokens_for(loss: float, tokens: Sequence[int], losses: Sequence[float]) -> float:
-    """Return how many tokens a curve needs to come down to a loss, by its logarithmic interpolation.
+    """Return how many tokens a curve needs to come down to a loss.
 
+    Between two points it is read off by the logarithm of tokens, between 0 and the first point by tokens.
     Losses that rise again are taken for noise: what counts is the lowest so far.
 
     Args:
         loss: to be reached.
-        tokens: ascending, above 0; at the first of them the curve begins.
+        tokens: ascending, from 0 or above it; at the first of them the curve begins.
         losses: at those tokens.
 
     Returns:
@@ -88,8 +89,8 @@ def tokens_for(loss: float, tokens: Sequence[int], losses: Sequence[float]) -> f
     Raises:
         ValueError: tokens that don't rise, or fewer losses.
     """
-    if len(tokens) != len(losses) or not tokens or any(b <= a for a, b in itertools.pairwise((0, *tokens))):
-        raise ValueError("a curve needs ascending tokens above 0 and a loss for each")
+    if len(tokens) != len(losses) or not tokens or any(b <= a for a, b in itertools.pairwise((-1, *tokens))):
+        raise ValueError("a curve needs ascending tokens, none below 0, and a loss for each")
     lowest = np.minimum.accumulate(np.asarray(losses, np.float64))
     if loss >= lowest[0]:
         return float(tokens[0])
@@ -97,6 +98,8 @@ def tokens_for(loss: float, tokens: Sequence[int], losses: Sequence[float]) -> f
     if not below.size:
         return math.inf
     place = int(below[0])
-    share = (lowest[place - 1] - loss) / (lowest[place - 1] - lowest[place])
+    share = float((lowest[place - 1] - loss) / (lowest[place - 1] - lowest[place]))
+    if tokens[place - 1] == 0:
+        return share * tokens[place]
     low, high = math.log(tokens[place - 1]), math.log(tokens[place])
-    return math.exp(low + float(share) * (high - low))
+    return math.exp(low + share * (high - low))

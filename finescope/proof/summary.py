@@ -49,7 +49,7 @@ def summarise(plan: ProofPlan, runs: Runs) -> dict[str, Any]:
                 "arm": arm,
                 "noisy": noisy,
                 "budgets": {str(budget): _at(budget, losses, random, start) for budget in plan.budgets},
-                "multiplier": multipliers(plan, runs, arm, noisy=noisy),
+                "multiplier": multipliers(plan, runs, arm, start, noisy=noisy),
                 "off_topic": _mean(run["points"][-1]["off_topic"] for run in own),
                 "on_topic": _mean(run["on_topic"] for run in own),
                 "mean_tokens": _mean(run["mean_tokens"] for run in own),
@@ -128,37 +128,58 @@ def _interval(found: Any) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def multipliers(plan: ProofPlan, runs: Runs, arm: str, *, noisy: bool = False) -> dict[str, Any]:
+def multipliers(
+    plan: ProofPlan, runs: Runs, arm: str, start: Mapping[str, float], *, noisy: bool = False
+) -> dict[str, Any]:
     """Return how many random tokens give an arm's loss, over its own tokens, by budget.
 
     Of each topic the curve of random rows is the mean over draws, and so is the arm's loss; factors are
-    averaged over topics as logarithms. Where the curve ends above the arm's loss its end counts, so that the
-    factor is too small: how often is said.
+    averaged over topics as logarithms. The curve begins at no tokens with the loss after the warm-up, where
+    that was measured. Where it ends above the arm's loss its end counts, so that the factor is too small;
+    where fewer tokens than those of one step would do, or fewer than the curve begins with, these count, so
+    that it is too large: how often is said.
 
     Args:
         plan: of the runs.
         runs: results of the grid.
         arm: as it is written in the plan.
+        start: by topic, the loss after the warm-up; NaN where it isn't known.
         noisy: of the pool with planted rows.
     """
     tokens, curve = _tokens(runs), _curve(plan, runs)
     losses = _losses(plan, runs, arm, noisy)
     found: dict[str, Any] = {}
     for budget in plan.budgets if tokens and losses else ():
-        logs, ended = [], 0
+        logs, began, ended = [], 0, 0
         for topic, of in losses.items():
-            needed = tokens_for(of[budget], tokens, curve[topic])
+            if math.isnan(start[topic]):
+                needed, least = tokens_for(of[budget], tokens, curve[topic]), tokens[0]
+                began += of[budget] > curve[topic][0]
+            else:
+                needed = tokens_for(of[budget], [0, *tokens], [start[topic], *curve[topic]])
+                least = min(plan.batch_tokens, tokens[0])
+                began += needed < least
             ended += math.isinf(needed)
-            logs.append(math.log(min(needed, tokens[-1]) / budget))
+            logs.append(math.log(min(max(needed, least), tokens[-1]) / budget))
         over = mean_interval(logs)
         found[str(budget)] = {
             "value": math.exp(over.value),
             "low": math.exp(over.low),
             "high": math.exp(over.high),
+            "began": began,
             "ended": ended,
             "topics": len(logs),
         }
     return found
+
+
+def in_words(times: Mapping[str, Any] | None) -> str:
+    """Return a compute multiplier as it is shown: ≥ where on some topics it is larger, ≤ where smaller."""
+    if not times:
+        return "–"
+    began, ended = times.get("began", 0), times["ended"]
+    mark = "≈ " if began and ended else "≥ " if ended else "≤ " if began else ""
+    return f"{mark}{times['value']:.1f} ×"
 
 
 def _tests(plan: ProofPlan, by_arm: Mapping[tuple[str, bool], Losses]) -> list[dict[str, Any]]:
