@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from finescope.cli import options
-from finescope.cli.common import aligned
+from finescope.cli.common import Place, aligned, read_config
 
-_COLUMNS = ("held-out", "below random", "random tokens", "off topic", "on topic")
+if TYPE_CHECKING:
+    from finescope.progress import Reporter
 
 
 @click.command("prove", short_help="Does a model learn more from the rows that each method picks?")
-@click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("place", type=Place(exists=True), metavar="RUN|CONFIG|PLAN")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,6 +33,11 @@ _COLUMNS = ("held-out", "below random", "random tokens", "off topic", "on topic"
     help="Set one value of the plan, e.g. --set seeds=1. May be repeated.",
 )
 @click.option(
+    "--label-column",
+    metavar="NAME",
+    help="Of RUN or CONFIG: column of the labels, which say what rows are of one topic. [default: the run's]",
+)
+@click.option(
     "--draw",
     type=click.IntRange(1),
     help="Do one draw only, so that processes can share the work. [default: all]",
@@ -39,11 +45,22 @@ _COLUMNS = ("held-out", "below random", "random tokens", "off topic", "on topic"
 @click.option("--so-far", is_flag=True, help="Train nothing: summarise the runs that are done.")
 @options.quiet_option
 def command(
-    plan: Path, out: Path, overrides: tuple[str, ...], draw: int | None, so_far: bool, quiet: bool
+    place: str | Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    label_column: str | None,
+    draw: int | None,
+    so_far: bool,
+    quiet: bool,
 ) -> None:
     """Train a language model on the rows that each method picks, and read texts that were held out.
 
-    PLAN is a YAML file that names topics, methods ("arms"), draws and budgets, and how the model is trained;
+    RUN is the --out folder of `finescope curate`, CONFIG a configuration of it (its config.yaml): its recipe
+    is held against random rows, TF-IDF and hidden states, on topics that the labels of its corpus say. The
+    plan for that is written into the output, to be looked at and changed; given again, RUN goes by the plan
+    that is there.
+
+    PLAN is such a file: it names topics, methods ("arms"), draws and budgets, and how the model is trained;
     everything else has a default. All methods choose from the same pool, are given the same tokens and steps,
     and begin where the model is after a warm-up on random rows. Each run is kept in a file: a command that
     was stopped goes on where it was.
@@ -51,17 +68,20 @@ def command(
     Writes proof.json, proof.html and two figures.
 
     \b
-    Example:
-      finescope prove benchmarks/proof/plan.yaml --out proof/
+    Examples:
+      finescope prove curated/ --out proof/
+      finescope prove curated/ --label-column topic --set seeds=1
+      finescope prove proof/plan.yaml --out proof/
     """
-    from finescope.cli.common import read_config
     from finescope.errors import InputError
     from finescope.progress import Reporter, duration
     from finescope.proof.grid import Grid
     from finescope.proof.page import PAGE, write_proof
     from finescope.proof.plan import ProofPlan
 
-    grid = Grid(ProofPlan.from_dict(read_config(plan, overrides)), out, Reporter(quiet=quiet))
+    reporter = Reporter(quiet=quiet)
+    plan = _plan(place, out, label_column, reporter)
+    grid = Grid(ProofPlan.from_dict(read_config(plan, overrides)), out, reporter)
     runs = grid.results() if so_far else grid.run(None if draw is None else draw - 1)
     if not any(run["topic"] for run in runs):
         raise InputError("no topic is done yet with all of its arms; run again without --so-far")
@@ -77,6 +97,28 @@ def command(
             f"Wilcoxon {line['wilcoxon']:.4f})"
         )
     click.echo(f"page: {out / PAGE} (training: {duration(summary['seconds'])})")
+
+
+def _plan(place: str | Path, out: Path, label_column: str | None, reporter: Reporter) -> Path:
+    """Return the file of the plan; that for a run or a configuration is written, if it isn't there yet."""
+    from finescope.proof.derived import PLAN, is_job, made_for, plan_of_job, plan_of_run
+    from finescope.workflow.job import Job
+
+    if isinstance(place, Path) and place.is_file():
+        values = read_config(place, ())
+        if not is_job(values):
+            if label_column is not None:
+                raise click.UsageError("--label-column goes with RUN or CONFIG; a plan has label_column.")
+            return place
+        if not made_for(out / PLAN, str(place)):
+            try:
+                job = Job.from_dict(values)
+            except ValueError as error:
+                raise click.UsageError(f"{place}: {error}") from None
+            plan_of_job(job, out, reporter, source=str(place), label_column=label_column)
+    elif not made_for(out / PLAN, str(place)):
+        plan_of_run(str(place), out, reporter, label_column=label_column)
+    return out / PLAN
 
 
 def table_of(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The proof: a language model is trained on the rows that each method picked, at equal token budgets.
 
 plan        what is compared, on which topics, how the model is trained: said before the first run
+derived     a plan for a run: its recipe, its corpus with labels, its model
 split       which rows are held out, targets, warm-up, pool
 noise       rows planted into the pool: copies, boilerplate, another language
 arms        rows in the order in which a method takes them
