@@ -1,15 +1,25 @@
 """What the documentation's how-tos say is what happens: their code and commands are run, in their order.
 
 Names of models and autoencoders that only the hub has are replaced by small ones of the same kind. Fails if a
-block of Python raises, or a command ends with another code than 0. Blocks titled "needs …" are left out where
-a package that they name isn't installed.
+block of Python raises, or a command ends with another code than 0. Blocks titled "needs …" are compiled only
+where a package that they name isn't installed; those that need Ray start clusters, and wait for --run-slow.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +30,7 @@ from click.testing import CliRunner
 
 from finescope.cli import main
 from support.cli_job import save_job
+from support.vllm_files import write_requests
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "pages"
 HOW_TOS = sorted(path.stem for path in (PAGES / "how-to").glob("*.md"))
@@ -83,6 +94,11 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         gemma.mkdir(exist_ok=True)
         (gemma / file.name).write_bytes(file.read_bytes())
     scope = save_gemma_scope(tmp_path_factory.mktemp("scope") / "gemma-scope-2b-pt-res")
+    texts = [json.loads(line)["text"] for line in (job / "corpus.jsonl").read_text().splitlines()]
+    write_requests(job / "states", job / "bert", texts, (1, 2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     return {
         "google/gemma-scope-2b-pt-res": str(scope),
         "google/gemma-2-2b": str(save_gemma(gemma)),
@@ -90,12 +106,81 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "seeds.jsonl": str(job / "seeds.jsonl"),
         "MODEL": str(job / "bert"),
         "LAYER": "encoder.layer.0",
+        "states/": str(job / "states"),
+        "layers.10": "encoder.layer.0",
+        "11,20": "1,2",
+        "HEAD:6379": f"127.0.0.1:{port}",
+        "6379": port,
     }
 
 
+class Machines:
+    """The machines of a Ray cluster: processes of this one, which end with the test."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[str]] = []
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # names of sockets must be short
+
+    def start(self, words: Sequence[str]) -> None:
+        """Run `ray start` in the foreground, and wait until the machine is there."""
+        more = ["--block", "--node-ip-address", "127.0.0.1", "--object-store-memory", str(100 << 20)]
+        if "--head" in words:
+            more += ["--include-dashboard", "false", "--temp-dir", self._folder]
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), *words, *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._running.append(process)
+        said = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                return
+        raise AssertionError("".join(said))
+
+    def stop(self) -> None:
+        """End what was started here, and nothing else."""
+        for process in reversed(self._running):
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not somebody's cluster that happens to run here
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 a busy machine starves them
+    found = Machines()
+    yield found
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    found.stop()
+
+
 @pytest.mark.parametrize("page", [f"how-to/{name}" for name in HOW_TOS] + ["api/index"])
+# Ray's own remarks: on its GPUs to come, and on sockets that it leaves to the collector.
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray")
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore:.*socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_page_does_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, str], page: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    there: dict[str, str],
+    machines: Machines,
+    page: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -103,17 +188,52 @@ def test_a_page_does_what_it_says(
     assert found
     (tmp_path / "data").mkdir()  # where a pipeline that stands in a page finds its documents
     shutil.copy(there["corpus.jsonl"], tmp_path / "data")
+    left_out = set[str]()
     for language, needed, code in found:
-        if any(find_spec(package) is None for package in needed.replace(",", "").split()):
+        compiled = compile(code, f"{page}.md", "exec") if language == "python" else None
+        missing = set(_missing(needed.replace(",", "").split(), slow=request.config.getoption("--run-slow")))
+        left_out |= missing
+        if missing:
             continue
-        if language == "python":
-            exec(compile(code, f"{page}.md", "exec"), names)
+        if compiled is not None:
+            exec(compiled, names)
             continue
         for line in code.splitlines():
-            words = [_replaced(word, there) for word in shlex.split(line)]
-            assert words.pop(0) == "finescope", line
+            program, *words = [_replaced(word, there) for word in shlex.split(line)]
+            if program == "ray" and words[0] == "start":
+                machines.start(words)
+                continue
+            assert program == "finescope", line
             result = CliRunner().invoke(main, words)
             assert result.exit_code == 0, f"{line}\n{result.output}"
+    if len(left_out) and all(needed for _, needed, _ in found):
+        pytest.skip(f"the page needs {', '.join(sorted(left_out))}")
+
+
+def _missing(packages: Sequence[str], *, slow: bool) -> Iterator[str]:
+    """What isn't there of what a block needs."""
+    for package in packages:
+        if find_spec(package) is None:
+            yield f"{package}, which isn't installed"
+        elif package == "ray" and not slow:
+            yield "--run-slow"
+
+
+COMMANDS_OF_OTHERS = re.compile(r"`((?:hf|huggingface-cli) [^`]*)`")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.rglob("*.md")), ids=lambda page: page.stem)
+def test_commands_of_the_hub_are_there(page: Path) -> None:
+    """The hub's client renames its commands from time to time."""
+    ours = metadata.distribution("huggingface_hub").entry_points.select(group="console_scripts")
+    for command in COMMANDS_OF_OTHERS.findall(page.read_text(encoding="utf-8")):
+        program, *words = shlex.split(command)
+        assert program in ours.names, command
+        start = f"from {ours[program].module} import {ours[program].attr} as start; start()"
+        done = subprocess.run(
+            [sys.executable, "-c", start, *words, "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 def _replaced(word: str, there: dict[str, str]) -> str:

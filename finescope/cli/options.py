@@ -166,8 +166,9 @@ engine_options = group(
     ),
     click.option(
         "--address",
-        metavar="HOST:PORT|auto",
-        help="The Ray cluster. [default: RAY_ADDRESS, else one is started on this machine]",
+        metavar="HOST:PORT|auto|local",
+        help="The Ray cluster; local starts one of this machine. [default: RAY_ADDRESS, else the one started "
+        "on this machine last, else local]",
     ),
     click.option(
         "--worker-cpus",

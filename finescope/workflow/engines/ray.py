@@ -38,7 +38,8 @@ class Ray:
 
     Attributes:
         workers: how many actors.
-        address: of the cluster; None asks RAY_ADDRESS, and starts one of this machine if that isn't set.
+        address: of the cluster; None takes the one that RAY_ADDRESS names, else the one that was started on
+            this machine last; if there is none, or for "local", one of this machine is started.
         cpus, gpus: of each actor; of GPUs None means one, where the cluster has any and the job may use them.
         device: where the job runs.
         say: told when there is no room for all actors.
