@@ -12,6 +12,8 @@ import copy
 import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from support.cli_job import save_tiny_model
 from support.tiny_models import WORDS, make_model, make_tokenizer
 
 TOPICS = ["red", "green"]
+QUICK = {"sae": {"num_latents": 32, "k": 4}, "training": {"num_epochs": 1}}
 
 
 def corpus(path: Path) -> Path:
@@ -379,12 +382,7 @@ def test_arms_as_they_are_written() -> None:
 
 def test_scorers_choose_rows_of_the_topic(tmp_path: Path) -> None:
     corpus(tmp_path / "corpus.jsonl")
-    selector = {
-        "model": str(save_tiny_model(tmp_path / "model")),
-        "device": "cpu",
-        "sae": {"num_latents": 32, "k": 4},
-        "training": {"num_epochs": 1},
-    }
+    selector = {"model": str(save_tiny_model(tmp_path / "model")), "device": "cpu", **QUICK}
     it = grid(tmp_path, arms=["none", "random", "tfidf"], primary="tfidf", selector=selector)
     order = it.arms.order("tfidf", "red", 0, noisy=False, exclude=it._excluded(0))
     on_topic = np.mean([it.split.pool[row].label == "red" for row in order[:10].tolist()])
@@ -394,6 +392,34 @@ def test_scorers_choose_rows_of_the_topic(tmp_path: Path) -> None:
     (stretch,) = filled([it.pool[row] for row in order.tolist()], [120])
     assert sum(map(len, stretch)) == 120
     assert it.arms.resolved("default")["scorer"] != "default"
+
+
+@pytest.mark.slow
+def test_draws_that_are_done_beside_each_other_share_one_selector(tmp_path: Path) -> None:
+    corpus(tmp_path / "corpus.jsonl")
+    selector = {"model": str(save_tiny_model(tmp_path / "model")), "device": "cpu", **QUICK}
+    script = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from pathlib import Path\n"
+        "import test_proof_grid as t\n"
+        f"it = t.grid(Path({str(tmp_path)!r}), arms=['none', 'random', 'tfidf'], primary='tfidf', seeds=2,\n"
+        f"            selector={selector!r})\n"
+        "print(len(it.run(int(sys.argv[1]))))\n"
+    )
+    draws = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(draw)],
+            cwd=Path(__file__).parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for draw in (0, 1)
+    ]
+    for said, complaints in [draw.communicate() for draw in draws]:
+        assert said.strip(), complaints
+    assert len(grid(tmp_path, arms=["none", "random", "tfidf"], primary="tfidf", seeds=2,
+                    selector=selector).results()) == 12  # fmt: skip
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

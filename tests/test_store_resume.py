@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from finescope.embeddings import CodeStore, embed_rows
 from finescope.errors import StoreError
 from finescope.sae import SparseAutoencoder
 from finescope.storage import files, shards
+from finescope.storage.lock import FolderLock
 from finescope.storage.shardfiles import ShardFiles
 from support.tiny_models import WIDTH, make_model, make_rows, make_tokenizer
 
@@ -244,6 +246,49 @@ def test_two_runs_never_write_to_one_folder(tmp_path: Path) -> None:
     ):
         shards.ShardWriter(tmp_path, "finescope-codes", {})
     shards.ShardWriter(tmp_path, "finescope-codes", {}).close()
+
+
+def test_processes_of_one_number_write_beside_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers on several machines it is often 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "total.json"
+    with files.atomic_path(path) as ours:
+        ours.write_text("ours")
+        with files.atomic_path(path) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    left = [ours, theirs, tmp_path / ".total.json.4711.tmp"]  # the last as 0.1.0 called them
+    others = [tmp_path / ".total.json.swp", tmp_path / ".x.tmp"]
+    for name in (*left, *others):
+        name.touch()
+    assert sorted(files.remove_temporaries(tmp_path)) == sorted(left)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+def test_a_folder_that_another_run_holds_is_waited_for_if_that_is_wanted(tmp_path: Path) -> None:
+    held, said, got = FolderLock(tmp_path), list[str](), threading.Event()
+
+    def take() -> None:
+        def wait(words: str) -> None:
+            said.append(words)
+            asked.set()
+
+        with FolderLock(tmp_path, wait=wait):
+            got.set()
+
+    asked = threading.Event()
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert asked.wait(60)
+    assert not got.is_set()
+    held.release()
+    thread.join(60)
+    assert got.is_set()
+    assert said == [f"another run is writing to {tmp_path}; waiting for it"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_process_resumes_and_its_debris_is_cleared(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from finescope.demo.text import find_model
 from finescope.progress import Reporter
 from finescope.proof.plan import DOMAIN, FIXED, MATCHED, MIXTURE, RANDOM, Arm, ProofPlan, parse_arm
 from finescope.proof.split import POOL, TARGETS, Split, generator
+from finescope.storage.files import make_folder
+from finescope.storage.lock import FolderLock
 from finescope.workflow.job import Job
 from finescope.workflow.layout import TARGET_CODES
 from finescope.workflow.run import Run
@@ -58,7 +60,6 @@ class Arms:
 
     @cached_property
     def _run(self) -> Run:
-        self._split.write(self._folder)
         given = {
             "model": "",
             "targets": str(self._folder / TARGETS),
@@ -67,8 +68,11 @@ class Arms:
             **self._plan.selector,
         }
         given["model"] = given["model"] or find_model()
-        run = Run(Job.from_dict(given), self._reporter)
-        run.prepare_scores()
+        make_folder(self._folder)
+        with FolderLock(self._folder, wait=self._reporter.say):  # other draws want the same run
+            self._split.write(self._folder)
+            run = Run(Job.from_dict(given), self._reporter)
+            run.prepare_scores()
         return run
 
     @cached_property

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from finescope.storage.remote import file_system, is_url, uploaded
 
 PathLike = str | os.PathLike[str]
 
-_TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.\d+(-[0-9a-f]+)?\.tmp$")
 # What a write meets when the medium can't take more: full disk, quota, file-size limit, read-only mount.
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -50,7 +51,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             return
         path = local
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines may have one number: in containers it is often 1.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from types import TracebackType
 
 from finescope.errors import StoreError
@@ -13,8 +14,15 @@ from finescope.storage.files import PathLike
 class FolderLock:
     """A hold on a folder that ends with the process, however it ends: exclusive, or shared with its like."""
 
-    def __init__(self, directory: PathLike, *, shared: bool = False) -> None:
+    def __init__(
+        self, directory: PathLike, *, shared: bool = False, wait: Callable[[str], None] | None = None
+    ) -> None:
         """Take hold of a folder that exists.
+
+        Args:
+            directory: the folder.
+            shared: beside others that share it.
+            wait: told that the folder is waited for while another run holds it; None: that is refused.
 
         Raises:
             StoreError: another run holds it, or it can't be written to.
@@ -31,13 +39,21 @@ class FolderLock:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
                 raise StoreError(f"can't write to the folder {directory}: {error.strerror}") from error
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                os.close(file)
-                raise StoreError(
-                    f"another run is writing to {directory}; wait for it, or choose another folder"
-                ) from error
+                if wait is None:
+                    os.close(file)
+                    raise StoreError(
+                        f"another run is writing to {directory}; wait for it, or choose another folder"
+                    ) from error
+                wait(f"another run is writing to {directory}; waiting for it")
+                try:
+                    fcntl.flock(file, kind)
+                except BaseException:  # Ctrl-C
+                    os.close(file)
+                    raise
             except OSError:  # a file system without locks
                 self._file = file
                 return

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Remote:
             StoreError: the store refuses it.
         """
         if self:
-            probe = f"{self._path}/.finescope-{os.getpid()}"
+            probe = f"{self._path}/.finescope-{os.getpid()}-{secrets.token_hex(4)}"
             with saying("write to", self.url):
                 self._system.makedirs(self._path, exist_ok=True)
                 self._system.pipe_file(probe, b"finescope\n")
