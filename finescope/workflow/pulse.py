@@ -6,13 +6,18 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finescope.errors import StoreError
 from finescope.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ FOLDER = "workers"
 TOTAL = "total.json"
 SECONDS = 2.0
 """Between two words of one process, at least."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass
@@ -35,9 +41,10 @@ class Beat:
         host, pid: who it is.
         shard, first, rows: the shard at work, its first row and its rows; None between two shards.
         done, tokens: rows and tokens of it that are done.
-        finished: rows of the shards that it has finished.
+        finished, finished_tokens: rows and tokens of the shards that it has finished.
         seconds: since it began, by a clock that is never set.
         error: what stopped it; "" if nothing did.
+        boot, clock: what tells since when its machine has been running, and the seconds since then.
     """
 
     host: str = field(default_factory=platform.node)
@@ -48,8 +55,11 @@ class Beat:
     done: int = 0
     tokens: int = 0
     finished: int = 0
+    finished_tokens: int = 0
     seconds: float = 0.0
     error: str = ""
+    boot: str = ""
+    clock: float = 0.0
 
 
 class Pulse:
@@ -59,9 +69,10 @@ class Pulse:
         """Watch an embedder; whoever it tells of its progress goes on being told."""
         self._embedder, self._tell = embedder, embedder.progress
         embedder.progress = self._progress
-        self._beat, self._began, self._last = Beat(), time.monotonic(), 0.0
+        self._beat, self._began, self._last = Beat(boot=_boot()), time.monotonic(), 0.0
         folder = embedder.order.files.directory / FOLDER
-        self._path = folder / f"{self._beat.host}-{self._beat.pid}.json"
+        # Containers may be called alike, and have processes of one number.
+        self._path = folder / f"{self._beat.host}-{self._beat.pid}-{secrets.token_hex(4)}.json"
 
     def __call__(self, shard: Shard) -> tuple[int, ShardEntry]:
         """Embed a shard; see ``Embedder``."""
@@ -75,6 +86,7 @@ class Pulse:
         self, shard: Shard, embed: Callable[[Shard], tuple[int, ShardEntry]]
     ) -> tuple[int, ShardEntry]:
         beat = self._beat
+        beat.error = ""
         beat.shard, beat.first, beat.rows, beat.done, beat.tokens = (
             shard.number,
             shard.first,
@@ -90,6 +102,7 @@ class Pulse:
             self._say()
             raise
         beat.shard, beat.finished = None, beat.finished + shard.rows
+        beat.finished_tokens += found[1].tokens
         self._say()
         return found
 
@@ -101,9 +114,10 @@ class Pulse:
             self._tell(rows, tokens)
 
     def _say(self) -> None:
-        self._last = time.monotonic()
+        self._last = self._beat.clock = time.monotonic()
         self._beat.seconds = round(self._last - self._began, 3)
-        write_text(self._path, json.dumps(asdict(self._beat)) + "\n")
+        with contextlib.suppress(OSError, StoreError):  # words that nobody gets are no reason to stop
+            write_text(self._path, json.dumps(asdict(self._beat)) + "\n")
 
 
 def announce(folder: Path, shards: Sequence[Shard]) -> None:
@@ -119,12 +133,91 @@ def fall_silent(folder: Path) -> None:
 
 
 def beats(folder: Path) -> list[tuple[Beat, float]]:
-    """Return what the processes at work on a store have said last, and how many seconds ago, by the clock."""
-    found = []
-    for path in sorted((folder / FOLDER).glob("*-*.json")):
+    """Return what the processes at work on a store have said last, and how many seconds ago.
+
+    No two clocks are compared that are set, or differ: those of this machine have said when, since it was
+    started; and of files written by others their own system is asked for the time.
+    """
+    found, now = [], None
+    for path, text in _said(folder).items():
         with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append((Beat(**json.loads(path.read_text())), max(0.0, time.time() - path.stat().st_mtime)))
+            beat, changed = Beat(**json.loads(text)), path.stat().st_mtime
+            if beat.boot and beat.boot == _boot():
+                ago = time.monotonic() - beat.clock
+            else:
+                now = _time_of(folder / FOLDER) if now is None else now
+                ago = now - changed
+            found.append((beat, max(0.0, ago)))
     return found
+
+
+def _said(folder: Path) -> dict[Path, str]:
+    found = {}
+    for path in sorted((folder / FOLDER).glob("*-*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path] = path.read_text()
+    return found
+
+
+@cache
+def _boot() -> str:
+    """Return what is the same in all processes of a machine since it was started; "" where nothing tells."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _time_of(folder: Path) -> float:
+    """Return the time by the clock that files of a folder are stamped by, in seconds."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # it may only be read
+        return time.time()
+
+
+def followed(
+    results: Iterator[tuple[int, ShardEntry]], folder: Path, tell: Callable[[int, int], None]
+) -> Iterator[tuple[int, ShardEntry]]:
+    """Yield results of shards that others work on; meanwhile say every two seconds how far they are.
+
+    Args:
+        results: number of each shard, and what is noted of it.
+        folder: the store in work.
+        tell: called, from a thread, with (rows, tokens) that are done of unfinished shards, if any are.
+    """
+    finished: set[int] = set()
+    before, over = _said(folder), threading.Event()
+
+    def listen() -> None:
+        while not over.wait(SECONDS):
+            rows, tokens = _in_work(folder, finished, before)
+            if rows:  # until then they load, which tells nothing of how fast they are
+                tell(rows, tokens)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        for number, entry in results:
+            finished.add(number)
+            yield number, entry
+    finally:
+        over.set()
+        thread.join()
+        getattr(results, "close", lambda: None)()
+
+
+def _in_work(folder: Path, finished: Container[int], before: Mapping[Path, str]) -> tuple[int, int]:
+    """Return the rows and tokens of unfinished shards that are done, without what was said ``before``."""
+    done: dict[int, tuple[int, int]] = {}
+    for path, text in _said(folder).items():
+        with contextlib.suppress(ValueError, TypeError):
+            beat = Beat(**json.loads(text))
+            if text != before.get(path) and beat.shard is not None and beat.shard not in finished:
+                # A shard whose worker is lost goes on with another, from what it has kept.
+                done[beat.shard] = max(done.get(beat.shard, (0, 0)), (beat.done, beat.tokens))
+    return sum(rows for rows, _ in done.values()), sum(tokens for _, tokens in done.values())
 
 
 def announced(folder: Path) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ class Status:
         running: processes at work.
         failed: processes that were stopped by an error, and whose shard is not done.
         silent: processes that have said nothing for two minutes.
-        rate: rows per second of all processes at work.
+        rate, token_rate: rows and tokens per second of all processes at work.
         slowest: the process with the fewest rows per second.
     """
 
@@ -42,6 +42,7 @@ class Status:
     failed: list[Beat]
     silent: list[Beat]
     rate: float
+    token_rate: float
     slowest: Beat | None
 
     @property
@@ -61,6 +62,7 @@ class Status:
             "rows": self.rows,
             "rows_done": self.done_rows,
             "rows_per_second": round(self.rate, 3),
+            "tokens_per_second": round(self.token_rate, 3),
             "seconds_left": self.seconds_left and round(self.seconds_left, 1),
             "slowest": self.slowest and _name(self.slowest),
             "failed": [
@@ -80,7 +82,7 @@ class Status:
         if self.running:
             left = self.seconds_left
             said.append(
-                f"{self.rate:,.3g} rows/s"
+                f"{self.rate:,.3g} rows/s, {self.token_rate:,.0f} tokens/s"
                 + (f", {duration(left)} left" if left is not None else "")
                 + (
                     f"; slowest: {_name(self.slowest)}, {_rate(self.slowest):,.3g} rows/s"
@@ -128,6 +130,7 @@ def status(run: Path) -> Status:
         failed=failed,
         silent=silent,
         rate=sum(map(_rate, running)),
+        token_rate=sum(map(_token_rate, running)),
         slowest=min(running, key=_rate, default=None),
     )
 
@@ -138,12 +141,12 @@ def _stages(run: Path) -> list[str]:
     return [path.stem for path in notes if "seconds" in ledger.facts(path.stem)]
 
 
-def _plain(beat: Beat) -> dict[str, Any]:
-    return {"worker": _name(beat), "shard": beat.shard, "error": beat.error}
-
-
 def _rate(beat: Beat) -> float:
     return (beat.finished + beat.done) / beat.seconds if beat.seconds > 0 else 0.0
+
+
+def _token_rate(beat: Beat) -> float:
+    return (beat.finished_tokens + beat.tokens) / beat.seconds if beat.seconds > 0 else 0.0
 
 
 def _name(beat: Beat) -> str:

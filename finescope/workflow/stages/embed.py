@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from finescope.storage.identity import differences, sha256_json
 from finescope.storage.manifest import begun_with
 from finescope.workflow.engines.local import Local
 from finescope.workflow.layout import ACTIVATIONS, BAD_ROWS, CODES
-from finescope.workflow.pulse import Pulse, announce, fall_silent
+from finescope.workflow.pulse import Pulse, announce, fall_silent, followed
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
 
@@ -294,7 +294,21 @@ def embed(
         if rows.shards is not None:
             announce(folder, rows.shards)
 
+        def over(embedder: Embedder, shards: Sequence[Shard]) -> Iterator[tuple[int, ShardEntry]]:
+            results = engine.over(work(embedder), shards)
+            if isinstance(engine, Local) or embedder.progress is None:
+                return results
+            return followed(results, folder, embedder.progress)
+
         def rounded(tap: ActivationTap, mode: str) -> CodeStore:
+            most = 0
+
+            def progress(count: int, tokens: int) -> None:
+                nonlocal most
+                if count >= most:  # a shard that is lost in work is begun again; the bar waits for it
+                    most = count
+                    task.update(count, f"{tokens:,} tokens")
+
             return embed_rows(
                 sae,
                 tap,
@@ -306,9 +320,9 @@ def embed(
                 shards=rows.shards,
                 stored=stored_beside(rows.activations, tap),
                 max_norm=how.max_norm,
-                over=lambda embedder, shards: engine.over(work(embedder), shards),
+                over=over,
                 mode=mode,
-                progress=lambda count, tokens: task.update(count, f"{tokens:,} tokens"),
+                progress=progress,
                 remark=reporter.say,
             )
 
@@ -375,9 +389,11 @@ def embed_shards(
         with SharedShards(order.files, [shard.number for shard in shards], mode=mode) as shared:
             left = missing(shards, shared.finished)
             before = sum(shard.rows for shard in shards) - sum(shard.rows for shard in left)
-            embedder.progress = lambda done, tokens: task.update(before + done)
+            where = ""
+            embedder.progress = lambda done, tokens: task.update(before + done, where)
             pulse = Pulse(embedder)
             for shard in left:
+                where = f"shard {shard.number} on {platform.node()}"
                 said = (begun_with(folder) or {}).get("tap", {}).get("activation_dtype")
                 if said == WIDE != tap.activation_dtype:
                     raise TooLargeError("activations of other shards are")  # another process has found them
