@@ -74,6 +74,23 @@ class Fetched(Place):
         return remote.folder
 
 
+class SharedFolder(click.Path):
+    """A folder in which several processes work, which can't be done behind a URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the ``Path`` of a folder that exists."""
+        from finescope.storage.remote import is_url
+
+        if is_url(value):
+            self.fail(
+                f"{value} is a URL, which only finished runs are copied to; name the folder that the "
+                "processes work in",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 def describe(error: BaseException) -> str:
     """Return one paragraph about an exception, fit for people."""
     if isinstance(error, FineScopeError):

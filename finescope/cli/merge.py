@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from finescope.cli import options
+from finescope.cli.common import SharedFolder
 
 
 @click.command("merge", short_help="Finish a run whose corpus was embedded in shares.")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=SharedFolder(exists=True, file_okay=False, path_type=Path))
 @options.quiet_option
 def command(run: Path, quiet: bool) -> None:
     """Put the shards of RUN together, score, select, measure and report: what `finescope curate` does last.

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from finescope.cli.common import SharedFolder
+
 
 @click.command("status", short_help="How far a run is: shards, rows per second, time left.")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=SharedFolder(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "plain", is_flag=True, help="Print one line of JSON.")
 @click.option(
     "--every", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Say it again until all is embedded."
