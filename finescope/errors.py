@@ -20,6 +20,10 @@ class InputError(FineScopeError, ValueError):
     """Bad data or a bad option from the user: the run can't go on until it is corrected."""
 
 
+class ReadError(InputError):
+    """A user's file couldn't be read just now: its medium or the network failed, not what stands in it."""
+
+
 class StoreError(FineScopeError):
     """A file of ours is missing, truncated, corrupt, from another input, or can't be written."""
 

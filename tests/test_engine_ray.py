@@ -1,7 +1,8 @@
 """Actors of a Ray cluster share the shards of a run, while machines of it are lost and others join.
 
 Real clusters of this machine, of as many raylets as nodes. Fails if: the files of a run differ from those of
-one process; a lost node ends the run; a worker that no node has room for is waited for in silence.
+one process; a lost node ends the run; a worker that no node has room for is waited for in silence; one that
+no node has room for yet is refused where a launcher starts more; that work is done without GPUs isn't said.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ SHARDS = [Shard(10 * number, 10, "", number) for number in range(5)]
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes with a CPU each, and this process joined to them."""
+    for found in _cluster(monkeypatch, num_cpus=1):
+        found.add_node(num_cpus=1, object_store_memory=100 << 20)
+        yield found
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, which says of itself what KubeRay and ``ray up`` have heads say."""
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "headgroup")
+    yield from _cluster(monkeypatch, num_cpus=0)
+
+
+def _cluster(monkeypatch: pytest.MonkeyPatch, num_cpus: int) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -45,8 +59,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="ray isn't installed (pip install 'finescope[ray]')")
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
-    found.add_node(num_cpus=1, object_store_memory=100 << 20)
+    arguments = {"num_cpus": num_cpus, "object_store_memory": 100 << 20}
+    found = Cluster(initialize_head=True, head_node_args=arguments)
     ray.init(address=found.address, log_to_driver=False)
     yield found
     ray.shutdown()
@@ -96,10 +110,40 @@ def test_what_is_asked_for_is_held_against_what_there_is(cluster: Any, tmp_path:
         list(Ray(1, cpus=2.0).over(Numbering(tmp_path), SHARDS))
     said: list[str] = []
     done = list(Ray(3, say=said.append).over(Numbering(tmp_path), SHARDS))
-    assert said == [
+    assert "no machine of the cluster has a GPU now, so workers run on CPUs" in said[0]
+    assert said[1:] == [
         "ray: there is room for 2 of 3 workers of 1 CPU each; the others begin when machines join"
     ]
     assert sorted(number for number, _, _ in done) == list(range(5))
+
+
+def test_gpus_that_must_be_are_asked_for(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"asks for 1 CPU and 1 GPU, and no machine"):
+        list(Ray(1, device="cuda").over(Numbering(tmp_path), SHARDS))
+    said: list[str] = []
+    assert len(list(Ray(1, device="cpu", say=said.append).over(Numbering(tmp_path), SHARDS))) == 5
+    assert said == []
+
+
+def test_a_cluster_that_begins_with_nothing_is_waited_for(
+    head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE", 2.0)
+    said: list[str] = []
+
+    def say(words: str) -> None:
+        said.append(words)
+        if "no worker is ready yet" in words and not head.worker_nodes:
+            head.add_node(num_cpus=1, object_store_memory=100 << 20)  # as an autoscaler would
+
+    done = list(Ray(2, device="cpu", say=say).over(Numbering(tmp_path), SHARDS))
+    assert sorted(number for number, _, _ in done) == list(range(5))
+    assert said[0] == (
+        "ray: a worker asks for 1 CPU, and no machine of the cluster has that (they have: 0 CPU, 0 GPU); "
+        "waiting for one to join. If the cluster starts none such, ask for less with --worker-cpus and "
+        "--worker-gpus"
+    )
+    assert said[1].startswith("ray: no worker is ready yet")
 
 
 def test_killed_actors_are_replaced_and_errors_arrive(cluster: Any, tmp_path: Path) -> None:

@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from finescope.errors import InputError
+from finescope.errors import InputError, ReadError
 from finescope.storage.identity import sha256_file
 
 _BLOCK = 1 << 20
+_LASTING = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, TypeError, LookupError, ImportError, NotImplementedError),
+)
+"""What is as it is however often a file is read; all else may pass, whatever a store's library calls it."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ class File:
         """Open for reading bytes.
 
         Raises:
-            InputError: a file behind a URL can't be had.
+            InputError: a file behind a URL can't be had; as ``reading``.
         """
         if self.system is None:
             return open(self.path, "rb")
@@ -57,15 +62,23 @@ class File:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what a remote file system raises into an error that names the file."""
+        """Turn what a file system raises into an error that names the file.
+
+        Raises:
+            ReadError: reading failed, which may pass.
+            InputError: a file behind a URL isn't there, or no one may read it.
+            What a local file raises that isn't there, or holds something else.
+        """
         try:
             yield
         except InputError:
             raise
         except Exception as error:
-            if self.system is None:
+            lasting = isinstance(error, _LASTING)
+            if self.system is None and (lasting or not isinstance(error, OSError) or error.errno is None):
                 raise
-            raise InputError(f"{self.path} can't be read: {type(error).__name__}: {error}") from error
+            kind = InputError if lasting else ReadError
+            raise kind(f"{self.path} can't be read: {type(error).__name__}: {error}") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """Return name, size and SHA-256 of the bytes, which are read unless they just have been."""

@@ -152,7 +152,8 @@ class ShardReader:
         Raises:
             InputError: they are other rows than those that were planned.
         """
-        if self._position != shard.first:
+        position, self._position = self._position, None  # an iterator that has raised yields nothing more
+        if position != shard.first:
             if shard.start is None:
                 raise ValueError("a shard without a start can't be read: see located")
             self._rows = self._open(shard.start)

@@ -12,12 +12,15 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 
 
-def finescope(*arguments: object, dies: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def finescope(
+    *arguments: object, dies: str = "", before: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own.
 
     Args:
         arguments: of ``finescope``.
         dies: the process ends as a file of this name is about to get its name ("shard-00001.parquet").
+        before: run before the command, in its process.
         environment: variables besides those that there are.
     """
     script = f"""
@@ -32,6 +35,7 @@ def finescope(*arguments: object, dies: str = "", **environment: str) -> subproc
         from finescope.corpus.plan import Planner
         from finescope.workflow import context
         context.Planner = lambda: Planner(16)
+        exec({textwrap.dedent(before)!r})
         from finescope.cli import main
         main({[str(argument) for argument in arguments]!r})
     """

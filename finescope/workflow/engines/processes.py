@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from finescope.corpus.plan import Shard
-from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, Task, answer, at_work, opened
+from finescope.workflow.engines.crew import Answer, Failed, Gone, Ready, Task, answer, at_work, here, opened
 from finescope.workflow.engines.engine import Result, Work
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -30,22 +30,26 @@ class Processes:
     Attributes:
         workers: how many processes.
         device: where the job runs; with several GPUs and none named, the processes take turns at them.
+        say: told of processes that are lost and of shards that are tried again.
     """
 
     workers: int
     device: str = "auto"
+    say: Callable[[str], None] = print
 
     def over(self, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
         """See ``Engine``."""
         if not shards:
             return iter(())
-        return at_work(_Processes(work, self.workers, self.device), work, shards, self.workers)
+        crew = _Processes(work, self.workers, self.device)
+        return at_work(crew, work, shards, self.workers, self.say)
 
 
 @dataclass(eq=False)
 class _Process:
     process: subprocess.Popen[bytes]
     line: Connection
+    device: str | None
 
 
 class _Processes:
@@ -54,7 +58,7 @@ class _Processes:
     def __init__(self, work: Any, size: int, device: str) -> None:
         import torch
 
-        self._work, self._started = work, 0
+        self._work = work
         self._threads = str(max(1, torch.get_num_threads() // size))
         self._devices: list[str] = []
         if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
@@ -63,10 +67,11 @@ class _Processes:
         self._all: list[_Process] = []
 
     def start(self) -> _Process:
-        here, there = Pipe()
+        ours, there = Pipe()
         environment = {**os.environ, **dict.fromkeys(_THREADS, self._threads)}
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[self._started % len(self._devices)]
+        device = self._device()
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
         # A program of its own and no fork of this one, whose threads and CUDA a child couldn't use; and not
         # multiprocessing's, which runs the main script again.
         process = subprocess.Popen(
@@ -77,12 +82,16 @@ class _Processes:
             stdout=subprocess.DEVNULL,
         )
         there.close()
-        self._started += 1
-        worker = _Process(process, here)
+        worker = _Process(process, ours, device)
         self._all.append(worker)
         self._send(worker, (list(sys.path), int(self._threads)))
         self._send(worker, self._work)
         return worker
+
+    def _device(self) -> str | None:
+        """Return the GPU with the fewest processes, so that who replaces one has what that one had."""
+        taken = [worker.device for worker in self._all]
+        return min(self._devices, key=taken.count, default=None)
 
     def give(self, worker: _Process, task: Task) -> None:
         self._send(worker, task)
@@ -103,6 +112,12 @@ class _Processes:
                 self._all.remove(worker)
                 found.append((worker, Gone(_how(worker.process.wait()))))
         return found
+
+    def end(self, worker: _Process) -> None:
+        self._all.remove(worker)
+        worker.process.kill()
+        worker.line.close()
+        worker.process.wait()
 
     def dismiss(self) -> None:
         for worker in self._all:
@@ -130,7 +145,7 @@ def main() -> None:
 
         torch.set_num_threads(threads)
         do = opened(line.recv())
-        line.send(do if isinstance(do, Failed) else Ready())
+        line.send(do if isinstance(do, Failed) else Ready(here()))
         while not isinstance(do, Failed):
             line.send(answer(do, line.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):

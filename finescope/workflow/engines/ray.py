@@ -8,6 +8,7 @@ actors could leave no room for: an actor reads its own shards.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from finescope.workflow.engines.crew import (
     answer,
     at_work,
     failure,
+    here,
     opened,
 )
 from finescope.workflow.engines.engine import Result, Work
@@ -30,6 +32,11 @@ from finescope.workflow.engines.engine import Result, Work
 _NAMES = ("CPU", "GPU")
 _PATIENCE = 60.0
 """Seconds without a worker that is ready, after which that is said."""
+_GROUP = "ray.io/node-group"
+"""The label of nodes that a launcher has started, of the group that they are of: it may start more."""
+_STATUS = b"__autoscaling_status"
+"""Where Ray's first autoscaler keeps its report; that of a cluster without one lists nodes by number."""
+_NUMBERED = "node_"
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,11 @@ class Ray:
         workers: how many actors.
         address: of the cluster; None takes the one that RAY_ADDRESS names, else the one that was started on
             this machine last; if there is none, or for "local", one of this machine is started.
-        cpus, gpus: of each actor; of GPUs None means one, where the cluster has any and the job may use them.
+        cpus, gpus: of each actor; of GPUs None means one, where the cluster has any and the job may use them,
+            or must.
         device: where the job runs.
-        say: told when there is no room for all actors.
+        say: told when there is no room for all actors, when they run on CPU for want of GPUs, of actors that
+            are lost and of shards that are tried again.
     """
 
     workers: int
@@ -57,11 +66,11 @@ class Ray:
 
         Raises:
             InputError: Ray isn't installed, the cluster can't be reached, or none of its machines has what an
-                actor asks for.
+                actor asks for, and no others will join.
         """
         if not shards:
             return iter(())
-        return at_work(_Actors(work, self), work, shards, self.workers)
+        return at_work(_Actors(work, self), work, shards, self.workers, self.say)
 
 
 class _Hand:
@@ -80,7 +89,7 @@ class _Hand:
         ) as error:  # a machine without it, or with a broken one: raised above, it would be lost
             return failure(error)
         self._do = opened(work)
-        return self._do if isinstance(self._do, Failed) else Ready()
+        return self._do if isinstance(self._do, Failed) else Ready(here())
 
     def do(self, task: Task) -> Answer:
         return answer(self._do, task)
@@ -90,6 +99,7 @@ class _Hand:
 class _Actor:
     handle: Any
     pending: Any
+    ready: bool = False
 
 
 class _Actors:
@@ -112,7 +122,7 @@ class _Actors:
                     f"the Ray cluster {asked.address or ''} can't be reached: {error}"
                 ) from error
         self._all: list[_Actor] = []
-        self._any, self._say = False, asked.say
+        self._say = asked.say
         try:
             gpus = self._gpus(asked)
             self._check(asked, gpus)
@@ -126,14 +136,21 @@ class _Actors:
     def _gpus(self, asked: Ray) -> float:
         if asked.gpus is not None:
             return asked.gpus
-        there = self._ray.cluster_resources().get("GPU", 0) > 0
-        return 1.0 if there and asked.device in ("auto", "cuda") else 0.0
+        if asked.device != "auto":
+            return 1.0 if asked.device.startswith("cuda") else 0.0
+        if self._ray.cluster_resources().get("GPU", 0) > 0:
+            return 1.0
+        asked.say(
+            "ray: no machine of the cluster has a GPU now, so workers run on CPUs; if machines with GPUs are "
+            "to join, ask for them with --worker-gpus 1"
+        )
+        return 0.0
 
     def _check(self, asked: Ray, gpus: float) -> None:
         """Hold what is asked for against what there is.
 
         Raises:
-            InputError: no machine has it.
+            InputError: no machine has it, and the cluster doesn't grow.
         """
         wanted = dict(zip(_NAMES, (asked.cpus, gpus), strict=True))
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -144,15 +161,28 @@ class _Actors:
         words = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount) or "nothing"
         if not any(most):
             has = "; ".join(", ".join(f"{m.get(name, 0):g} {name}" for name in wanted) for m in machines)
-            raise InputError(
-                f"a worker asks for {words}, and no machine of the cluster has that (they have: {has}); "
-                "ask for less with --worker-cpus and --worker-gpus"
-            )
-        if sum(most) < asked.workers:
+            lack = f"a worker asks for {words}, and no machine of the cluster has that (they have: {has})"
+            less = "ask for less with --worker-cpus and --worker-gpus"
+            if not self._grows():
+                raise InputError(f"{lack}; {less}")
+            asked.say(f"ray: {lack}; waiting for one to join. If the cluster starts none such, {less}")
+        elif sum(most) < asked.workers:
             asked.say(
                 f"ray: there is room for {sum(most)} of {asked.workers} workers of {words} each; the others "
                 "begin when machines join"
             )
+
+    def _grows(self) -> bool:
+        """Return whether machines may join by themselves when work waits for them."""
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if any(node.get("Labels", {}).get(_GROUP) for node in self._ray.nodes()):
+            return True
+        try:
+            nodes = json.loads(_internal_kv_get(_STATUS) or b"{}")["autoscaler_report"]["active_nodes"]
+        except (ValueError, KeyError):
+            return False
+        return not all(name.startswith(_NUMBERED) for name in nodes)
 
     def start(self) -> _Actor:
         handle = self._hand.remote()
@@ -165,33 +195,34 @@ class _Actors:
 
     def answers(self, workers: Sequence[_Actor]) -> list[tuple[_Actor, Answer]]:
         waiting = {worker.pending: worker for worker in workers if worker.pending is not None}
-        ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=None if self._any else _PATIENCE)
+        timeout = None if any(worker.ready for worker in waiting.values()) else _PATIENCE
+        ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=timeout)
         if not ready:
             free = ", ".join(f"{self._ray.available_resources().get(name, 0):g} {name}" for name in _NAMES)
             self._say(
                 f"ray: no worker is ready yet; they load, or wait for room: of the cluster are free {free}"
             )
-        self._any = self._any or bool(ready)
         return [(waiting[reference], self._answer(waiting[reference])) for reference in ready]
 
     def _answer(self, worker: _Actor) -> Answer:
         reference, worker.pending = worker.pending, None
         try:
             found: Answer = self._ray.get(reference)
+            worker.ready = True
             return found
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
-            self._end(worker)
+            self.end(worker)
             return Gone(f"was lost with its process or its machine ({str(error).splitlines()[0]})")
         except Exception as error:  # what Ray itself raises: an answer that can't be fetched, no memory
             return failure(error)
 
-    def _end(self, worker: _Actor) -> None:
+    def end(self, worker: _Actor) -> None:
         self._all.remove(worker)
         with contextlib.suppress(Exception):
             self._ray.kill(worker.handle)
 
     def dismiss(self) -> None:
         for worker in list(self._all):
-            self._end(worker)
+            self.end(worker)
         if self._ours:
             self._ray.shutdown()
