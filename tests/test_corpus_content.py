@@ -373,7 +373,7 @@ def test_a_template_makes_the_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rows:0: the text template fails \('a' is undefined\).*default"):
         _row({"b": []}, text_template=template)
     with pytest.raises(InputError, match="no valid Jinja"):
-        _row(record, text_template="{{ a")
+        open_corpus([record], text_template="{{ a")  # before a row is read
     with pytest.raises(InputError, match="the text template fails"):  # a sandbox: no way out of the row
         _row(record, text_template="{{ a.__class__.__mro__ }}")
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "c.parquet")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import BertModel
 
 from finescope.activations import ActivationStore, ActivationTap, store_activations
 from finescope.activations.batches import TooLargeError
@@ -178,14 +179,22 @@ def test_a_run_that_says_how_long_it_takes_times_the_model_on_a_few_rows_and_say
             {"architecture": "matryoshka", "matryoshka_widths": [8, 65], "expansion_factor": 2},
             "must be .* 64",
         ),
+        ({"device": "mps:3"}, "device 'mps:3' can't be used"),
+        ({"coordinates": 8}, "has no module of input embeddings"),
     ],
 )
-def test_sizes_that_do_not_fit_the_layer_are_refused_before_the_model_reads_a_row(
+def test_what_training_would_refuse_is_refused_before_the_model_reads_a_row(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], words: str
 ) -> None:
     counted = Counted(monkeypatch)
+    settings: dict[str, Any] = {"sae": wrong}
+    if "device" in wrong:
+        settings = {"training": {"num_epochs": 1, **wrong}}
+    if "coordinates" in wrong:
+        settings = wrong
+        monkeypatch.setattr(BertModel, "get_input_embeddings", lambda _: None)
     with pytest.raises(InputError, match=words):
-        run(job, tmp_path / "out", sae=wrong).curate()
+        run(job, tmp_path / "out", **settings).curate()
     assert not counted.windows
 
 

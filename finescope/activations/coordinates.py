@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -65,6 +65,21 @@ def jacobian_norms(
     return (squares / probes).sqrt()
 
 
+def input_embeddings(tap: ActivationTap) -> nn.Module:
+    """Return the module of a model whose outputs coordinates are chosen by.
+
+    Raises:
+        InputError: the model has none.
+    """
+    embeddings: nn.Module | None = getattr(tap.model, "get_input_embeddings", lambda: None)()
+    if embeddings is None:
+        raise InputError(
+            f"{type(tap.model).__name__} has no module of input embeddings, which the coordinates are chosen "
+            "by; choose another preset"
+        )
+    return embeddings
+
+
 def pooled_norms(
     tap: ActivationTap,
     rows: Iterable[Row],
@@ -83,12 +98,7 @@ def pooled_norms(
     Raises:
         InputError: as ``jacobian_norms``.
     """
-    embeddings = getattr(tap.model, "get_input_embeddings", lambda: None)()
-    if embeddings is None:
-        raise InputError(
-            f"{type(tap.model).__name__} has no module of input embeddings, which the coordinates are chosen "
-            "by; choose another preset"
-        )
+    embeddings = input_embeddings(tap)
     short = tap.truncating()
     squares, tokens = torch.zeros(tap.width, dtype=torch.float64), 0
 

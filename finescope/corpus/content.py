@@ -70,6 +70,7 @@ class ContentReader:
         self.source = template
         self._lenient = lenient
         self._default = self.columns == (TEXT,)
+        _ = self._template  # refused now if it can't be compiled
 
     @cached_property
     def _template(self) -> Any:

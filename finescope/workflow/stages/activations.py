@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finescope.workflow.layout import ACTIVATIONS
 from finescope.workflow.stage import Stage
-from finescope.workflow.stages.train import check_sizes
+from finescope.workflow.stages.train import check_training
 
 if TYPE_CHECKING:
     from finescope.activations import ActivationStore, ActivationTap
@@ -44,7 +44,7 @@ class CollectActivations(Stage):
         Raises:
             InputError: the SAE that is to be trained on them can't be.
         """
-        check_sizes(context)
+        check_training(context)
         store = collect_activations(
             context.corpus_tap,
             context.corpus,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finescope.device import usable_device
 from finescope.storage.files import make_folder, read_json, write_json
 from finescope.workflow.layout import ACTIVATIONS, COORDINATES, SAE
 from finescope.workflow.plan import TrainingPlan, plan_training
@@ -136,17 +137,23 @@ def _name_of(seen: Mapping[str, Any]) -> str | None:
     return Path(name).name if name and Path(name).expanduser().exists() else name
 
 
-def check_sizes(context: Context) -> None:
-    """Refuse what training would: sizes that don't go together, or not with the layer's width.
+def check_training(context: Context) -> None:
+    """Refuse what training would, before the model reads what it is to be trained on.
 
     Raises:
-        InputError: naming them.
+        InputError: sizes that don't go together, or not with the layer's width; a device that isn't there; or
+            a model whose coordinates can't be chosen.
     """
+    from finescope.activations.coordinates import input_embeddings
     from finescope.sae.architectures import architecture_class
 
-    width = min(context.job.recipe().coordinates or context.tap.width, context.tap.width)
-    shape = plan_for(context.job, context.job.train_tokens, width).sae
-    architecture_class(shape.architecture)(width, shape, device="meta")
+    tap, wanted = context.tap, context.job.recipe().coordinates
+    if 0 < wanted < tap.width:
+        input_embeddings(tap)
+    width = min(wanted or tap.width, tap.width)
+    plan = plan_for(context.job, context.job.train_tokens, width)
+    usable_device(plan.training.device)
+    architecture_class(plan.sae.architecture)(width, plan.sae, device="meta")
 
 
 def plan_for(job: Job, tokens: int, width: int) -> TrainingPlan:
