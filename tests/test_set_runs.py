@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from click.testing import CliRunner, Result
 
 from finescope import InputError
 from finescope.cli import main
+from finescope.embeddings import CodeStore
 from finescope.progress import Reporter
 from finescope.storage.lock import FolderLock
 from finescope.workflow.finished import open_run
 from finescope.workflow.job import Job
 from finescope.workflow.setrun import SetsRun, of_job
+from finescope.workflow.stage import Stage
+from finescope.workflow.stages.report import Report
 from finescope.workflow.stages.sets import ScoreSets
 from support.cli_job import rows_of, save_job, write_jsonl
 
@@ -334,6 +339,38 @@ def test_what_was_learned_in_scoring_is_read_anew_when_a_stage_has_written_it_an
     after = (context.spaces, context.row_table, *(each.scoring for each in context.sets.values()))
     assert not any(one is other for one, other in zip(after, before, strict=True))
     assert all(each.scoring.spaces is context.spaces for each in context.sets.values())
+
+
+def test_pages_of_all_sets_take_one_pass_and_are_those_of_each_alone(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(job / "run", tmp_path / "run")
+    run = open_run(tmp_path / "run", Reporter(quiet=True), {"draws": 3})
+    assert isinstance(run, SetsRun)
+    stream: Callable[..., Iterator[Any]] = CodeStore.stream
+    passes: Counter[str] = Counter()
+    stage: Callable[..., bool] = Stage.run
+    now = [""]
+
+    def streaming(store: CodeStore, *arguments: Any, **named: Any) -> Iterator[Any]:
+        passes[now[0]] += store.directory.name == "corpus"
+        yield from stream(store, *arguments, **named)
+
+    def running(of: Stage, context: Any) -> bool:
+        now[0] = type(of).__name__
+        return stage(of, context)
+
+    monkeypatch.setattr(CodeStore, "stream", streaming)
+    monkeypatch.setattr(Stage, "run", running)
+    run.finish()
+    assert passes["ReportSets"] == 1
+    assert passes["Evaluate"] == 1 + len(SETS)  # what rows hold a latent, once; each set's comparison
+    for name, each in run.context.sets.items():
+        page = tmp_path / "run/sets" / name / "report.html"
+        written = page.read_bytes()
+        page.unlink()
+        Report().work(each)
+        assert page.read_bytes() == written
 
 
 def test_the_python_interface(job: Path) -> None:

@@ -30,7 +30,14 @@ from finescope.workflow.stages.manifest import Manifest
 from finescope.workflow.stages.report import Averaged, Report
 from finescope.workflow.stages.score import Score
 from finescope.workflow.stages.select import Select
-from finescope.workflow.stages.sets import SET_FOLDERS, IndexSets, ManifestSets, ScoreSets, SelectSets
+from finescope.workflow.stages.sets import (
+    SET_FOLDERS,
+    IndexSets,
+    ManifestSets,
+    ReportSets,
+    ScoreSets,
+    SelectSets,
+)
 from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
 from finescope.workflow.tables import read_selection, write_scores, write_selection
@@ -38,7 +45,8 @@ from finescope.workflow.tables import read_selection, write_scores, write_select
 STAGES = [
     Check(), CollectActivations(), FindSinks(), Train(), Embed("corpus"), Embed("targets"), Score(), Select(),
     Evaluate(), Report(), Report(Averaged(("a", "b"), ())), Manifest(),
-    ScoreSets(), SelectSets(), IndexSets(), ManifestSets(),
+    ScoreSets(), SelectSets(), ReportSets(), ReportSets(Averaged(("a", "b"), ())), IndexSets(),
+    ManifestSets(),
 ]  # fmt: skip
 
 

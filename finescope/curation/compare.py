@@ -137,7 +137,7 @@ def compare_methods(
         ValueError: an array of the wrong length, an unknown method.
     """
     spaces = corpus if isinstance(corpus, Spaces) else Spaces(corpus)
-    rows, count = Rows.of(spaces.corpus, relevant, exclude), targets.check("target_")
+    rows, count = Rows.of(spaces.held, relevant, exclude), targets.check("target_")
     every = [_line(method, spaces, targets) for method in methods]
     lines = list({line.name: line for line in every if line is not None}.values())
     picks = [np.arange(count), *leave_out(count, draws)]

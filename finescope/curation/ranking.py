@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from finescope.curation.blocks import BoolArray, FloatArray, IntArray, iter_blocks
+from finescope.curation.blocks import BoolArray, FloatArray, IntArray
 from finescope.curation.ranks import Ranks
 from finescope.curation.scoring.base import Pick, Scorer, Seen, SpaceScorer
-from finescope.curation.scoring.evidence import Evidence
 from finescope.curation.scoring.onepass import one_pass
 from finescope.curation.scoring.space import Space, Targets, View
 from finescope.curation.scoring.sums import Sum, added
@@ -43,8 +42,13 @@ class Rows:
     relevant: IntArray
 
     @classmethod
-    def of(cls, corpus: Evidence, relevant: Any, exclude: Any) -> Rows:
-        held = np.concatenate([np.diff(block.indptr.numpy()) > 0 for _, block in iter_blocks(corpus.codes)])
+    def of(cls, held: BoolArray, relevant: Any, exclude: Any) -> Rows:
+        """Take the rows that hold a latent, those that are to be found, and those that aren't ranked.
+
+        Raises:
+            InputError: no row is to be found.
+            ValueError: arrays of different lengths.
+        """
         for name, values in (("relevant", relevant), ("exclude", exclude)):
             if values is not None and len(values) != held.size:
                 raise ValueError(f"{name} has {len(values)} entries, expected {held.size}")

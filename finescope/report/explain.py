@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +121,54 @@ def explain(scoring: Scoring, background: NDArray[np.int64], rows: NDArray[np.in
         background: int64, ascending, rows from whose texts one knows which words are common in the corpus.
         rows: int64 [S] row numbers to explain.
     """
+    apart = take_apart(scoring, rows)
+    return apart.explained(examples_of(scoring, [apart]), background)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The scores of some rows, taken apart: an ``Explanation`` whose latents nothing names yet."""
+
+    rows: NDArray[np.int64]
+    shares: list[list[Share]]
+    said: list[list[tuple[str, float]]]
+    parts: list[dict[str, float]]
+    means: dict[int, float]
+
+    def explained(
+        self, examples: Mapping[int, NDArray[np.int64]], background: NDArray[np.int64]
+    ) -> Explanation:
+        """Return the explanation, with the rows whose texts will name the latents.
+
+        Args:
+            examples: of ``examples_of``.
+            background: as for ``explain``.
+        """
+        own = {latent: examples[latent] for latent in self.means}
+        if not len(self.rows):
+            background = np.zeros(0, np.int64)
+        return Explanation(self.rows, self.shares, self.said, self.parts, self.means, own, background)
+
+
+def examples_of(scoring: Scoring, several: Sequence[Apart]) -> dict[int, NDArray[np.int64]]:
+    """Return by latent the corpus rows in whose code it has the largest share, in one pass for all of them.
+
+    Args:
+        scoring: what scored the corpus; of several target sets any.
+        several: whose latents are to be named.
+    """
+    latents = sorted({latent for apart in several for latent in apart.means})
+    return latent_examples(scoring.space.corpus, latents, EXAMPLES_PER_LATENT)
+
+
+def take_apart(scoring: Scoring, rows: NDArray[np.int64]) -> Apart:
+    """Take the scores of some rows apart; of the codes only theirs are read.
+
+    Args:
+        scoring, rows: as for ``explain``.
+    """
     if len(rows) == 0:
-        return Explanation(rows, [], [], [], {}, {}, np.zeros(0, np.int64))
+        return Apart(rows, [], [], [], {})
     found = scoring.contributions(rows)
     parts = found.latents
     shares = strongest(parts, LATENTS_PER_ROW)
@@ -134,8 +180,7 @@ def explain(scoring: Scoring, background: NDArray[np.int64], rows: NDArray[np.in
     latents = sorted({share.latent for found in shares for share in found})
     sums = np.bincount(parts.indices, weights=parts.data, minlength=parts.shape[1])
     means = {latent: float(sums[latent]) / len(rows) for latent in latents}
-    examples = latent_examples(scoring.space.corpus, latents, EXAMPLES_PER_LATENT)
-    return Explanation(rows, shares, said, _by_space(found), means, examples, background)
+    return Apart(rows, shares, said, _by_space(found), means)
 
 
 def _by_space(found: Contributions) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ from finescope.workflow.stages.evaluate import Evaluate
 from finescope.workflow.stages.manifest import Manifest
 from finescope.workflow.stages.report import Averaged, Report
 from finescope.workflow.stages.select import Select
-from finescope.workflow.stages.sets import IndexSets, ManifestSets, ScoreSets, SelectSets
+from finescope.workflow.stages.sets import IndexSets, ManifestSets, ReportSets, ScoreSets, SelectSets
 
 TOGETHER = ("preset", "pooling", "weights", "scorer", "top_m")
 """Settings of the scores, which all sets of a run have together."""
@@ -93,9 +93,12 @@ class SetsRun(Run):
         """Select for every set, evaluate and report each, and write the page above them."""
         start = time.monotonic()
         self._do(SelectSets())
+        for each in self.context.sets.values():
+            self._do(Evaluate(), of=each)
+        self._do(ReportSets(averaged))
         outcomes = {}
         for name, each in self.context.sets.items():
-            self._do(Evaluate(), Report(averaged), Manifest(), of=each)
+            self._do(Manifest(), of=each)
             outcomes[name] = self._outcome(each, time.monotonic() - start)
         self._do(IndexSets(), ManifestSets())
         folder = self.context.folder

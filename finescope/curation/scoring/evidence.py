@@ -17,6 +17,7 @@ from finescope.curation.blocks import (
     Codes,
     FloatArray,
     MappedCodes,
+    iter_blocks,
     row_access,
     rows_of,
 )
@@ -97,6 +98,12 @@ class Spaces:
         self._learned = {name: value.numpy() for name, value in (state or {}).items()}
         self._made: dict[str, Space] = {}
         self._changes: dict[str, Centred] = {}
+
+    @cached_property
+    def held(self) -> NDArray[np.bool_]:
+        """bool [N], rows whose code holds a latent."""
+        rows = (np.diff(block.indptr.numpy()) > 0 for _, block in iter_blocks(self.corpus.codes))
+        return np.concatenate([np.zeros(0, np.bool_), *rows])
 
     def known(self, targets: Evidence) -> frozenset[str]:
         """Return what scorers may need that is known of both sides; lengths are wanted of the corpus only."""

@@ -11,7 +11,7 @@ import numpy as np
 from finescope.corpus.badrows import BadRow, said_of
 from finescope.progress import counted
 from finescope.report.data import About, Measured, Passage, RunData, ShownRow
-from finescope.report.explain import Explanation, background_rows, explain
+from finescope.report.explain import Apart, Explanation, background_rows, examples_of, take_apart
 from finescope.report.figures import BEST_ROWS, draw
 from finescope.report.histogram import ScoreHistogram
 from finescope.report.page import render
@@ -65,13 +65,35 @@ class Report(Stage):
 
     def work(self, context: Context) -> None:
         """Gather, draw, and write."""
-        data = gather(context, self.averaged)
-        figures = draw(data, context.folder / PLOTS)
-        write_text(context.folder / REPORT, render(data, figures))
+        apart = shown_apart(context)
+        write_report(context, self.averaged, apart, examples_of(context.scoring, [apart]))
 
 
-def gather(context: Context, averaged: Averaged | None = None) -> RunData:
+def shown_apart(context: Context) -> Apart:
+    """Take apart the scores of the rows that the report shows."""
+    selection = read_selection(context.folder / SELECTION)
+    return take_apart(context.scoring, selection.indices[: context.job.report_rows])
+
+
+def write_report(
+    context: Context, averaged: Averaged | None, apart: Apart, examples: Mapping[int, NDArray[np.int64]]
+) -> None:
+    """Write plots and page, given the scores of the rows that are shown and the examples of their latents."""
+    data = gather(context, averaged, apart, examples)
+    figures = draw(data, context.folder / PLOTS)
+    write_text(context.folder / REPORT, render(data, figures))
+
+
+def gather(
+    context: Context, averaged: Averaged | None, apart: Apart, examples: Mapping[int, NDArray[np.int64]]
+) -> RunData:
     """Collect what the report is made of. Of codes and texts, only those of rows that it shows are kept.
+
+    Args:
+        context: of the run.
+        averaged: methods averaged over several topics.
+        apart: of ``shown_apart``.
+        examples: rows by latent, of ``examples_of``.
 
     Raises:
         StoreError: a row that is shown, of corpus or targets, isn't the one that was scored.
@@ -83,8 +105,7 @@ def gather(context: Context, averaged: Averaged | None = None) -> RunData:
     selection = read_selection(context.folder / SELECTION)
     metrics = read_json(context.folder / METRICS)
     scoring = context.scoring
-    shown = selection.indices[: job.report_rows]
-    explanation = explain(scoring, background_rows(scored.valid_blocks, seed=job.seed), shown)
+    explanation = apart.explained(examples, background_rows(scored.valid_blocks, seed=job.seed))
     wanted = np.array(explanation.wanted(), np.int64)
     texts, latents = explanation.read(passages(context.corpus, wanted.tolist(), scored.known_at(wanted)))
     best = selection.indices[:BEST_ROWS]

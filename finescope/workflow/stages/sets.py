@@ -13,6 +13,7 @@ from finescope.corpus import OUTPUTS
 from finescope.curation.shares import parse_shares
 from finescope.errors import InputError
 from finescope.progress import counted
+from finescope.report.explain import examples_of
 from finescope.report.sets import SetLine, render_sets
 from finescope.storage.files import read_json, write_json, write_text
 from finescope.workflow.layout import (
@@ -34,6 +35,7 @@ from finescope.workflow.setnames import MIXTURE
 from finescope.workflow.sets import score_each, select_each, write_mixture
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.manifest import made_with
+from finescope.workflow.stages.report import Averaged, shown_apart, write_report
 from finescope.workflow.stages.score import Score, forget_changed
 from finescope.workflow.stages.select import write_chosen
 from finescope.workflow.tables import about_targets, read_selection, write_rows, write_scores
@@ -136,6 +138,25 @@ def said(selection: Any) -> str:
         if count and name != "selected"
     )
     return f"selected {counted(len(selection), 'row')}" + (f"; the others: {others}" if others else "")
+
+
+@dataclass(frozen=True)
+class ReportSets(Stage):
+    """Writes the page of every target set; one pass over the codes finds what names the latents of all."""
+
+    averaged: Averaged | None = None
+
+    name = "report"
+    reads = (SET_FOLDERS,)
+    writes = ()
+
+    def work(self, context: Context) -> None:
+        """Take apart the scores of the rows that each page shows, look up their latents, and write."""
+        sets = _sets(context).sets
+        apart = {name: shown_apart(each) for name, each in sets.items()}
+        examples = examples_of(next(iter(sets.values())).scoring, list(apart.values()))
+        for name, each in sets.items():
+            write_report(each, self.averaged, apart[name], examples)
 
 
 @dataclass(frozen=True)
