@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finescope.curation import ScoreTable
 from finescope.curation.best import select_best
-from finescope.curation.limits import REASONS, RowBlock, SelectionConfig
+from finescope.curation.limits import REASONS, RowBlock, SelectionConfig, shared
+from finescope.curation.quotas import select_quotas
+from finescope.curation.selection import select
 from finescope.errors import StoreError
 from finescope.storage.files import write_bytes
 from finescope.workflow import scored as blocks_of
@@ -104,6 +108,44 @@ def test_blocks_and_what_is_let_go_of_change_nothing(
     assert found.counts == {name: reason.count(name) for name in REASONS}
     assert found.tokens == rows.tokens[taken].sum()
     assert len(found.reason) == N
+
+
+SHARES = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "c", "nowhere"]), st.sampled_from(["1", "2.5"])),
+    min_size=1,
+    unique_by=lambda share: share[0],
+)
+
+
+@given(limits=LIMITS, shares=SHARES, size=st.integers(1, N), seed=st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_each_label_is_selected_from_blocks_as_if_it_were_alone(
+    limits: dict[str, Any], shares: list[tuple[str, str]], size: int, seed: int
+) -> None:
+    assume(limits.keys() & {"k", "fraction", "token_budget"})
+    rows = made_up(seed=seed)
+    names = np.random.default_rng(seed).choice(["a", "b", "c", ""], N)
+    cfg = SelectionConfig(quotas=["=".join(share) for share in shares], **limits)
+    whole = RowBlock(0, rows.table, rows.tokens, rows.is_target)
+    found = select_quotas(N, partial(whole.split, size), cfg, names.tolist())
+    expected = np.where(rows.table.valid, "no_quota", "invalid").astype(object)
+    expected[rows.is_target] = "target"
+    taken = list[int]()
+    parts = shared(dataclasses.replace(cfg, quotas=[]), {name: float(share) for name, share in shares}, N)
+    for name, part in parts.items():
+        own = names == name
+        of_label, reason = by_hand(dataclasses.replace(rows, is_target=rows.is_target | ~own), part)
+        taken += of_label
+        seen = own & ~rows.is_target
+        expected[seen] = np.array(reason, object)[seen]
+    assert found.indices.tolist() == sorted(taken, key=lambda row: (-rows.table.score[row], row))
+    assert [REASONS[code] for code in np.asarray(found.reason)] == expected.tolist()
+    assert found.counts == {name: expected.tolist().count(name) for name in REASONS}
+    assert found.tokens == rows.tokens[taken].sum()
+    arrays = {"tokens": rows.tokens, "exclude": rows.is_target, "labels": names.tolist()}
+    at_once = select(rows.table, cfg, **arrays)
+    assert (found.indices.tolist(), found.unfilled) == (at_once.indices.tolist(), at_once.unfilled)
+    assert np.array_equal(found.reason, at_once.reason)
 
 
 def test_no_more_rows_are_held_than_were_asked_for() -> None:

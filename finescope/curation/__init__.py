@@ -4,8 +4,9 @@ scoring     how near every row is to the targets, and why; a folder of its own
 limits      top-k, fraction, thresholds, token budget, quotas: their fields, and what they say of rows alone
 selected    what a selection is
 best        the best rows by score alone, in one pass
+quotas      the same for every label that has a share
 lists       each target's nearest rows, as many as are needed
-selection   the same where codes or labels have a say: per-target lists, clusters, duplicates, diversity
+selection   rows where codes have a say: per-target lists, clusters, duplicates, diversity
 sets        several target sets: whose row it is
 shares      shares of a whole, as they are written and as they come to
 enrichment  latents more frequent in some rows than in others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.coverage import covering
 from finescope.curation.limits import CODE, RowBlock, SelectionConfig, judged, limit_of, shared
 from finescope.curation.lists import among_nearest, in_turns
+from finescope.curation.quotas import select_quotas, unfilled
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable, rank_rows
@@ -63,7 +65,7 @@ def select(
         InputError: fewer codes than scores, or the other way round.
     """
     n = len(scores)
-    if cfg.quotas:
+    if cfg.quotas and cfg.look_at_codes:
         more = {"corpus": corpus, "targets": targets, "weights": weights, "tokens": tokens, "scorer": scorer}
         return _by_label(scores, cfg, labels, exclude=exclude, **more)
     if scorer is not None:
@@ -73,7 +75,11 @@ def select(
         raise ValueError("token_budget needs the token counts of the rows (tokens)")
     rows = RowBlock(0, scores, lengths, _per_row(exclude, n, "exclude", np.bool_))
     if not cfg.look_at_codes:
-        found = select_best(n, lambda: rows.split(_BLOCK), cfg)
+        blocks = partial(rows.split, _BLOCK)
+        if cfg.quotas:
+            found = select_quotas(n, blocks, cfg, () if labels is None else labels)
+        else:
+            found = select_best(n, blocks, cfg)
         found.reason = np.asarray(found.reason)
         return found
     reason = judged(rows, cfg)
@@ -131,20 +137,11 @@ def _by_label(
         found.indices = np.concatenate([found.indices, of_label.indices])
         found.resembles |= of_label.resembles
         if not (reason[seen] == CODE["beyond_limit"]).any():
-            found.unfilled += _unfilled(name, of_label, part)
+            found.unfilled += unfilled(name, of_label, part)
         spent.append(of_label.tokens)
     found.indices = found.indices[np.lexsort((found.indices, -scores.score[found.indices]))]
     found.tokens = None if None in spent else sum(filter(None, spent))
     return found
-
-
-def _unfilled(label: str, found: Selection, wanted: SelectionConfig) -> list[str]:
-    """Say how much of its quota a label without any more rows fills, unless it fills it."""
-    if wanted.k is not None and len(found) < wanted.k:
-        return [f"label {label!r} has no more rows: {len(found):,} of its {wanted.k:,}"]
-    if wanted.k is None and wanted.token_budget and (found.tokens or 0) < wanted.token_budget:
-        return [f"label {label!r} has no more rows: {found.tokens:,} of its {wanted.token_budget:,} tokens"]
-    return []
 
 
 def _per_row(values: Any, n: int, name: str, dtype: Any) -> Any:

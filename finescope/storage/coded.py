@@ -50,7 +50,7 @@ class CodedStrings(Sequence[str]):
         """Take strings, ``rows`` of them where they have no length."""
         if isinstance(strings, CodedStrings):
             return strings
-        count = len(strings) if rows is None and isinstance(strings, Sequence) else rows or 0
+        count = len(strings) if rows is None else rows  # type: ignore[arg-type]
 
         def parts() -> Iterator[tuple[Sequence[str], NDArray[Any]]]:
             left = iter(strings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finescope.corpus import OUTPUTS
 from finescope.curation.best import select_best
 from finescope.curation.limits import SelectionConfig
+from finescope.curation.quotas import select_quotas
 from finescope.curation.selected import Selection
 from finescope.curation.selection import select
 from finescope.errors import InputError
@@ -83,7 +84,9 @@ def select_rows(
         targets: those of the targets, likewise, where the strategy looks at them.
         labels: of the rows, where there are quotas.
     """
-    if not limits.look_at_codes and not limits.quotas:
+    if not limits.look_at_codes:
+        if limits.quotas:
+            return select_quotas(len(scored), scored.row_blocks, limits, () if labels is None else labels)
         return select_best(len(scored), scored.row_blocks, limits)
     return select(
         scored.table,
