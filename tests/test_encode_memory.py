@@ -24,7 +24,7 @@ def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 torch.manual_seed(0)
-B, D, F, K = {tokens}, 64, 32768, 64
+B, D, F, K = {tokens}, 64, 32768, {k}
 sae = architecture_class("{architecture}")(D, SaeConfig(num_latents=F, k=K, multi_topk=False))
 x = torch.randn(B, D)
 share = {share}  # of the latents that exceed their thresholds
@@ -54,9 +54,11 @@ print(taken - made - packed, codes.nnz / B)
 """
 
 
-def measure(architecture: str, *, share: float, lift: float = 0.0, tokens: int = 2048) -> tuple[float, float]:
+def measure(
+    architecture: str, *, share: float, lift: float = 0.0, tokens: int = 2048, k: int = 64
+) -> tuple[float, float]:
     """MiB above what the codes and the packed weights take, and latents per token."""
-    script = _SCRIPT.format(architecture=architecture, share=share, lift=lift, tokens=tokens)
+    script = _SCRIPT.format(architecture=architecture, share=share, lift=lift, tokens=tokens, k=k)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     peak, held = map(float, done.stdout.split())
     return peak, held
@@ -72,6 +74,21 @@ def test_no_architecture_holds_all_pre_activations(architecture: str) -> None:
     """[B,F] would be 256 MiB."""
     peak, held = measure(architecture, share=0.002)
     assert held > 25
+    assert peak < 64
+
+
+@linux
+@pytest.mark.requires_native
+@pytest.mark.parametrize(
+    ("architecture", "tokens", "k"),
+    [("topk", 2048, 1000), ("topk", 2048, 4000), ("topk", 512, 20_000), ("abstopk", 1024, 4000)],
+)
+def test_with_thousands_of_latents_a_token_neither_blocks_nor_codes_are_held_twice(
+    architecture: str, tokens: int, k: int
+) -> None:
+    """Of 4000 latents a token, values and latents [B,K] would be 94 MiB, the codes 62."""
+    peak, held = measure(architecture, share=0.002, tokens=tokens, k=k)
+    assert held > 0.7 * k  # of 20 000 about 16 000 are positive
     assert peak < 64
 
 

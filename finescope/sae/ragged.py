@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finescope.codes import SparseCodes
@@ -24,10 +26,61 @@ def top_rows(
     """Return the codes of rows [B,D] by a function that gives K values and latents of each.
 
     A block [B,K] of these takes more room than the codes do, so few rows are looked at together where K is
-    large.
+    large, and what is found of them is put where all of it will lie.
+
+    Args:
+        rows: [B,D].
+        k: how many pairs of a token and a latent one row counts for.
+        num_latents: F.
+        top: gives values and latents [b,K] of rows [b,D].
     """
-    parts = rows.split(max(1, 4 * PAIRS // k))  # type: ignore[no-untyped-call]
-    return SparseCodes.cat([from_rows(*top(part), num_latents) for part in parts])
+    tall = max(1, PAIRS // (4 * k))
+    if len(rows) <= tall:
+        return from_rows(*top(rows), num_latents)
+    indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
+    room: list[_Room] = []
+    for first in range(0, len(rows), tall):
+        values, indices = top(rows[first : first + tall])
+        codes = from_rows(values, indices, num_latents)
+        if not room:
+            most = len(rows) * values.shape[1]
+            room = [_Room(most, codes.indices), _Room(most, codes.values)]
+        last = first + len(codes)
+        torch.add(codes.indptr[1:], indptr[first], out=indptr[first + 1 : last + 1])
+        room[0].add(codes.indices)
+        room[1].add(codes.values)
+    latents, acts = (held.filled() for held in room)
+    return SparseCodes(indptr, latents, acts, num_latents, check=False)
+
+
+class _Room:
+    """Room for the parts of a tensor of which only the largest size is known.
+
+    In the CPU's memory what isn't written to takes none, and what is left over at the end is given back in
+    place: to put parts together, or to copy the beginning of a larger tensor, would hold all of it twice.
+    """
+
+    def __init__(self, most: int, like: Tensor):
+        self._like, self._used = like[:0].clone(), 0
+        self._bytes = np.empty(most * like.element_size(), np.uint8) if like.device.type == "cpu" else None
+        self._tensor = like.new_empty(most if self._bytes is None else 0)
+
+    def add(self, part: Tensor) -> None:
+        """Take the next part."""
+        whole = self._tensor if self._bytes is None else self._of(self._bytes)
+        whole[self._used : self._used + len(part)] = part
+        self._used += len(part)
+
+    def filled(self) -> Tensor:
+        """Return all parts, one after the other; there is no more room then."""
+        if self._bytes is None:
+            kept = self._tensor[: self._used]
+            return kept if self._used == len(self._tensor) else kept.clone()
+        self._bytes.resize(self._used * self._like.element_size(), refcheck=False)  # nobody else looks at it
+        return self._of(self._bytes)
+
+    def _of(self, held: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(held).view(self._like.dtype)
 
 
 def from_rows(values: Tensor, indices: Tensor, num_latents: int) -> SparseCodes:

@@ -25,14 +25,16 @@ class GroupmaxAutoencoder(Autoencoder):
             )
 
     def encode_rows(self, rows: Tensor) -> SparseCodes:
-        return top_rows(rows, self.cfg.k, self.num_latents, self._top)
+        # A call for each of the K groups: the more rows it is for, the better.
+        return top_rows(rows, max(1, self.cfg.k // 8), self.num_latents, self._top)
 
     def _top(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         size = self.num_latents // self.cfg.k
-        values, indices = [], []
-        for first in range(0, self.num_latents, size):
-            group = slice(first, first + size)
+        kind = torch.promote_types(rows.dtype, torch.float32)
+        values = rows.new_empty(len(rows), self.cfg.k, dtype=kind)
+        indices = rows.new_empty(len(rows), self.cfg.k, dtype=torch.int64)
+        for place in range(self.cfg.k):
+            group = slice(place * size, (place + 1) * size)
             value, index = topk_encode(rows, self.encoder.weight[group], self.encoder.bias[group], 1)
-            values.append(value)
-            indices.append(index + first)
-        return torch.cat(values, 1), torch.cat(indices, 1)
+            values[:, place], indices[:, place] = value[:, 0], index[:, 0] + group.start
+        return values, indices
