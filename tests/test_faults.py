@@ -94,6 +94,20 @@ def test_of_two_drivers_the_second_is_refused_by_name(job: Path, tmp_path: Path)
     assert list(out.iterdir()) == []
 
 
+def test_who_is_refused_has_said_nothing_in_the_folder(job: Path, one: Path, tmp_path: Path) -> None:
+    out = tmp_path / "codes"
+    out.mkdir()
+    arguments = [
+        "embed", "--model", job / "model", "--layer", "layers.0", "--sae", one / "sae", "--workers", 2,
+        "--corpus", job / "corpus.jsonl", "--out", out, "--device", "cpu",
+    ]  # fmt: skip
+    with FolderLock(out):
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == 1
+    assert f"another run is writing to {out}" in done.stderr
+    assert list(out.iterdir()) == []
+
+
 class FullDisk(EmbedWork):
     """Work that meets a medium which takes no more than some bytes of a file."""
 

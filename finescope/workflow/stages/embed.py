@@ -291,10 +291,10 @@ def embed(
     from finescope.workflow.precision import rounded_work
 
     with reporter.task(rows.task, rows.corpus.len_hint, "rows") as task:
-        if rows.shards is not None:
-            announce(folder, rows.shards)
-
+        # What is to be done is said by whoever holds the folder, and not by who is refused.
         def over(embedder: Embedder, shards: Sequence[Shard]) -> Iterator[tuple[int, ShardEntry]]:
+            if rows.shards is not None:
+                announce(folder, rows.shards)
             results = engine.over(work(embedder), shards)
             if isinstance(engine, Local) or embedder.progress is None:
                 return results
