@@ -13,6 +13,7 @@ import decimal
 import gzip
 import io
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -426,8 +427,12 @@ def test_rows_come_out_as_they_went_in(case: tuple[Path, Made, str], data: Any) 
     _check(case, data.draw)
 
 
+# Where somebody says how many, they are the same ones every time.
+CORPORA = os.environ.get("FINESCOPE_TEST_CORPORA", "")
+
+
 @pytest.mark.slow
-@settings(max_examples=10_000, **PROFILE)
+@settings(max_examples=int(CORPORA or 10_000), derandomize=bool(CORPORA), **PROFILE)
 @given(case=corpora(), data=st.data())
-def test_ten_thousand_corpora_come_out_as_they_went_in(case: tuple[Path, Made, str], data: Any) -> None:
+def test_many_corpora_come_out_as_they_went_in(case: tuple[Path, Made, str], data: Any) -> None:
     _check(case, data.draw)

@@ -114,6 +114,22 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'\nlicense = "{cited["license"]}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
+# Need a GPU, a Ray cluster, a store's server, or other libraries of autoencoders.
+ELSEWHERE = {
+    "cuda_sanitizer", "engine_ray", "gpu_benchmarks", "ray_data", "s3", "sae_convert", "saelens_run",
+    "tap_hooknames",
+}  # fmt: skip
+
+
+def test_slow_tests_are_run_before_a_change_lands() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    named = {path.name for name in re.findall(r"tests/test_[\w*]+\.py", script) for path in ROOT.glob(name)}
+    slow = {
+        path for path in (ROOT / "tests").glob("test_*.py") if re.search(r"mark\.slow\b", path.read_text())
+    }
+    assert {path.stem.removeprefix("test_") for path in slow if path.name not in named} == ELSEWHERE
+
+
 def test_others_run_what_a_change_must_pass() -> None:
     """The hosted workflow runs the script that everybody can run; commits are checked as by ``make lint``."""
     jobs = read(".github/workflows/ci.yml")["jobs"].values()
