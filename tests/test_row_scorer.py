@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_run_in_any_company(folder: Path, scorer: RowSco
     assert [name for part in found for name in part.nearest_target] == told["nearest_target"]
     assert [each for part in found for each in part.nearest_similarity.tolist()] == told["nearest_similarity"]
     assert [tokens for part in found for tokens in part.tokens.tolist()] == told["tokens"]
-    assert scorer.scorer == "ridge+tfidf+dense-whitened"
+    assert scorer.scorer == "ridge+tfidf+2*dense-whitened"
 
 
 def test_texts_rows_and_nothing(folder: Path, scorer: RowScorer) -> None:

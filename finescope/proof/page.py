@@ -10,7 +10,18 @@ from finescope.proof.grid import Grid
 from finescope.proof.plan import DOMAIN, MATCHED, RANDOM, ProofPlan
 from finescope.proof.summary import in_words, summarise
 from finescope.report.figures import Figure
-from finescope.report.look import CORPUS, OTHERS, SELECTED, TARGET, as_svg, canvas, shorten, styled, write_png
+from finescope.report.look import (
+    CORPUS,
+    OTHERS,
+    SELECTED,
+    TARGET,
+    as_svg,
+    canvas,
+    on_lines,
+    shorten,
+    styled,
+    write_png,
+)
 from finescope.report.page import render_proof
 from finescope.report.svg import inline
 from finescope.storage.files import write_json, write_text
@@ -84,7 +95,7 @@ def arms_figure(plan: ProofPlan, summary: Mapping[str, Any]) -> Any:
         ax.plot((found["low"], found["high"]), (at, at), color=colour, linewidth=2, alpha=0.45)
         ax.plot(found["value"], at, "o", color=colour, markersize=6.5)
     ax.axvline(0, color=CORPUS, linewidth=1)
-    ax.set_yticks(range(len(lines)), [shorten(line["arm"], 26) for line in lines])
+    ax.set_yticks(range(len(lines)), [on_lines(line["arm"], 26) for line in lines])
     ax.invert_yaxis()
     ax.set(xlabel="loss of random rows minus the arm's")
     ax.xaxis.grid(True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,16 @@ def shorten(text: str, length: int) -> str:
         return text
     head = (length - 1) * 2 // 3
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def on_lines(name: str, length: int) -> str:
+    """Return a method's name on lines of at most ``length`` characters, broken behind + and before @."""
+    lines = [""]
+    for part in re.split(r"(?<=\+)|(?= @ )", name):
+        if lines[-1] and len(lines[-1] + part) > length:
+            lines.append("")
+        lines[-1] += part if lines[-1] else part.lstrip()
+    return "\n".join(shorten(line, length) for line in lines)
 
 
 @contextmanager

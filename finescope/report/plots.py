@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.report.look import CORPUS, INK, OTHERS, PAGE, SELECTED, TARGET, WHOLE, canvas, shorten, styled
+from finescope.report.look import (
+    CORPUS,
+    INK,
+    OTHERS,
+    PAGE,
+    SELECTED,
+    TARGET,
+    WHOLE,
+    canvas,
+    on_lines,
+    shorten,
+    styled,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,7 +193,7 @@ def method_dots(
             f"{values[i]:.3f}", (high, at), xytext=(6, 0), textcoords="offset points", va="center",
             fontsize=8.5, color=colour,
         )  # fmt: skip
-    ax.set_yticks(range(len(order)), [shorten(methods[i], 26) for i in order])
+    ax.set_yticks(range(len(order)), [on_lines(methods[i], 26) for i in order])
     for label, i in zip(ax.get_yticklabels(), order, strict=True):
         label.set_fontweight("bold" if methods[i] == highlight else "normal")
     ax.tick_params(axis="y", length=0)

@@ -43,9 +43,9 @@ PRESETS: dict[str, Preset] = {
             "default",
             "sqrt_mean",
             "idf",
-            "ridge+tfidf+dense-whitened",
+            "ridge+tfidf+2*dense-whitened",
             "rank",
-            "ridge regression on codes, TF-IDF words and whitened mean activations, standardised and added",
+            "ridge regression on codes, TF-IDF words and, twice, whitened mean activations, summed",
             optional=True,
         ),
         Preset(
