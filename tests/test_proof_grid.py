@@ -142,6 +142,13 @@ def test_a_small_topic_is_refused_with_what_it_needs(place: Path) -> None:
         split(plan(place, held_out=30), read_corpus(plan(place)))
 
 
+def test_a_corpus_that_leaves_nothing_beside_the_plan_is_refused(place: Path) -> None:
+    with pytest.raises(InputError, match=r"no label beside the 2 topics has 4,?000 rows \(min_rows\)"):
+        split(plan(place, min_rows=4000), read_corpus(plan(place)))
+    with pytest.raises(InputError, match=r"the warm-up of 90,000 tokens takes all \d+ rows of the pool"):
+        grid(place, out="warm", warm_up=90_000).run()
+
+
 def test_every_arm_takes_the_same_tokens_and_starts_at_the_same_place(
     done: tuple[Grid, list[dict[str, Any]]],
 ) -> None:

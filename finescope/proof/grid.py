@@ -18,7 +18,7 @@ from finescope.activations.models import keep_quiet, load_tokenizer
 from finescope.curation.blocks import IntArray
 from finescope.demo.text import find_causal_model
 from finescope.errors import InputError
-from finescope.progress import Reporter
+from finescope.progress import Reporter, counted
 from finescope.proof.arms import Arms
 from finescope.proof.plan import MATCHED, MIXTURE, NONE, ProofPlan
 from finescope.proof.split import Split, generator, read_corpus, split
@@ -199,6 +199,11 @@ class Grid:
         order = order[~self.split.planted[order]]
         before = np.cumsum([0, *(len(self.pool[row]) for row in order.tolist())])[:-1]
         found: IntArray = order[before < self.plan.warm_up]
+        if len(found) == len(order):
+            raise InputError(
+                f"the warm-up of {self.plan.warm_up:,} tokens takes all {counted(len(order), 'row')} of the "
+                f"pool, {self._pool_tokens:,} tokens; lower warm_up, or give more rows"
+            )
         return found
 
     def _excluded(self, draw: int) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from finescope.demo.docstrings import Docstring, collect_docstrings
 from finescope.errors import InputError
+from finescope.progress import counted
 from finescope.proof.noise import PLANTED, planted
 from finescope.proof.plan import ProofPlan
 from finescope.storage.files import write_text
@@ -97,7 +98,7 @@ def split(plan: ProofPlan, rows: Sequence[Docstring]) -> Split:
     """Deal rows out to held-out texts, targets and pool, the same on every run.
 
     Raises:
-        InputError: the plan names no topic, or a topic that has too few rows.
+        InputError: the plan names no topic, a topic that has too few rows, or all labels there are.
     """
     if not plan.topics:
         raise InputError("the plan names no topics")
@@ -124,6 +125,11 @@ def split(plan: ProofPlan, rows: Sequence[Docstring]) -> Split:
             pool += dealt[plan.targets * plan.seeds :]
         elif len(dealt) >= plan.min_rows:
             rest.append(dealt[: plan.rows_per_label])
+    if not rest:
+        raise InputError(
+            f"no label beside the {counted(len(plan.topics), 'topic')} has {plan.min_rows} rows (min_rows): "
+            "nothing is left to read off topic, or to choose badly; name fewer topics, or lower min_rows"
+        )
     off_topic: list[Docstring] = []
     each = -(-plan.off_topic // max(1, len(rest)))
     for dealt in rest:
