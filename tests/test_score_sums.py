@@ -184,6 +184,16 @@ def test_the_saved_state_explains_without_another_pass(written, monkeypatch):
     )
 
 
+def test_what_another_version_has_fitted_is_refused():
+    rows, seeds = problem()
+    first = Scoring(rows, seeds, scorer="ridge")
+    first.score()
+    state = first.state()
+    again = Scoring(rows, seeds, scorer="ridge", state=state | {"fit.ridge": state["fit.ridge"][0]})
+    with pytest.raises(InputError, match="what ridge has learned was kept by another version"):
+        again.contributions(np.array([5]))
+
+
 def test_what_was_learned_with_one_recipe_is_not_taken_for_another_s():
     rows, seeds = problem()
     learned = Scoring(rows, seeds)

@@ -174,6 +174,23 @@ def test_a_random_order_is_scored_again_with_another_seed(scorer: str, drawn: bo
     assert (decisive(1) != decisive(2)) is drawn
 
 
+def test_what_was_fitted_in_other_folds_is_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("corpus", "targets"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}')
+    job = {"corpus": [str(tmp_path / "corpus.jsonl")], "targets": str(tmp_path / "targets.jsonl")}
+
+    def decisive(scorer: str) -> Mapping[str, Any] | None:
+        whole = Job.from_dict({**job, "out": str(tmp_path), "scorer": scorer})
+        return Score().decisive(Context(whole, Reporter(quiet=True)))
+
+    before = decisive("ridge+tfidf"), decisive("contrast+tfidf")
+    monkeypatch.setattr("finescope.workflow.stages.score.FOLDS", 3)
+    assert decisive("ridge+tfidf") != before[0]
+    assert decisive("contrast+tfidf") == before[1]
+
+
 def test_scores_are_read_once_and_again_when_they_are_written_again(tmp_path: Path) -> None:
     for name in ("corpus", "targets"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}')

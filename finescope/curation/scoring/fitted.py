@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finescope.codes import SparseCodes
 from finescope.curation.blocks import FloatArray, IntArray, iter_blocks, weighted_norms
-from finescope.curation.scoring.base import Column, Pick, Scorer, Seen, SpaceScorer
+from finescope.curation.scoring.base import FOLDS, Column, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, fitting, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass, rows_at_a_time
 from finescope.curation.scoring.presets import Preset, get_preset
@@ -21,6 +21,7 @@ from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
 from finescope.curation.scoring.sums import Numbers, Sum, added, moments_of, parse_scorer
 from finescope.curation.scoring.table import ScoreTable
+from finescope.errors import InputError
 from finescope.storage.spill import Spill
 
 
@@ -120,8 +121,18 @@ class Scoring:
             found = self._targets[name] = self.spaces.targets(name, self.recipe, self._evidence)
             for key, term in self._fits(name):
                 if key in self._state:
-                    found.everything.fits[term] = self._state[key].numpy()
+                    found.everything.fits[term] = self._fit(key)
         return self._targets[name]
+
+    def _fit(self, key: str) -> FloatArray:
+        """What a scorer was fitted to, float64 [FOLDS,F], as it was kept."""
+        kept = self._state[key].numpy()
+        if kept.ndim != 2 or len(kept) != FOLDS:
+            raise InputError(
+                f"what {key.removeprefix('fit.')} has learned was kept by another version of FineScope; "
+                "score the corpus again: `finescope curate`, or `finescope select RUN`"
+            )
+        return np.asarray(kept)
 
     def _fits(self, space: str) -> list[tuple[str, SpaceScorer]]:
         """The terms that look at a space, with a name in the state for what they are fitted to it."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finescope.curation.exclusion import find_all_targets
+from finescope.curation.scoring.base import FOLDS
 from finescope.curation.scoring.fitted import Scores, Scoring, score_in_passes
+from finescope.curation.scoring.ridge import Ridge
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.sums import parse_scorer
 from finescope.errors import InputError
@@ -45,7 +47,8 @@ class Score(Stage):
                 f"{context.folder}: {recipe.name} needs an autoencoder that was trained for it, on "
                 f"{recipe.coordinates} coordinates; run `finescope curate` with it into another folder"
             )
-        drawn = any(isinstance(term, Random) for _, term in parse_scorer(recipe.scorer).terms)
+        terms = [term for _, term in parse_scorer(recipe.scorer).terms]
+        drawn, folded = (any(isinstance(term, kind) for term in terms) for kind in (Random, Ridge))
         return {
             "corpus": context.ledger.key("embed-corpus"),
             "targets": context.ledger.key("embed-targets"),
@@ -55,6 +58,7 @@ class Score(Stage):
             "top_m": context.job.top_m,
             **({"coordinates": recipe.coordinates} if recipe.coordinates else {}),
             **({"seed": context.job.seed} if drawn else {}),
+            **({"folds": FOLDS} if folded else {}),
         }
 
     def run(self, context: Context) -> bool:
