@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import torch
+
 TESTS = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +38,8 @@ def finescope(
         from finescope.workflow import context
         context.Planner = lambda: Planner(16)
         exec({textwrap.dedent(before)!r})
+        import torch
+        torch.set_num_threads({torch.get_num_threads()})  # training adds up in another order with others
         from finescope.cli import main
         main({[str(argument) for argument in arguments]!r})
     """
