@@ -4,7 +4,7 @@ scoring     how near every row is to the targets, and why; a folder of its own
 limits      top-k, fraction, thresholds, token budget, quotas: their fields, and what they say of rows alone
 selected    what a selection is
 best        the best rows by score alone, in one pass
-quotas      the same for every label that has a share
+quotas      the same for every label that has a share, if any has
 lists       each target's nearest rows, as many as are needed
 selection   rows where codes have a say: per-target lists, clusters, duplicates, diversity
 sets        several target sets: whose row it is

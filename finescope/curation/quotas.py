@@ -1,4 +1,4 @@
-"""The best rows of every label that has a share, by score alone, found a block of rows at a time."""
+"""The best rows by score alone, a block of rows at a time: of all, or of every label that has a share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.curation.best import select_best
-from finescope.curation.blocks import BoolArray, FloatArray, IntArray
+from finescope.curation.blocks import BoolArray
 from finescope.curation.limits import CODE, REASONS, RowBlock, SelectionConfig, shared
 from finescope.curation.selected import Reasons, Selection
 from finescope.curation.shares import parse_shares
-from finescope.storage.coded import CodedStrings
+from finescope.storage.coded import CodedStrings, picked
 
 _Blocks = Callable[[], Iterable[RowBlock]]
+
+
+def select_by_score(
+    rows: int, blocks: _Blocks, cfg: SelectionConfig, labels: Sequence[str] | None = None
+) -> Selection:
+    """Select rows within limits that don't look at codes, of all or by label; see ``select_best``.
+
+    Args:
+        rows: N.
+        blocks: gives the N rows in order, as often as it is called.
+        cfg: the limits.
+        labels: N labels, "" for none; needed by ``quotas``.
+
+    Raises:
+        InputError, ValueError: as ``select_quotas``.
+    """
+    if cfg.quotas:
+        return select_quotas(rows, blocks, cfg, () if labels is None else labels)
+    return select_best(rows, blocks, cfg)
 
 
 def select_quotas(rows: int, blocks: _Blocks, cfg: SelectionConfig, labels: Sequence[str]) -> Selection:
@@ -44,7 +63,8 @@ def select_quotas(rows: int, blocks: _Blocks, cfg: SelectionConfig, labels: Sequ
     for block in reason():
         counts += np.bincount(block, minlength=len(REASONS))
     chosen = np.concatenate([np.zeros(0, np.int64), *(found.indices for found in of_label.values())])
-    chosen = chosen[np.lexsort((chosen, -_scores(blocks, chosen)))]
+    scores = picked(chosen, ((block.first, block.scores.score) for block in blocks()), np.float64)
+    chosen = chosen[np.lexsort((chosen, -scores))]
     spent = [found.tokens for found in of_label.values()]
     selection = Selection(chosen, Reasons(counts, reason), config=cfg.plain())
     selection.tokens = None if None in spent else sum(filter(None, spent))
@@ -88,13 +108,3 @@ def _reasons(
             seen = labels.are([name], block.first, len(reason)) & ~left_out
             reason[seen] = next(reasons)[seen]
         yield reason
-
-
-def _scores(blocks: _Blocks, rows: IntArray) -> FloatArray:
-    """Return the scores of some rows, in the order asked for."""
-    order = np.argsort(rows, kind="stable")
-    wanted, found = rows[order], np.empty(rows.size)
-    for block in blocks():
-        low, high = np.searchsorted(wanted, [block.first, block.first + len(block.scores)])
-        found[order[low:high]] = block.scores.score[wanted[low:high] - block.first]
-    return found

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from finescope.codes import SparseCodes
-from finescope.curation.best import select_best
 from finescope.curation.blocks import BoolArray, Codes, IntArray, rows_of
 from finescope.curation.clusters import cluster_candidates, kmeans_labels
 from finescope.curation.coverage import covering
 from finescope.curation.limits import CODE, RowBlock, SelectionConfig, judged, limit_of, shared
 from finescope.curation.lists import among_nearest, in_turns
-from finescope.curation.quotas import select_quotas, unfilled
+from finescope.curation.quotas import select_by_score, unfilled
 from finescope.curation.redundancy import greedy_filter
 from finescope.curation.scoring.onepass import CorpusScorer
 from finescope.curation.scoring.table import ScoreTable, rank_rows
@@ -75,11 +74,7 @@ def select(
         raise ValueError("token_budget needs the token counts of the rows (tokens)")
     rows = RowBlock(0, scores, lengths, _per_row(exclude, n, "exclude", np.bool_))
     if not cfg.look_at_codes:
-        blocks = partial(rows.split, _BLOCK)
-        if cfg.quotas:
-            found = select_quotas(n, blocks, cfg, () if labels is None else labels)
-        else:
-            found = select_best(n, blocks, cfg)
+        found = select_by_score(n, partial(rows.split, _BLOCK), cfg, labels)
         found.reason = np.asarray(found.reason)
         return found
     reason = judged(rows, cfg)

@@ -24,7 +24,11 @@ def is_share(text: str) -> bool:
 
 def named_twice(texts: Sequence[str]) -> str | None:
     """Return a name to which two of the texts, ``NAME=X`` each, give a share; None if there is none."""
-    names = [text.rpartition("=")[0] for text in texts]
+    return repeated([text.rpartition("=")[0] for text in texts])
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that was there before; None if all differ."""
     return next((name for at, name in enumerate(names) if name in names[:at]), None)
 
 

@@ -15,6 +15,18 @@ BLOCK = 1 << 20
 """Rows looked at together."""
 
 
+def picked(
+    rows: NDArray[np.int64], blocks: Iterable[tuple[int, NDArray[Any]]], dtype: type[np.generic]
+) -> NDArray[Any]:
+    """Return the numbers of some rows, in the order asked for, out of (first row, numbers) of all blocks."""
+    order = np.argsort(rows, kind="stable")
+    wanted, found = rows[order], np.empty(len(rows), dtype)
+    for first, numbers in blocks:
+        low, high = np.searchsorted(wanted, [first, first + len(numbers)])
+        found[order[low:high]] = numbers[wanted[low:high] - first]
+    return found
+
+
 class CodedStrings(Sequence[str]):
     """N strings as int32 codes, held in memory where they are few and else in a file: see ``Spill``.
 
@@ -85,12 +97,7 @@ class CodedStrings(Sequence[str]):
 
     def codes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the codes of some rows, int64 [R], in the order asked for."""
-        order = np.argsort(rows, kind="stable")
-        wanted, found = rows[order], np.empty(len(rows), np.int32)
-        for first, codes in self.blocks():
-            low, high = np.searchsorted(wanted, [first, first + len(codes)])
-            found[order[low:high]] = codes[wanted[low:high] - first]
-        return found
+        return picked(rows, self.blocks(), np.int32)
 
     def are(self, names: Iterable[str], first: int = 0, count: int | None = None) -> NDArray[np.bool_]:
         """Return for some rows, by default all, whether they are one of the strings, bool [count]."""

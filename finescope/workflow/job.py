@@ -16,7 +16,14 @@ from finescope.curation.scoring.presets import PRESETS, Preset
 from finescope.curation.scoring.scorers import TABLE
 from finescope.curation.scoring.sums import is_scorer, parse_scorer
 from finescope.curation.scoring.weighting import WEIGHTINGS
-from finescope.curation.shares import is_share, named_twice, parse_shares, unequal_shares, written_shares
+from finescope.curation.shares import (
+    is_share,
+    named_twice,
+    parse_shares,
+    repeated,
+    unequal_shares,
+    written_shares,
+)
 from finescope.embeddings.pooler import POOLINGS
 from finescope.errors import InputError
 from finescope.fields import (
@@ -191,7 +198,7 @@ class Job(Configuration):
         files, column = values.get("target_sets", []), values.get("target_set_column")
         targets, shares = values.get("targets", ""), values.get("shares", [])
         names = [text.partition("=")[0] for text in files]
-        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        twice = repeated(names)
         if twice is not None:
             yield f"two target_sets are called {twice!r}"
         if files and (targets or column):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finescope.curation.best import select_best
-from finescope.curation.quotas import select_quotas
+from finescope.curation.quotas import select_by_score
 from finescope.curation.scoring.evidence import Evidence, Spaces
 from finescope.curation.scoring.fitted import Scoring, score_in_passes
 from finescope.curation.sets import select_sets
@@ -143,13 +142,10 @@ def select_each(
         ValueError, InputError: as ``select_sets``.
     """
     if not (exclusive or shares is not None or limits.look_at_codes):
-        if limits.quotas:
-            labels = arguments.get("labels") or ()
-            return {
-                name: select_quotas(len(rows), rows.row_blocks, limits, labels)
-                for name, rows in scored.items()
-            }
-        return {name: select_best(len(rows), rows.row_blocks, limits) for name, rows in scored.items()}
+        labels = arguments.get("labels")
+        return {
+            name: select_by_score(len(rows), rows.row_blocks, limits, labels) for name, rows in scored.items()
+        }
     rows = next(iter(scored.values()))
     return select_sets(
         {name: each.table for name, each in scored.items()},

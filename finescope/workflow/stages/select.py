@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finescope.corpus import OUTPUTS
-from finescope.curation.best import select_best
 from finescope.curation.limits import SelectionConfig
-from finescope.curation.quotas import select_quotas
+from finescope.curation.quotas import select_by_score
 from finescope.curation.selected import Selection
 from finescope.curation.selection import select
 from finescope.errors import InputError
@@ -85,9 +84,7 @@ def select_rows(
         labels: of the rows, where there are quotas.
     """
     if not limits.look_at_codes:
-        if limits.quotas:
-            return select_quotas(len(scored), scored.row_blocks, limits, () if labels is None else labels)
-        return select_best(len(scored), scored.row_blocks, limits)
+        return select_by_score(len(scored), scored.row_blocks, limits, labels)
     return select(
         scored.table,
         limits,
