@@ -18,22 +18,21 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
-from finescope.corpus.plan import Planner, Shard
+from finescope.corpus.plan import Shard
 from finescope.errors import InputError, StoreError
 from finescope.storage.lock import FolderLock
-from finescope.workflow import context
 from finescope.workflow.share import Share
 from finescope.workflow.status import status
 from support.accidents import finescope, killed
 from support.cli_job import make_wild, save_job
-from support.run_files import contents, curated, job_of
+from support.run_files import contents, curated, in_small_shards, job_of, small_shards
 
 CODES = "codes/corpus"
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +43,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, of four shards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "Planner", lambda: Planner(16))
-        out = tmp_path_factory.mktemp("one") / "run"
-        curated(job, out)
-    return out
+    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
 
 
 @pytest.fixture(scope="module")
 def planned(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan with a trained autoencoder; copied before it is used."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "Planner", lambda: Planner(16))
+        small_shards(patch)
         out = tmp_path_factory.mktemp("planned") / "run"
         config = out.with_name("job.yaml")
         config.write_text(job_of(job, out).to_yaml())

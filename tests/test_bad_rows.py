@@ -23,18 +23,16 @@ from finescope.activations import ActivationTap
 from finescope.cli import main
 from finescope.corpus import Row
 from finescope.corpus.badrows import BadRow, check_bad, said_of
-from finescope.corpus.plan import Planner
 from finescope.embeddings import CodeStore
 from finescope.embeddings.embedder import Embedder
 from finescope.errors import InputError
 from finescope.progress import Reporter
 from finescope.storage.pieces import Pieces
-from finescope.workflow import context
 from finescope.workflow.engines.processes import Processes
 from finescope.workflow.run import Run
 from finescope.workflow.setrun import SetsRun
 from support.cli_job import save_job, write_jsonl
-from support.run_files import contents, curated, job_of
+from support.run_files import contents, curated, job_of, small_shards
 
 NAN = "layer 'encoder.layer.0' gives NaN or infinite activations"
 REFUSED = "the chat template refuses the conversation: unknown role"
@@ -47,8 +45,8 @@ TEMPLATE = (
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,7 @@ def settings(job: Path, allowed: int = 3, **others: Any) -> dict[str, Any]:
 def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "Planner", lambda: Planner(16))
+        small_shards(patch)
         out = tmp_path_factory.mktemp("one") / "run"
         outcome = curated(job, out, **settings(job, selection={"k": 60}))
     assert outcome.lines()[1:] == ["set aside, because they can't be embedded: 3 rows"]

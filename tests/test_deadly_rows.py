@@ -13,22 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from finescope.corpus.plan import Planner
 from finescope.embeddings import CodeStore
 from finescope.embeddings.alone import Alone
 from finescope.errors import FineScopeError, InputError
-from finescope.workflow import context
 from finescope.workflow.engines import crew
 from finescope.workflow.engines.processes import Processes
 from finescope.workflow.stages import embed
 from support import deadly
 from support.cli_job import save_job, write_jsonl
-from support.run_files import contents, curated
+from support.run_files import contents, curated, small_shards
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
 
 
 def job_with(folder: Path, words: dict[int, str]) -> Path:

@@ -19,13 +19,12 @@ import pytest
 from click.testing import CliRunner
 
 from finescope.cli import main
-from finescope.corpus.plan import Planner, Shard
+from finescope.corpus.plan import Shard
 from finescope.errors import FineScopeError, InputError
-from finescope.workflow import context
 from finescope.workflow.engines.processes import Processes
 from support.cli_job import make_wild, save_job
 from support.crew_work import Numbering
-from support.run_files import contents, curated
+from support.run_files import contents, curated, small_shards
 
 SHARDS = [Shard(10 * number, 10, "", number) for number in range(7)]
 
@@ -110,7 +109,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_of_two_processes_leaves_the_files_of_one(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    small_shards(monkeypatch)
     curated(job, tmp_path / "one")
     curated(job, tmp_path / "two", engine=Processes(2))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -132,7 +131,7 @@ def test_activations_too_large_for_the_dtype_are_told_by_workers_too(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an autoencoder that is given; all shards are made again in bfloat16, as by one process."""
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    small_shards(monkeypatch)
     wild = save_job(tmp_path / "wild", animals=20, sky=40)
     make_wild(wild / "model")
     curated(job, tmp_path / "trained")

@@ -18,18 +18,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
-from finescope.corpus.plan import Planner
 from finescope.embeddings.embedder import Embedder
 from finescope.errors import StoreError
 from finescope.storage.lock import FolderLock
-from finescope.workflow import context
 from finescope.workflow.engines import crew
 from finescope.workflow.engines.processes import Processes
 from finescope.workflow.stages import embed
 from finescope.workflow.stages.embed import EmbedWork
 from support.accidents import finescope, killed
 from support.cli_job import save_job
-from support.run_files import contents, curated, job_of
+from support.run_files import contents, curated, in_small_shards, job_of, small_shards
 
 DIES = """
     from finescope.storage.shards import ShardWriter
@@ -44,8 +42,8 @@ DIES = """
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, of four shards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "Planner", lambda: Planner(16))
-        out: Path = tmp_path_factory.mktemp("one") / "run"
-        curated(job, out)
-    return out
+    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
 
 
 def curate(config: Path) -> Result:

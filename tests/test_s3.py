@@ -17,14 +17,12 @@ from click.testing import CliRunner, Result
 
 from finescope.cli import main
 from finescope.corpus import copy_rows, open_corpus, write_rows
-from finescope.corpus.plan import Planner
 from finescope.errors import InputError, ReadError, StoreError
 from finescope.storage.remote_folder import Remote
-from finescope.workflow import context
 from finescope.workflow.engines import crew
 from finescope.workflow.engines.processes import Processes
 from support.cli_job import save_job
-from support.run_files import contents, curated, job_of
+from support.run_files import contents, curated, job_of, small_shards
 from support.s3_server import BUCKET, Server
 
 moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto[server] isn't installed")
@@ -178,7 +176,7 @@ def test_a_run_is_only_there_when_its_manifest_is(tmp_path: Path, server: Server
 def test_workers_read_from_there_and_outlive_what_passes(
     job: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    small_shards(monkeypatch)
     monkeypatch.setattr(crew, "PAUSE", 0.5)
     corpus, said = put(job / "corpus.jsonl", "in/corpus.jsonl"), list[str]()
     options: dict[str, Any] = {"corpus": [corpus]}

@@ -19,15 +19,15 @@ import pytest
 from click.testing import CliRunner
 
 from finescope.cli import main
-from finescope.corpus.plan import Planner, Shard
+from finescope.corpus.plan import Shard
 from finescope.embeddings.embedder import Embedder
 from finescope.errors import StoreError
 from finescope.progress import Task
-from finescope.workflow import context, pulse
+from finescope.workflow import pulse
 from finescope.workflow.pulse import Beat, Pulse, announce
 from finescope.workflow.status import SILENT, status
 from support.cli_job import save_job
-from support.run_files import curated
+from support.run_files import curated, small_shards
 
 SHARDS = [Shard(10 * number, 10, "", number) for number in range(6)]
 
@@ -198,7 +198,7 @@ def test_the_bar_of_a_run_with_workers_is_told_of_rows_in_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulse, "SECONDS", 0.01)
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    small_shards(monkeypatch)
     job, shown = save_job(tmp_path / "job", animals=20, sky=40), list[float]()
     real = Task.update
 
@@ -230,7 +230,7 @@ def test_the_bar_of_a_run_with_workers_is_told_of_rows_in_work(
 def test_a_run_says_how_far_it_is_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(16))
+    small_shards(monkeypatch)
     monkeypatch.setattr(pulse, "SECONDS", 0.0)
     job, out = save_job(tmp_path / "job", animals=20, sky=40), tmp_path / "out"
     seen: list[Any] = []

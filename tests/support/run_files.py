@@ -7,7 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from finescope.corpus.plan import Planner
 from finescope.progress import Reporter
+from finescope.workflow import context
 from finescope.workflow.engines.engine import Engine
 from finescope.workflow.job import Job
 from finescope.workflow.run import Outcome, Run
@@ -26,6 +30,19 @@ def job_of(folder: Path, out: Path, **settings: Any) -> Job:
 def curated(folder: Path, out: Path, *, engine: Engine | None = None, **settings: Any) -> Outcome:
     """Do the whole job."""
     return Run(job_of(folder, out, **settings), Reporter(quiet=True), engine=engine).curate()
+
+
+def small_shards(patch: pytest.MonkeyPatch) -> None:
+    """Have plans made in shards of 16 rows: what ``save_job`` writes for 20 and 40 comes to four."""
+    patch.setattr(context, "Planner", lambda: Planner(16))
+
+
+def in_small_shards(folder: Path, out: Path) -> Path:
+    """Do the whole job in one process, in small shards; return the folder of the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_shards(patch)
+        curated(folder, out)
+    return out
 
 
 def contents(out: Path) -> dict[str, Any]:
