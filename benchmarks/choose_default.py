@@ -139,7 +139,7 @@ def chosen(found: Precision) -> dict[str, object]:
     outside = held_out(found, 0, inside=False)
     ranking = sorted(CANDIDATES, key=lambda name: -mean_over_cells(found, name, outside))
     return {
-        "chosen": ranking[0],
+        "chosen": best(found, outside),
         "ranking": {name: mean_over_cells(found, name, outside) for name in ranking},
         "folds": tried,
     }
