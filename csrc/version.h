@@ -6,7 +6,7 @@
 // then refused instead of being called with arguments it does not expect.
 #pragma once
 
-#define FINESCOPE_OPERATIONS_VERSION 6
+#define FINESCOPE_OPERATIONS_VERSION 7
 #define FINESCOPE_STRING_(x) #x
 #define FINESCOPE_STRING(x) FINESCOPE_STRING_(x)
 #define FINESCOPE_SAYS(name, text) "finescope-" name "=" text ";"

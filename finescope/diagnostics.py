@@ -1,4 +1,5 @@
-"""What is installed and in use, and for everything missing the reason and the remedy: ``finescope info``."""
+"""What is installed and in use, and for everything missing the reason and the remedy: ``finescope info``; and
+what the screens of searches let through."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 # Extras whose absence costs a feature: distribution -> (what needs it, how to get it).
@@ -115,6 +119,48 @@ def collect() -> dict[str, Any]:
         "optional": optional,
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
+
+
+@dataclass
+class Pairs:
+    """How many pairs of rows were compared, and how: what :func:`count_pairs` counts.
+
+    Attributes:
+        all: pairs that were asked about, Q·N of a search.
+        passed: of these, what the first screen, in low precision, couldn't rule out; all where there was
+            none.
+        exact: scored in float64. What the first screen of a dense search lets through meets one in float32
+            before.
+    """
+
+    all: int = 0
+    passed: int = 0
+    exact: int = 0
+
+
+@contextmanager
+def count_pairs() -> Iterator[Pairs]:
+    """Count what searches and encoders compare: ``with count_pairs() as pairs: index.search(...)``.
+
+    Counted are those of the compiled CPU operations, of all threads of the process. A row for which the first
+    screen was of no use is looked at again, and counts again but in ``all``. The numbers are there after the
+    block. They aren't results: thresholds rise as threads find candidates, so they differ a little from run
+    to run.
+
+    Raises:
+        RuntimeError: the compiled CPU operations aren't loaded.
+    """
+    from finescope.ops import native
+
+    native.load()
+    module = native.module("cpu")
+    if module is None:
+        why = native.status()["cpu"]
+        raise RuntimeError(f"only the compiled CPU operations count pairs: {why['reason']}. {why['remedy']}")
+    pairs, before = Pairs(), module.pair_counts()
+    yield pairs
+    after = module.pair_counts()
+    pairs.all, pairs.passed, pairs.exact = (now - then for now, then in zip(after, before, strict=True))
 
 
 def _missing(reason: str, remedy: str) -> list[str]:

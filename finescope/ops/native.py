@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 # Must equal FINESCOPE_OPERATIONS_VERSION in csrc/version.h, which says when to raise it.
-OPERATIONS_VERSION = 6
+OPERATIONS_VERSION = 7
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STAMP = re.compile(rb"finescope-operations=(\d+);")

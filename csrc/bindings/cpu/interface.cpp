@@ -8,6 +8,7 @@
 
 #include "bindings/cpu/measure.h"
 #include "bindings/cpu/parallel.h"
+#include "cpu/counts.h"
 #include "cpu/isa.h"
 #include "cpu/sparse_search/search.h"
 #include "version.h"
@@ -64,6 +65,11 @@ bool finescope_set_sparse_way(const char* name) {
 
 int finescope_num_threads() {
   return finescope::num_threads();
+}
+
+void finescope_pair_counts(int64_t counts[3]) {
+  const finescope::PairCounts& held = finescope::pair_counts;
+  counts[0] = held.all, counts[1] = held.passed, counts[2] = held.exact;
 }
 
 uint64_t finescope_fingerprint(uintptr_t address, int64_t bytes) {

@@ -25,6 +25,10 @@ FINESCOPE_EXPORT bool finescope_set_sparse_way(const char* name);
 // Threads that the operations run on: torch's.
 FINESCOPE_EXPORT int finescope_num_threads();
 
+// How many pairs the searches and encoders of this process have compared so far: of all, those that the first screen
+// couldn't rule out, and those scored in float64; see cpu/counts.h.
+FINESCOPE_EXPORT void finescope_pair_counts(int64_t counts[3]);
+
 // The fingerprint of `bytes` of memory at `address`; see cpu/fingerprint.h.
 FINESCOPE_EXPORT uint64_t finescope_fingerprint(uintptr_t address, int64_t bytes);
 

@@ -39,6 +39,12 @@ void set_sparse_way(const std::string& name) {
                         "'");
 }
 
+std::vector<int64_t> pair_counts() {
+  std::vector<int64_t> counts(3);
+  finescope_pair_counts(counts.data());
+  return counts;
+}
+
 int64_t bare_multiply(const std::string& kind, int64_t rows, int64_t columns, int64_t depth,
                       int64_t repeats) {
   const char* why = "";
@@ -66,6 +72,8 @@ PYBIND11_MODULE(_C, m)
         "What searches of packed codes go over: 'rows' as they are, 'lists', or what is 'sooner'.");
   m.def("isa_note", &finescope_isa_note, "What was wrong with FINESCOPE_CPU_ISA, or ''.");
   m.def("num_threads", &finescope_num_threads, "Threads that the operations run on.");
+  m.def("pair_counts", &pair_counts,
+        "Pairs compared by this process so far: all, left by the first screen, scored in float64.");
   m.def("fingerprint", &finescope_fingerprint, py::arg("address"), py::arg("bytes"),
         py::call_guard<py::gil_scoped_release>(),
         "A number that changes with memory, at the speed of reading it.");

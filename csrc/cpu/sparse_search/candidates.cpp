@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 
+#include "cpu/counts.h"
 #include "cpu/sparse_search/panel.h"
 
 namespace finescope {
@@ -155,6 +156,7 @@ void SparseSearch::shrink(Part& part, int64_t q) {
   };
   raise();
   if (static_cast<int64_t>(found.size()) <= capacity_ / 2) return;
+  count_exact(static_cast<int64_t>(found.size()));
   part.exact.load(first_ + q, query.norm);
   for (SparseCandidate& c : found) {
     bool finite;
@@ -187,6 +189,7 @@ std::vector<SparseCandidate> SparseSearch::finish(int64_t q, ExactSparse& exact)
         std::remove_if(all.begin(), all.end(), [&](const SparseCandidate& c) { return c.high < threshold; }),
         all.end());
   }
+  count_exact(static_cast<int64_t>(all.size()));
   exact.load(first_ + q, query.norm);
   std::vector<SparseCandidate> kept;
   for (const SparseCandidate& c : all) {

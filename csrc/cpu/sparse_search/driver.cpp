@@ -23,6 +23,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/counts.h"
 #include "cpu/sparse_search/panel.h"
 #include "cpu/subnormals.h"
 
@@ -268,6 +269,7 @@ void SparseSearch::scan_lists(Part& part, int64_t w) {
 int64_t SparseSearch::run(const TopkOutput& out) {
   const int64_t panels = a_.k > 0 ? (a_.queries.rows + tall_ - 1) / tall_ : 0;
   std::atomic<int64_t> bad{-1};
+  if (panels > 0) pair_counts.all += a_.queries.rows * a_.corpus.rows;
   // What is in a packed corpus has not been looked at: exact scores may find a latent that is none.
   const auto guarded = [&](const auto& body) {
     try {

@@ -5,6 +5,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/counts.h"
 #include "cpu/topk/exceed.h"
 
 namespace finescope {
@@ -76,6 +77,7 @@ class Above {
         out_.take(std::move(piece));
       });
     }
+    for (const Scratch& s : scratch) count_exact(s.exact);
     return finite_;
   }
 
@@ -85,6 +87,7 @@ class Above {
     std::vector<double> wide, of_w, dot, size;
     std::vector<float> quick;
     std::vector<const T*> pointer;
+    int64_t exact = 0;  // pairs
   };
 
   void keep(double dot, int64_t f, std::vector<Hit>& hits) {
@@ -114,6 +117,7 @@ class Above {
         w[j] = in_place_ ? reinterpret_cast<const T*>(stored) : s.w.data() + j * stride_;
         if (!in_place_) load(kernels_, stored, p_.w.dtype, p_.d, s.w.data() + j * stride_);
       }
+      if (!screen_) s.exact += m * n;
       if constexpr (std::is_same_v<T, float>) {
         if (screen_) {
           screened(w, at, m, n, s, hits);
@@ -172,6 +176,7 @@ class Above {
         found += !below;
       }
       if (found == 0) continue;
+      s.exact += found;
       kernels_.dots_f32(s.wide.data() + i * stride_, left, found, stride_, s.dot.data());
       for (int64_t c = 0; c < found; ++c) take(s.dot.data() + c, 1, at + place[c], hits + i);
     }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "cpu/counts.h"
 #include "cpu/topk/internal.h"
 
 namespace finescope {
@@ -275,6 +276,7 @@ class Direct {
     place.resize(score.size());
     for (int64_t j = 0; j < all.count; ++j) place[j] = static_cast<int32_t>(j);
     all.raise(kernels_, score.data(), place.data(), wanted_, wanted_);
+    count_exact(all.count);
     std::vector<Hit> hits;
     exact(row, b.norm64[i], id, place.data(), all.count, &hits);
     write_row(p_, out_, row, hits.data(), static_cast<int64_t>(hits.size()));

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "cpu/counts.h"
 #include "cpu/subnormals.h"
 #include "cpu/topk/screen.h"
 #include "cpu/topk/topk.h"
@@ -99,6 +100,7 @@ constexpr int64_t kScanRows = 2;
 void topk(const TopkProblem& p, const Packed* packed, ScreenChoice choice, const Workers& workers,
           const TopkOutput& out) {
   if (p.B == 0 || p.k == 0) return;
+  pair_counts.all += p.B * p.N;
   const KeepSubnormals keep;
   if (p.bias != nullptr) {
     for (int64_t f = 0; f < p.N; ++f) {

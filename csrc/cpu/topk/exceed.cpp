@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/counts.h"
 #include "cpu/subnormals.h"
 #include "cpu/topk/screen.h"
 
@@ -180,6 +181,7 @@ ScreenKind kind_for(const Survivors& passed, const PairSample& sample, const Wor
 void exceed(const ExceedProblem& p, const Packed* packed, ScreenChoice choice, const Workers& workers,
             ExceedRows* out) {
   if (p.B == 0 || p.N == 0) return;
+  pair_counts.all += p.B * p.N;
   const KeepSubnormals keep;
   for (int64_t f = 0; p.bias != nullptr && f < p.N; ++f) {
     if (!std::isfinite(p.bias[f])) return out->spoil(p);

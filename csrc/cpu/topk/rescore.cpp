@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/counts.h"
 #include "cpu/topk/screen.h"
 
 namespace finescope {
@@ -53,6 +54,7 @@ class Gathered {
       const double w_norm = p_.metric == Metric::cosine ? packed_.norm64[id] : 0.0;
       n = sift(t, pairs, rows, n, more, stored, id, w_norm);
       if (n == 0) return;
+      t.exact += n;
       kernels_.to_f64(stored, p_.w.dtype, p_.d, t.wide.data());
       kernels_.dots_f32(t.wide.data(), t.passed.data(), n, stride_, t.dot.data());
       for (int64_t i = 0; i < n; ++i) {
@@ -62,6 +64,11 @@ class Gathered {
     });
   }
 
+  void tell() const {
+    pair_counts.passed += total();
+    for (const Scratch& t : scratch_) pair_counts.exact += t.exact;
+  }
+
  private:
   struct Scratch {
     std::vector<double> wide, dot;
@@ -69,6 +76,7 @@ class Gathered {
     std::vector<Pair> sorted;
     std::vector<int32_t> first, place;
     std::vector<const float*> pointer, passed;
+    int64_t exact = 0;  // pairs
 
     void reserve(size_t stride, size_t n) {
       if (wide.size() < stride) wide.resize(stride), narrow.resize(stride);
@@ -198,6 +206,7 @@ void rescore(const ScreenPlan& plan, const Workers& workers, Superblock* block) 
   Gathered pairs(plan, workers, block);
   block->exact.resize(pairs.total());
   pairs.score();
+  pairs.tell();
 }
 
 }  // namespace finescope

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/counts.h"
 #include "cpu/topk/internal.h"
 
 namespace finescope {
@@ -276,6 +277,7 @@ bool scan_as(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers
 
 bool scan(const TopkProblem& p, const int64_t* rows, int64_t n, const Workers& workers,
           const TopkOutput& out) {
+  count_exact(n * p.N);
   const bool f64 = p.x.dtype == DType::f64 || p.w.dtype == DType::f64;
   return f64 ? scan_as<double>(p, rows, n, workers, out) : scan_as<float>(p, rows, n, workers, out);
 }
