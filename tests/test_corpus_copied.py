@@ -369,6 +369,10 @@ def test_text_that_is_not_utf8_is_found_before_it_is_written_as_json(tmp_path: P
             COLUMNS["UUIDs"],
             [f"{d}-{d[:4]}-{d[:4]}-{d[:4]}-{d}{d[:4]}" for d in ("30303030", "31313131", "32323232")],
         ),
+        (
+            pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8())),
+            [True, False, None],
+        ),
         (COLUMNS["a dictionary"], ["a", "b", "a"]),
         (COLUMNS["maps"], [{"k": 1}, {}, None]),
         (COLUMNS["nesting"], [[{"a": {"b": [1]}}], [], None]),
@@ -612,6 +616,48 @@ def test_notes_of_datasets_follow_types_that_have_changed(tmp_path: Path) -> Non
         "same": "int32",
         "when": "timestamp[us, tz=UTC]",
         "x": "float32",
+    }
+
+
+def _noted(path: Path, features: dict[str, Any] | None, **columns: Any) -> None:
+    table = pa.table({"text": [path.stem], **columns})
+    known = {"text": {"dtype": "string", "_type": "Value"}, **(features or {})}
+    notes = {"huggingface": json.dumps({"info": {"features": known}})} if features is not None else None
+    pq.write_table(table.replace_schema_metadata(notes), path)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_classes_of_one_number_with_two_names_are_refused_at_first(tmp_path: Path, within: bool) -> None:
+    """In the first file's names, the second's rows would be of the other class."""
+    (tmp_path / "in").mkdir()
+    for name, names in (("a", ["neg", "pos"]), ("b", ["pos", "neg"])):
+        feature: Any = {"names": names, "_type": "ClassLabel"}
+        column = pa.array([[0]] if within else [0])
+        feature = {"feature": feature, "_type": "List"} if within else feature
+        _noted(tmp_path / "in" / f"{name}.parquet", {"c": feature}, c=column)
+    words = r"column 'c' .*: 0 stands for 'neg' in a\.parquet and for 'pos' in b\.parquet.*--format jsonl"
+    with pytest.raises(InputError, match=words):
+        open_corpus(tmp_path / "in").scan(output=".parquet")
+    open_corpus(tmp_path / "in").scan(output=".jsonl")
+
+
+def test_notes_of_datasets_are_those_of_all_files(tmp_path: Path) -> None:
+    """A column's feature may stand in any file; one that files say differently of is none."""
+    (tmp_path / "in").mkdir()
+    image = pa.array([{"path": "p"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    classes = {"names": ["neg", "pos"], "_type": "ClassLabel"}
+    number = {"dtype": "int64", "_type": "Value"}
+    _noted(tmp_path / "in" / "a.parquet", None, c=[1])
+    _noted(tmp_path / "in" / "b.parquet", {"c": classes, "n": classes}, c=[1], n=[0])
+    _noted(tmp_path / "in" / "c.parquet", {"i": {"_type": "Image"}, "n": number}, i=image, n=[0])
+    corpus = open_corpus(tmp_path / "in")
+    copy_rows(tmp_path / "out.parquet", corpus, [2, 0, 1])
+    found = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"])["info"]["features"]
+    assert found == {
+        "text": {"dtype": "string", "_type": "Value"},
+        "c": classes,
+        "n": number,
+        "i": {"_type": "Image"},
     }
 
 

@@ -699,6 +699,15 @@ def test_saved_datasets_need_no_package(tmp_path: Path) -> None:
     )
     (tmp_path / "set" / "dataset_dict.json").unlink()
     assert _ids(tmp_path / "set") == "dabc", "datasets in a folder of folders"
+    empty = tmp_path / "set" / "empty"
+    empty.mkdir()
+    (empty / "state.json").write_text('{"_data_files": []}')
+    (empty / "dataset_info.json").write_text("{}")
+    corpus = open_corpus(tmp_path / "set")
+    assert corpus.scan().rows == 4
+    assert corpus.left_out == ["empty (a saved dataset without rows)"]
+    with pytest.raises(InputError, match="names no data files: it has no rows"):
+        open_corpus(empty)
     (tmp_path / "set" / "test" / names[0]).write_bytes(b"broken")
     with pytest.raises(InputError, match=r"is no Arrow file, or is truncated"):
         _ids(tmp_path / "set" / "test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from finescope.corpus.metadata import without_features
+from finescope.corpus.metadata import together as notes_together
 from finescope.errors import InputError
 
 
@@ -57,8 +57,7 @@ def unified(schemas: Sequence[tuple[str, Any]]) -> Any:
         field if name in everywhere else field.with_nullable(True)  # null where a file lacks it
         for name, field in fields.items()
     ]
-    changed = {field.name for field in schemas[0][1] if field.type != fields[field.name].type}
-    return pa.schema(chosen, metadata=without_features(schemas[0][1].metadata, changed))
+    return pa.schema(chosen, metadata=notes_together(schemas, fields))
 
 
 def promoted(one: Any, other: Any) -> Any:
@@ -354,3 +353,8 @@ def without_json_form(kind: Any) -> Any:
 def is_uuid(kind: Any) -> bool:
     """Return whether a type is Arrow's of UUIDs."""
     return str(kind) == "extension<arrow.uuid>"
+
+
+def is_bool8(kind: Any) -> bool:
+    """Return whether a type is Arrow's of truth values in a byte each."""
+    return str(kind) == "extension<arrow.bool8>"

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from finescope.corpus.arrowtypes import is_uuid
+from finescope.corpus.arrowtypes import is_bool8, is_uuid
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DAY = 86_400
@@ -27,11 +27,9 @@ def json_values(column: Any) -> list[Any]:
         return list(itertools.chain.from_iterable(map(json_values, column.chunks)))
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
-        return (
-            [None if v is None else str(v) for v in column.to_pylist()]
-            if is_uuid(kind)
-            else json_values(column.storage)
-        )
+        if is_uuid(kind):
+            return [None if value is None else str(value) for value in column.to_pylist()]
+        return list(column.to_pylist()) if is_bool8(kind) else json_values(column.storage)
     if types.is_dictionary(kind):
         return json_values(column.dictionary_decode())
     if types.is_struct(kind):

@@ -9,7 +9,7 @@ from typing import Any
 
 from finescope.corpus.arrowtypes import always_fits, promoted, storable, unified, without_json_form, zones
 from finescope.corpus.jsontext import with_members
-from finescope.corpus.metadata import for_output
+from finescope.corpus.metadata import for_output, note_of_datasets
 from finescope.corpus.source import (
     BLOCK_ROWS,
     Look,
@@ -73,8 +73,8 @@ class Output:
         different: dict[Any, str] = {}
         for source, schema in zip(self._sources, schemas, strict=True):
             if schema is not None:
-                different.setdefault(schema, source.name)
-        return unified([(name, schema) for schema, name in different.items()])
+                different.setdefault((schema, note_of_datasets(schema)), source.name)
+        return unified([(name, schema) for (schema, _), name in different.items()])
 
     @property
     def moved(self) -> dict[str, list[str]]:

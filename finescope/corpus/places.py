@@ -84,7 +84,9 @@ def _in_folder(place: Place, folder: str, split: str | None, content: ContentRea
     found = Found()
     entries = list(_Walk(place, folder, found.left_out).below(folder))
     for path, constants in entries:
-        if constants is None:
+        if constants is None and _is_empty_dataset(place, path):
+            found.left_out.append(f"{path[len(folder) :].lstrip('/')} (a saved dataset without rows)")
+        elif constants is None:
             found.sources.append(_saved_dataset(place, path, split))  # type: ignore[arg-type]
         else:
             _take(found, place.file(path, constants, folder), content if len(entries) > 1 else None)
@@ -333,6 +335,12 @@ def _is_saved_dataset(place: Place, folder: str) -> bool:
     return holds("dataset_dict.json") or (holds("state.json") and holds("dataset_info.json"))
 
 
+def _is_empty_dataset(place: Place, folder: str) -> bool:
+    """Return whether a saved dataset has no rows: ``datasets`` (5.2.0) then writes no file of them."""
+    state = posixpath.join(folder, "state.json")
+    return place.exists(state) and _json(place, state).get("_data_files") == []
+
+
 def _saved_dataset(place: Place, folder: str, split: str | None) -> ArrowSource | None:
     """Return a folder that ``datasets``' ``save_to_disk`` wrote, read without that package; else None."""
     if not _is_saved_dataset(place, folder):
@@ -349,7 +357,7 @@ def _saved_dataset(place: Place, folder: str, split: str | None) -> ArrowSource 
     state = _json(place, posixpath.join(folder, "state.json"))
     files = [posixpath.join(folder, entry["filename"]) for entry in state.get("_data_files") or ()]
     if not files:
-        raise InputError(f"{folder}: its state.json names no data files; save the dataset again")
+        raise InputError(f"{folder}: its state.json names no data files: it has no rows, or was damaged")
     return ArrowSource([place.file(path, {}) for path in files], name)
 
 
