@@ -312,6 +312,7 @@ def _short(value: Any) -> str:
     return words if len(words) <= 80 else f"{words[:60]}… ({type(value).__name__})"
 
 
+@functools.cache
 def docs_of(kind: type[Configuration]) -> dict[str, tuple[str, str | None]]:
     """Return, by field, its docstring's first paragraph and what the default stands for, if it says so."""
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
+from finescope.workflow.finished import open_run
 from support.cli_job import save_run
 
 Rows = list[dict[str, Any]]
@@ -148,3 +149,8 @@ def test_a_table_of_scores_without_checksums_is_still_read(run: Path, tmp_path: 
     assert invoke(*arguments, "-k", 3).exit_code == 0
     rewrite(corpus_of(run), lambda rows: rows[::-1])
     assert "the row's id is" in invoke(*arguments, "-k", 4).stderr
+
+
+def test_a_run_keeps_where_the_rows_of_files_of_lines_stand(run: Path) -> None:
+    marks = open_run(run).context.corpus.files[0].marks
+    assert [mark.row for mark in marks] == ([0] if corpus_of(run).suffix == ".jsonl" else [])

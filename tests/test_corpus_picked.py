@@ -20,7 +20,8 @@ import pytest
 
 from finescope.corpus import jsonfiles, lines, open_corpus
 from finescope.corpus.plan import Planner, ShardReader, located
-from finescope.errors import InputError
+from finescope.errors import InputError, StoreError
+from finescope.workflow.marks import read_marks, write_marks
 
 ROWS: list[dict[str, Any]] = [
     {"id": f"r{number}", "text": f"text {number} " + "ä\u2028" * (number * 7 % 90), "n": number}
@@ -163,6 +164,63 @@ def test_what_stands_before_a_mark_is_not_read(tmp_path: Path, monkeypatch: pyte
     assert (start.mark.row, start.mark.line) == (28, 29)
     path.write_bytes(b"\xff" * start.mark.offset + path.read_bytes()[start.mark.offset :])
     assert [row.id for row in corpus.rows_from(start)] == [f"r{number}" for number in range(30, 60)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__.strip("_") for kind in KINDS])
+def test_marks_that_were_kept_find_the_same_rows(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonfiles, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(lines, "_BLOCK", 13)
+    source = kind(tmp_path / "rows")
+    passed = open_corpus(source)
+    every = list(passed.rows(records=False))
+    write_marks(tmp_path / "marks", passed)
+    for seed in range(9):
+        numbers = random.Random(seed).sample(range(len(ROWS)), seed)
+        again = open_corpus(source)
+        read_marks(tmp_path / "marks", again)
+        for corpus in (passed, again):
+            assert [(row, row.place) for _, row in corpus.pick(numbers)] == [
+                (every[number], every[number].place) for number in sorted(numbers)
+            ]
+
+
+def test_between_marks_nothing_is_read_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonfiles, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(lines, "_BLOCK", 100)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(_lines())
+    corpus = open_corpus(path)
+    corpus.scan()
+    written = _lines().splitlines(keepends=True)
+    kept = {28, 29, 30, 31, 48, 49, 50, 51}
+    path.write_bytes(
+        b"".join(b"\n" * len(line) if at not in kept else line for at, line in enumerate(written))
+    )
+    assert [row.id for _, row in corpus.pick([30, 50, 29])] == ["r29", "r30", "r50"]
+
+
+def test_marks_of_a_file_that_has_changed_are_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(_lines())
+    corpus = open_corpus(path)
+    corpus.scan()
+    write_marks(tmp_path / "marks", corpus)
+    for kept in (True, False):
+        again = open_corpus(path)
+        read_marks(tmp_path / "marks", again)
+        assert bool(again.files[0].marks) == kept
+        assert [row.id for _, row in again.pick([59])] == ["r59"]
+        path.write_bytes(b"\n" + path.read_bytes())
+
+
+def test_damaged_marks_are_named(tmp_path: Path) -> None:
+    (tmp_path / "marks").write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=r"marks is truncated or corrupt .*remove it"):
+        read_marks(tmp_path / "marks", open_corpus([{"text": "a"}]))
 
 
 @pytest.mark.parametrize("bad", [b"{broken", b'"a string"', b"\xff\xfe", b'{"text": 1}'])

@@ -52,7 +52,7 @@ def option(dotted: str, *, help: str | None = None, default: str | None = None) 
     marker = fields_of(Job)[section].limit(Section) if section else None
     kind = Job if marker is None else marker.kind
     field = fields_of(kind)[name]
-    words, stands = docs_of(kind)[name]
+    words, stands = docs_of(kind)[name]  # type: ignore[arg-type]
     several = field.base is list
     words = f"{(help or words).rstrip('.')}{'; may be repeated' if several else ''}."
     if default is None:

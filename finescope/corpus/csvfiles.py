@@ -13,9 +13,9 @@ from typing import Any
 
 from finescope.corpus.dotted import holders
 from finescope.corpus.files import File
-from finescope.corpus.lines import BOM
+from finescope.corpus.lines import BOM, Mark
 from finescope.corpus.packing import PACKED, opened, unpacking
-from finescope.corpus.source import BLOCK_ROWS, Mark, Record
+from finescope.corpus.source import BLOCK_ROWS, Record
 from finescope.corpus.tables import TableSource
 from finescope.errors import InputError
 

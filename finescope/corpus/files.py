@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from finescope.corpus.lines import Mark
 from finescope.errors import InputError, ReadError
 from finescope.storage.identity import sha256_file
 
@@ -33,6 +34,8 @@ class File:
     label: str = ""
     """What messages call it: its path within the folder that was named, else its name."""
     _digest: tuple[Any, str] | None = field(default=None, repr=False)
+    _marks: list[Mark] = field(default_factory=list, repr=False)
+    _kept: tuple[Any, list[Mark]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.label = self.label or self.name
@@ -47,7 +50,7 @@ class File:
     @property
     def size(self) -> int:
         """Bytes."""
-        return self._stamp()[0]
+        return self.stamp()[0]
 
     def open(self) -> IO[bytes]:
         """Open for reading bytes.
@@ -82,7 +85,7 @@ class File:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return name, size and SHA-256 of the bytes, which are read unless they just have been."""
-        stamp = self._stamp()
+        stamp = self.stamp()
         if self._digest is None or self._digest[0] != stamp:
             if self.system is None:
                 self._digest = (stamp, sha256_file(self.path))
@@ -101,10 +104,22 @@ class File:
 
     def keep_digest(self, stamp: Any, digest: str) -> None:
         """Take the hash of a file that was read whole, if it hasn't changed since ``stamp``."""
-        if stamp == self._stamp():
+        if stamp == self.stamp():
             self._digest = (stamp, digest)
 
-    def _stamp(self) -> tuple[int, Any]:
+    @property
+    def marks(self) -> list[Mark]:
+        """Places in ascending order that reading can begin at, from a pass over a file of lines."""
+        if self._kept is not None:
+            stamp, marks = self._kept
+            self._marks, self._kept = marks if stamp == self.stamp() else [], None
+        return self._marks
+
+    def keep_marks(self, stamp: Any, marks: list[Mark]) -> None:
+        """Take the marks of an earlier pass, which are of no use if the file has changed since ``stamp``."""
+        self._kept = stamp, marks
+
+    def stamp(self) -> tuple[int, Any]:
         """Return size and what changes when the contents do."""
         if self.system is None:
             found = os.stat(self.path)
@@ -119,7 +134,7 @@ class HashedReader(io.RawIOBase):
     """Reads a file from start to end; when the end is reached the file knows its hash, if that is wanted."""
 
     def __init__(self, file: File, hashed: bool = True) -> None:
-        self._owner, self._stamp = file, file._stamp()
+        self._owner, self._stamp = file, file.stamp()
         self._file = file.open()
         known = file._digest is not None and file._digest[0] == self._stamp
         self._hash = hashlib.sha256() if hashed and not known else None

@@ -1,7 +1,7 @@
 """JSON files: one object a line, an array of objects, or one object after the other; plain or packed.
 
-A pass parses all rows, one after the other. Single rows of a file of lines are found by counting line ends,
-and no other is parsed.
+A pass parses all rows, one after the other, and leaves marks in a file of lines. Single rows of one are found
+by counting line ends from the last mark before them, and no other is parsed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any
 
 from finescope.corpus.files import File
 from finescope.corpus.jsontext import TOO_DEEP, TOO_LONG, BrokenJsonError, Objects, on_one_line
-from finescope.corpus.lines import BOM, LineBlocks, Lines
+from finescope.corpus.lines import BOM, LineBlocks, Lines, Mark
 from finescope.corpus.packing import PACKED, opened, unpacking
 from finescope.corpus.source import (
     BLOCK_ROWS,
     Look,
-    Mark,
     Record,
     Visit,
     records_as_table,
@@ -46,7 +45,6 @@ class JsonSource:
         self.files: Sequence[File] = (file,)
         self.constants = file.constants
         self._count: int | None = None
-        self._marks: list[Mark] = []
         self.name = file.label
         ending = next(ending for ending in reversed(JSON_ENDINGS) if file.name.lower().endswith(ending))
         self.stem = file.name[: -len(ending)]
@@ -96,7 +94,8 @@ class JsonSource:
                 yield at, place, {**self.constants, **record}
 
     def mark(self, number: int) -> Mark | None:
-        return self._marks[min(number // BLOCK_ROWS, len(self._marks) - 1)] if self._marks else None
+        marks = self._file.marks
+        return marks[min(number // BLOCK_ROWS, len(marks) - 1)] if marks else None
 
     def lines(self, numbers: Sequence[int], look: Look | None = None) -> Iterator[tuple[int, str]]:
         for number, place, text, parsed in self._some(numbers):
@@ -142,7 +141,14 @@ class JsonSource:
                 yield from self._some_values(file, numbers)
                 return
             at = rows = 0
-            for block in self._blocks(file) if numbers else ():
+            blocks, seekable = LineBlocks(file), file.seekable()
+            while at < len(numbers):
+                mark = self.mark(numbers[at]) if seekable else None
+                if mark is not None:
+                    blocks.pass_to(mark)
+                block = self._next(blocks)
+                if block is None:
+                    raise too_few(numbers[at], rows, self.name)
                 rows = block.rows + len(block)
                 end = bisect.bisect_left(numbers, rows, at)
                 for number in numbers[at:end]:
@@ -150,10 +156,6 @@ class JsonSource:
                     place = f"{self.name}:{line_number}"
                     yield number, place, _decoded(line, place), None
                 at = end
-                if at == len(numbers):
-                    return
-            if at < len(numbers):
-                raise too_few(numbers[at], rows, self.name)
 
     def _some_values(
         self, file: io.BufferedReader, numbers: Sequence[int]
@@ -171,12 +173,12 @@ class JsonSource:
 
     def _blocks(self, file: io.BufferedReader) -> Iterator[Lines]:
         blocks = LineBlocks(file)
-        while True:
-            with self._unpacking(blocks.line):
-                block = blocks.next()
-            if block is None:
-                return
+        while (block := self._next(blocks)) is not None:
             yield block
+
+    def _next(self, blocks: LineBlocks) -> Lines | None:
+        with self._unpacking(blocks.line):
+            return blocks.next()
 
     def _texts(self) -> Iterator[tuple[str, str, Record | None]]:
         """Yield (place, the row's JSON, the row where it had to be parsed to be found)."""
@@ -199,8 +201,8 @@ class JsonSource:
             if line_number == 1:
                 line = line.removeprefix(BOM)
             if line.strip():
-                if row == len(self._marks) * BLOCK_ROWS and self._packed not in PACKED:
-                    self._marks.append(Mark(row, start, line_number))
+                if row == len(self._file.marks) * BLOCK_ROWS and self._packed not in PACKED:
+                    self._file.marks.append(Mark(row, start, line_number))
                 if row >= first:
                     place = f"{self.name}:{line_number}"
                     yield place, _decoded(line, place), None

@@ -14,6 +14,21 @@ _LINE_END, _SPACE = 10, 32
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place in a file of lines that reading can begin at.
+
+    Attributes:
+        row: number of the row there, from 0.
+        offset: bytes before it.
+        line: number of its line, from 1.
+    """
+
+    row: int
+    offset: int
+    line: int
+
+
+@dataclass(frozen=True)
 class Lines:
     """Lines that follow each other. Those that aren't blank are rows.
 
@@ -45,6 +60,13 @@ class LineBlocks:
         self._file = file
         self._rest = b""
         self._rows = self._lines = 0
+
+    def pass_to(self, mark: Mark) -> None:
+        """Go on from a place further on; what lies before it isn't read."""
+        if mark.row > self._rows:
+            self._file.seek(mark.offset)
+            self._rest = b""
+            self._rows, self._lines = mark.row, mark.line - 1
 
     @property
     def line(self) -> int:

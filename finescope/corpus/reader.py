@@ -10,6 +10,7 @@ from typing import Any
 
 from finescope.corpus.content import Content, ContentReader, no_column
 from finescope.corpus.dotted import held, lookup
+from finescope.corpus.files import File
 from finescope.corpus.ids import UniqueIds
 from finescope.corpus.output import Output
 from finescope.corpus.packing import PACKED
@@ -90,9 +91,14 @@ class Corpus:
         return tuple(self._sources)
 
     @property
+    def files(self) -> list[File]:
+        """The files that the rows are read from, in order."""
+        return [file for source in self._sources for file in source.files]
+
+    @property
     def formats(self) -> dict[str, int]:
         """How many files there are of each format, by its ending without what they are packed with."""
-        names = [file.name.lower() for source in self._sources for file in source.files]
+        names = [file.name.lower() for file in self.files]
         endings = (PurePath(name.removesuffix(_packing(name))).suffix for name in names)
         return dict(Counter(endings).most_common())
 
@@ -136,7 +142,7 @@ class Corpus:
 
     def digests(self) -> list[Any]:
         """Return, as plain values for ``know``, the hashes of all files and what the files looked like."""
-        return [file.known() for source in self._sources for file in source.files]
+        return [file.known() for file in self.files]
 
     def know(self, stats: CorpusStats, digests: Sequence[Any]) -> None:
         """Take what an earlier pass has told; a file that looks otherwise by now is hashed when asked for.
@@ -146,8 +152,7 @@ class Corpus:
             digests: of ``digests``.
         """
         self.stats = stats
-        files = [file for source in self._sources for file in source.files]
-        for file, known in zip(files, digests, strict=False):
+        for file, known in zip(self.files, digests, strict=False):
             if known:
                 (size, marks), digest = known
                 file.keep_digest((size, tuple(marks)), digest)

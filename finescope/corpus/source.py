@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from finescope.corpus.files import File
 from finescope.corpus.jsontext import with_members
+from finescope.corpus.lines import Mark
 from finescope.errors import InputError
 from finescope.storage.identity import sha256_json
 
@@ -30,21 +31,6 @@ class Look:
 
     columns: Sequence[str] | None
     see: Callable[[int, str, Record], None]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A place in a file of lines that reading can begin at.
-
-    Attributes:
-        row: number of the row there, from 0.
-        offset: bytes before it.
-        line: number of its line, from 1.
-    """
-
-    row: int
-    offset: int
-    line: int
 
 
 @dataclass(frozen=True)

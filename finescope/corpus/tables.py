@@ -17,8 +17,9 @@ from finescope.corpus.dotted import holders, leaves
 from finescope.corpus.files import File
 from finescope.corpus.int96 import unit_for
 from finescope.corpus.jsonvalues import json_values, table_records
+from finescope.corpus.lines import Mark
 from finescope.corpus.recast import recast
-from finescope.corpus.source import BLOCK_ROWS, Look, Mark, Record, Visit, record_as_line, too_few
+from finescope.corpus.source import BLOCK_ROWS, Look, Record, Visit, record_as_line, too_few
 from finescope.errors import InputError
 
 

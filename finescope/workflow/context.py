@@ -18,9 +18,10 @@ from finescope.workflow.engines.local import Local
 from finescope.workflow.head import Head
 from finescope.workflow.job import Job
 from finescope.workflow.labels import LabelCount, Labels, read_labels, stored_labels, target_labels
-from finescope.workflow.layout import CODES, CORPUS_CODES, PLAN, SAE, SCORER, SCORES, SINKS_BESIDE
+from finescope.workflow.layout import CODES, CORPUS_CODES, MARKS, PLAN, SAE, SCORER, SCORES, SINKS_BESIDE
 from finescope.workflow.learned import read_learned
 from finescope.workflow.ledger import Ledger
+from finescope.workflow.marks import read_marks
 from finescope.workflow.opening import (
     TAP_OPTIONS,
     Given,
@@ -94,7 +95,9 @@ class Context:
         self.targets = self._open_targets()
 
     def _open_corpus(self) -> Corpus:
-        return open_job_corpus(self.job)
+        corpus = open_job_corpus(self.job)
+        read_marks(self.folder / MARKS, corpus)
+        return corpus
 
     def _open_targets(self) -> Corpus:
         return open_job_targets(self.job)

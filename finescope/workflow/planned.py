@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from finescope.corpus import Corpus, CorpusStats
+from finescope.corpus.lines import Mark
 from finescope.corpus.plan import Shard
-from finescope.corpus.source import Mark, Start
+from finescope.corpus.source import Start
 from finescope.errors import InputError, StoreError
 from finescope.storage.files import atomic_path, reading
 from finescope.storage.identity import differences
