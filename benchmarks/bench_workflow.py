@@ -127,6 +127,7 @@ def reselect(run: Path, k: int) -> int:
     command = [sys.executable, "-c", code, "select", str(run), "-k", str(k), "--quiet"]
     root = str(Path(finescope.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: pip compiles what it installs
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) * 1024
 

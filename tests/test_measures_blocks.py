@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finescope.curation import ScoreTable, length_bias
+from finescope.curation import ScoreTable, length_bias, orderstats
 from finescope.curation.orderstats import quantiles
 from finescope.report.explain import BACKGROUND_ROWS, background_rows
 from finescope.workflow.scored import ScoredRows
@@ -32,10 +32,13 @@ def test_quantiles_are_those_of_numpy(numbers: list[float], size: int, ties: boo
         for low in range(0, len(values), size):
             yield values[low : low + size]
 
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as change:
         expected = np.quantile(values, SHARES)
         found = quantiles(blocks, SHARES)
+        change.setattr(orderstats, "MOST_HELD", 0)
+        counted = quantiles(blocks, SHARES)
     np.testing.assert_array_equal(found, expected)
+    assert found.tobytes() == counted.tobytes()
 
 
 def test_quantiles_of_nothing_and_of_what_is_no_number() -> None:

@@ -11,13 +11,16 @@ from finescope.curation.blocks import FloatArray, IntArray
 
 _DIGIT = 16
 """Bits that a pass looks at."""
+MOST_HELD = 1 << 20
+"""Numbers at most that are held, and looked through once."""
 
 
 def quantiles(blocks: Callable[[], Iterable[FloatArray]], shares: Sequence[float]) -> FloatArray:
     """Return quantiles of n numbers, float64, as NumPy's ``quantile`` finds them among all at once.
 
-    Between two neighbours in order they are interpolated. The neighbours are found digit by digit: a pass
-    counts how many numbers have which first 16 bits, the next looks at the following 16 of those that matter.
+    Between two neighbours in order they are interpolated. Among more than a million numbers they are found
+    digit by digit: a pass counts how many have which first 16 bits, the next looks at the following 16 of
+    those that matter.
 
     Args:
         blocks: gives the numbers, float64, block by block, in the same order as often as it is called.
@@ -26,19 +29,19 @@ def quantiles(blocks: Callable[[], Iterable[FloatArray]], shares: Sequence[float
     Returns:
         NaN for each where there is no number, or one of them is NaN.
     """
-    count, broken = 0, False
+    count, broken, held = 0, False, list[FloatArray]()
     for numbers in blocks():
         count, broken = count + numbers.size, broken or bool(np.isnan(numbers).any())
+        held = [*held, numbers] if count <= MOST_HELD else []
     if not count or broken:
         return np.full(len(shares), np.nan)
     places = np.array([share * (count - 1) for share in shares])
     low = np.floor(places).astype(np.int64)
     ranks = np.unique(np.concatenate([low, np.minimum(low + 1, count - 1)]))
-    values = _at_ranks(blocks, ranks)
+    values = np.partition(np.concatenate(held), ranks)[ranks] if held else _at_ranks(blocks, ranks)
     pairs = [values[np.searchsorted(ranks, [rank, min(rank + 1, count - 1)])] for rank in low]
-    return np.array(
-        [np.quantile(pair, place - rank) for pair, place, rank in zip(pairs, places, low, strict=True)]
-    )
+    found = [np.quantile(pair, place - rank) for pair, place, rank in zip(pairs, places, low, strict=True)]
+    return np.array(found) + 0.0  # of -0 and 0, which are equal, any may stand first
 
 
 def _at_ranks(blocks: Callable[[], Iterable[FloatArray]], ranks: IntArray) -> FloatArray:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from finescope.curation.blocks import Codes, iter_blocks, latents_of, reciprocal, weighted_norms
+from finescope.curation.ranking import each
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +40,10 @@ def latent_examples(codes: Codes, latents: Iterable[int], count: int = 12) -> di
     if wanted.size == 0 or count < 1:
         return {int(latent): np.zeros(0, np.int64) for latent in wanted}
     best = _Best(wanted, count, latents_of(codes))
-    for start, block in iter_blocks(codes):
-        best.add(start, block)
+    blocks = iter_blocks(codes)
+    while some := list(itertools.islice(blocks, torch.get_num_threads())):
+        for found in each(best.among, some):
+            best.merge(*found)
     return best.rows()
 
 
@@ -54,8 +58,9 @@ class _Best:
         inside = latents < num_latents
         self._place[latents[inside]] = np.flatnonzero(inside)
 
-    def add(self, start: int, block: SparseCodes) -> None:
-        """Take some rows into account, which come after all before; ``start`` is the number of the first."""
+    def among(self, numbered: tuple[int, SparseCodes]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return, of some rows and the number of the first, which may get in: latent's place, share, row."""
+        start, block = numbered
         indices = block.indices.numpy()
         at = np.flatnonzero((self._place >= 0).take(indices))
         place = self._place[indices[at]]
@@ -64,10 +69,12 @@ class _Best:
         with np.errstate(invalid="ignore"):  # a row with an infinity or a NaN has no shares
             share = values * reciprocal(weighted_norms(block, None))[row]
         better = share > self._floor[place]
-        if better.any():
-            self._merge(place[better], share[better], start + row[better])
+        return place[better], share[better], start + row[better]
 
-    def _merge(self, place: NDArray[np.int64], share: NDArray[np.float64], row: NDArray[np.int64]) -> None:
+    def merge(self, place: NDArray[np.int64], share: NDArray[np.float64], row: NDArray[np.int64]) -> None:
+        """Take rows into account that come after all before."""
+        if not place.size:
+            return
         place, share, row = (
             np.concatenate(both) for both in zip(self._kept, (place, share, row), strict=True)
         )
