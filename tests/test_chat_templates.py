@@ -77,6 +77,58 @@ def test_arguments_of_calls_are_what_the_template_takes(given: Any) -> None:
     assert len(prints) == 2
 
 
+PARTS_ONLY = (  # as Idefics, SmolVLM and LLaVA have it: of a string, nothing is printed
+    "{% for m in messages %}{{ m.role | capitalize }}{{ ':' if m.content[0].type == 'image' else ': ' }}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %} "
+    "{% endfor %}"
+)
+CONTENT_ONLY = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+THINKING = "{% for m in messages %}<{{ m.role }}|{{ m.thinking }}>{{ m.content }}{% endfor %}"
+CALLED = {
+    "role": "assistant",
+    "content": "w4",
+    "reasoning_content": "w5",
+    "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {"topic": "w6"}}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (PARTS_ONLY, 'User: w1 w2 Assistant: w5\nw4\nlook({"topic": "w6"}) '),
+        (CONTENT_ONLY, '<user>w1 w2<assistant>w5\nw4\nlook({"topic": "w6"})'),
+        (THINKING, '<user|>w1 w2<assistant|w5>w4\nlook({"topic": "w6"})'),
+        (WHOLE, "<user||>w1 w2<assistant||w5>w4(look w6)"),
+    ],
+)
+def test_what_a_template_does_not_know_is_written_into_the_content(template: str, wanted: str) -> None:
+    (row,) = open_corpus([{"messages": [TALK[0], CALLED]}])
+    assert Renderer(_tokenizer(template)).text(row) == wanted
+
+
+LEAVES_OUT = (  # as Zephyr's: other roles than these go without a word
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "tool", "critic"])
+def test_a_template_that_leaves_out_a_message_refuses_the_conversation(role: str) -> None:
+    (row,) = open_corpus([{"messages": [*TALK, {"role": role, "content": "w9"}]}])
+    with pytest.raises(InputError, match=f"it leaves out messages of the role '{role}'"):
+        Renderer(_tokenizer(LEAVES_OUT)).text(row)
+    renderer = Renderer(_tokenizer(LEAVES_OUT), refused="plain")
+    assert renderer.text(row) == f"user: w1 w2\nassistant: w3\n{role}: w9"
+    assert renderer.refusal(row) == f"it leaves out messages of the role {role!r}"
+    (silent,) = open_corpus([{"messages": [*TALK, {"role": role, "content": " "}]}])
+    assert renderer.text(silent) == "<|user|>w1 w2<|assistant|>w3"
+
+
+def test_a_template_that_makes_no_text_refuses_the_conversation() -> None:
+    with pytest.raises(InputError, match="refuses the conversation: it makes no text of it"):
+        Renderer(_tokenizer(" {# nothing #} ")).text(Row("a", None, TALK))
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the clock that templates see."""

@@ -236,6 +236,7 @@ def test_conversations_in_strings_are_read_or_refused() -> None:
     for written in (json.dumps(PLAIN), json.dumps(PLAIN, indent=1), str(PLAIN), f"\n {PLAIN}"):
         assert _row({"messages": written}).messages == PLAIN
         assert _row({"said": {"messages": written}}, text_column="said.messages").messages == PLAIN
+        assert _row({"messages": json.dumps(written)}).messages == PLAIN, "written as JSON twice"
     row = _row({"messages": str(PLAIN).replace("tail", r"t\d")})  # which Python warns of
     assert row.content == "user: which t\\d\nassistant: the kitten"
     for empty in ("[]", " null ", ""):
@@ -244,6 +245,7 @@ def test_conversations_in_strings_are_read_or_refused() -> None:
         assert _row({"messages": empty, "prompt": "a", "completion": "b"}).content == "a\n\nb"
     for broken, words in (
         (str(PLAIN).replace("}, {", "}\n {"), "is no JSON"),  # as numpy prints an array of objects
+        (f"array({PLAIN}, dtype=object)", "is no JSON"),
         (json.dumps(PLAIN)[:-4], "is no JSON"),
         ('[{"speaker": "a", "text": "b"}]', r"has the keys \['speaker', 'text'\]"),
     ):
@@ -264,7 +266,14 @@ def test_reasoning_and_names_are_kept_and_written_out(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda tools: tools, json.dumps, lambda tools: [json.dumps(tool) for tool in tools]]
+    "wrap",
+    [
+        lambda tools: tools,
+        json.dumps,
+        lambda tools: json.dumps(json.dumps(tools)),
+        str,
+        lambda tools: ["", *(json.dumps(tool) for tool in tools)],
+    ],
 )
 def test_tools_and_a_system_prompt_beside_a_conversation(wrap: Any) -> None:
     tools = [{"type": "function", "function": {"name": "lookup"}}]
@@ -276,6 +285,15 @@ def test_tools_and_a_system_prompt_beside_a_conversation(wrap: Any) -> None:
     )
     own = [{"role": "system", "content": "its own"}, *PLAIN]
     assert _row({"messages": own, "system": "be brief"}).messages == own
+
+
+def test_roles_are_known_under_the_names_that_data_sets_have_for_them() -> None:
+    names = ["System", "Human", "function_call", "observation", "GPT", "prompter", "Assistant", "critic"]
+    turns = [{"from": name, "value": "w"} for name in names]
+    wanted = ["system", "user", "assistant", "tool", "assistant", "user", "assistant", "critic"]
+    messages = _row({"conversations": turns}).messages
+    assert messages is not None
+    assert [message["role"] for message in messages] == wanted
 
 
 def test_pairs_of_columns_are_read_without_being_named() -> None:

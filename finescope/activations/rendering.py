@@ -8,6 +8,7 @@ import json
 import string
 from typing import Any
 
+from finescope.activations.takes import Takes
 from finescope.corpus.chat import REFUSED
 from finescope.corpus.row import Message, Row, transcript
 from finescope.errors import InputError
@@ -67,6 +68,7 @@ class Renderer:
         self._tokenizer = tokenizer
         self._given = None if template in (None, "auto", PLAIN) else template
         self._fall_back = refused == PLAIN
+        self._takes: dict[Any, Takes] = {}
         own = getattr(tokenizer, "chat_template", None)
         self.kind = PLAIN if template == PLAIN else "given" if self._given else "tokenizer" if own else PLAIN
 
@@ -114,9 +116,9 @@ class Renderer:
             ) from error
         if not self._fall_back:
             raise InputError(
-                f"{row.place or row.id}: the chat template refuses the conversation: {error}. "
-                "--chat-template names another; --refused-chats plain reads such rows without one, "
-                "--max-bad-rows sets them aside"
+                f"{row.place or row.id}: the chat template refuses the conversation: "
+                f"{str(error).rstrip('.')}. --chat-template names another; --refused-chats plain reads such "
+                "rows without one, --max-bad-rows sets them aside"
             ) from error
 
     def fingerprint(self) -> str:
@@ -145,10 +147,21 @@ class Renderer:
             raise
 
     def _applied(self, messages: list[Message], tools: list[Any] | None) -> str:
+        template = self._template(tools)
+        if template not in self._takes:
+            self._takes[template] = Takes(lambda talk: self._through(template, talk, None))
+        takes = self._takes[template]
+        text = self._through(template, takes.fitted(messages), tools)
+        role = takes.left_out(messages)
+        if role is not None:
+            raise ValueError(f"it leaves out messages of the role {role!r}")
+        if not text.strip():
+            raise ValueError("it makes no text of it")
+        return text
+
+    def _through(self, template: Any, messages: list[Message], tools: list[Any] | None) -> str:
         return str(
-            self._tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self._template(tools), tokenize=False
-            )
+            self._tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False)
         )
 
     def _template(self, tools: list[Any] | None) -> Any:

@@ -18,15 +18,19 @@ from finescope.corpus.parts import said_in
 from finescope.corpus.row import Message, describe
 from finescope.errors import InputError
 
-# Names for the roles that chat templates don't know.
+# Names for the roles that chat templates don't know, in small letters.
 _ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     "human": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "observation": "tool",
     "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
 }
 REFUSED = ("plain", "stop")
 """What becomes of a conversation that a chat template refuses: it is read as plain lines, or stops all."""
@@ -34,7 +38,7 @@ _CALLERS = ("function_call", "tool_call")
 """Roles of messages whose content is a call."""
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
 _NOT_PYTHON = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
-_LISTS_OBJECTS = re.compile(r"\[\s*\{")
+_LISTS_OBJECTS = re.compile(r"(array\()?\[\s*\{")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -80,7 +84,9 @@ def conversation_in_text(text: str, place: str, *, expected: str | None = None) 
     stripped = text.strip()
     if expected and stripped in ("[]", "null"):
         return []
-    if stripped[:1] not in ("[", "{"):
+    if expected and stripped[:1] == '"' and isinstance(inner := _parsed(stripped, python=False), str):
+        return conversation_in_text(inner, place, expected=expected)  # written as JSON twice
+    if stripped[:1] not in ("[", "{") and not (expected and _LISTS_OBJECTS.match(stripped)):
         return None
     value = _parsed(stripped, python=expected is not None)
     messages = _turned(value) if isinstance(value, dict) else value
@@ -117,19 +123,22 @@ def is_conversation(value: Any) -> bool:
 
 
 def parse_tools(value: Any, place: str, *, full_rows: bool = False) -> list[Any] | None:
-    """Return a row's tools: a list, JSON, or a list of JSON; None where there are none.
+    """Return a row's tools: a list, JSON or what Python prints of one, or a list of JSON; None if there are
+    none.
 
     Raises:
         InputError: anything else.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
+        if value.strip() in ("", "null", "None"):
+            return None
+        parsed = _parsed(value.strip(), python=True)
+        if parsed is None:
             raise InputError(
                 f"{place}: column 'tools' holds a string that isn't JSON ({value[:40]!r}); a row's tools are "
                 "a list of objects"
-            ) from None
+            )
+        return parse_tools(parsed, place, full_rows=full_rows)
     if value is None:
         return None
     if isinstance(value, Mapping):
@@ -138,7 +147,7 @@ def parse_tools(value: Any, place: str, *, full_rows: bool = False) -> list[Any]
         raise InputError(
             f"{place}: column 'tools' holds {describe(value)}; a row's tools are a list of objects"
         )
-    tools = [_loaded(tool) for tool in value if tool is not None]
+    tools = [_loaded(tool) for tool in value if tool not in (None, "")]
     return [prune(tool) if full_rows else tool for tool in tools] or None
 
 
@@ -201,11 +210,11 @@ def _message(message: Any, where: str, full_rows: bool) -> Message:
             f"{where} has the keys {sorted(map(str, message))}; it needs strings under 'role' and 'content' "
             "(or 'from' and 'value')"
         )
-    if role in _CALLERS:
+    if role.lower() in _CALLERS:
         made = [call for call in _calls(content) if isinstance(call["function"], Mapping)]
         role, calls = "assistant", [*calls, *made]
         content = "" if made else content
-    parsed = {"role": _ROLES.get(role, role), "content": content or "", **others}
+    parsed = {"role": _ROLES.get(role.lower(), role), "content": content or "", **others}
     if reasoning is not None:
         parsed["reasoning_content"] = reasoning
     if calls:
