@@ -93,7 +93,10 @@ def test_workers_lost_now_and_then_while_they_load_end_no_run() -> None:
     found = Scripted([gone(), ready, ready, gone(), ready, gone()], {1: [gone()], 4: [gone()]})
     assert sorted(found.run()) == list(range(6))
     assert not found.loads, "all of that has happened"
-    three = Scripted([ready, gone(), gone(), gone()])
+    others = Scripted([ready, *(gone() for _ in range(4))])
+    assert sorted(others.run()) == list(range(6))
+    assert not others.loads, "one does all the shards, while those beside it are lost"
+    three = Scripted([gone(), gone(), gone()])
     with pytest.raises(FineScopeError, match="3 workers ended while they loaded, one after the other"):
         three.run()
 

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from finescope.corpus.plan import Planner, Shard
+from finescope.demo.docstrings import collect_docstrings
+from finescope.demo.text import find_model
 from finescope.errors import InputError
 from finescope.workflow import context
 from finescope.workflow.engines import ray as engine
 from finescope.workflow.engines.engine import Result, Work
 from finescope.workflow.engines.ray import Ray
-from support.cli_job import save_job
+from support.cli_job import write_jsonl
 from support.crew_work import Numbering
 from support.run_files import contents, curated
 
@@ -67,38 +70,66 @@ def _cluster(monkeypatch: pytest.MonkeyPatch, num_cpus: int) -> Iterator[Any]:
     found.shutdown()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as an actor of one CPU has, whose sums are rounded alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def save_docstrings(folder: Path) -> dict[str, Any]:
+    """Write docstrings of Python's own library, and some as targets; return a job that a real model reads.
+
+    Most of them are no part of the sample, so that actors read them by the model.
+    """
+    try:
+        model = find_model()
+    except InputError as error:
+        pytest.skip(str(error))
+    rows = [row.to_dict() for row in collect_docstrings(["stdlib"], min_per_label=20, max_per_label=45)]
+    assert len(rows) > 250
+    folder.mkdir()
+    write_jsonl(folder / "corpus.jsonl", rows)
+    write_jsonl(folder / "seeds.jsonl", rows[:12])
+    return {"model": model, "layer": "encoder.layer.3", "train_tokens": 3000, "draws": 0}
+
+
 @dataclass(frozen=True)
 class Disturbed(Ray):
-    """A cluster of which a node is lost after the first shard, in which another one joins after that."""
+    """A cluster of which a node is lost twice, and in which another one joins each time a shard later."""
 
     cluster: Any = None
 
     def over(self, work: Work[Result], shards: Sequence[Shard]) -> Iterator[Result]:
-        results = super().over(work, shards)
-        yield next(results)
-        (other,) = self.cluster.worker_nodes
-        self.cluster.remove_node(other, allow_graceful=False)
-        yield next(results)
-        self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        yield from results
+        for number, result in enumerate(super().over(work, shards)):
+            yield result
+            if number in (0, 2):
+                (other,) = self.cluster.worker_nodes
+                self.cluster.remove_node(other, allow_graceful=False)
+            elif number in (1, 3):
+                self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
 
 
 def test_a_run_whose_nodes_are_killed_and_added_leaves_the_files_of_one_process(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    monkeypatch.setattr(context, "Planner", lambda: Planner(6))
-    gone: list[str] = []
+    """Python's docstrings, read by MiniLM."""
+    lost: list[str] = []
     real = engine.Gone
 
     def noted(how: str) -> Any:
-        gone.append(how)
+        lost.append(how)
         return real(how)
 
-    job = save_job(tmp_path / "job", animals=20, sky=40)
-    curated(job, tmp_path / "one")
+    job, settings = tmp_path / "job", save_docstrings(tmp_path / "job")
+    monkeypatch.setattr(context, "Planner", lambda: Planner(48))
+    curated(job, tmp_path / "one", **settings)
     monkeypatch.setattr(engine, "Gone", noted)
-    curated(job, tmp_path / "ray", engine=Disturbed(2, say=lambda words: None, cluster=cluster))
-    assert gone, "an actor was lost with its node"
+    disturbed = Disturbed(2, say=lambda words: None, cluster=cluster)
+    curated(job, tmp_path / "ray", engine=disturbed, **settings)
+    assert lost, "an actor was lost with its node"
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 

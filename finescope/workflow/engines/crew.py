@@ -161,6 +161,7 @@ def at_work(
                     idle.append(worker)
                 elif isinstance(answer, Done):
                     left -= 1
+                    losses.loading = 0
                     yield answer.result
                     idle.append(worker)
                 elif isinstance(answer, Failed) and task is not None:
@@ -192,7 +193,7 @@ class _Losses:
     Attributes:
         careful: whether the work can be done carefully.
         say: told of it.
-        loading: workers that were lost while they loaded, since one of them was ready.
+        loading: workers that were lost while they loaded, since one was ready or finished a shard.
     """
 
     careful: bool
