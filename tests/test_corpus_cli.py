@@ -193,6 +193,18 @@ def test_the_output_may_lie_beside_the_rows(tmp_path: Path, model: Path, seeds: 
         assert len(pq.read_table(data / folder / "curated.parquet")) == 3 + number
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, model: Path, seeds: Path) -> None:
+    """Its rows would count twice, and one of them could be chosen twice."""
+    data = tmp_path / "data"
+    data.mkdir()
+    corpus = write_jsonl(data / "corpus.jsonl", _rows())
+    (tmp_path / "link").symlink_to(data)
+    for again in (corpus, data, data / "*.jsonl", tmp_path / "link", f"file://{corpus}"):
+        refused = _curate(model, seeds, corpus, "--corpus", again)
+        assert refused.exit_code == 1
+        assert "corpus.jsonl is named twice, and its rows would count twice" in refused.stderr
+
+
 def test_files_of_one_name_with_other_rows_are_said(tmp_path: Path, model: Path, seeds: Path) -> None:
     data, rows = tmp_path / "data", _rows()
     data.mkdir()

@@ -382,6 +382,7 @@ def test_partitions_become_columns(tmp_path: Path) -> None:
         (["7", "007"], pa.string()),
         (["1", "-0"], pa.string()),
         (["1", "²"], pa.string()),
+        (["1", "__HIVE_DEFAULT_PARTITION__"], pa.int64()),
     ],
 )
 @pytest.mark.parametrize("name", ["a_parquet", "a_jsonl"])
@@ -395,7 +396,25 @@ def test_a_partition_is_a_number_if_all_values_are_written_as_one(
     copy_rows(tmp_path / "out.parquet", corpus, range(len(values)))
     got = pq.read_table(tmp_path / "out.parquet")
     assert got.schema.field("k").type == kind
-    assert [str(value) for value in got["k"].to_pylist()] == sorted(values)
+    found = ["__HIVE_DEFAULT_PARTITION__" if value is None else str(value) for value in got["k"].to_pylist()]
+    assert found == sorted(values)
+
+
+def test_what_is_no_file_of_rows_is_named(tmp_path: Path) -> None:
+    """A link to nothing, as git-annex leaves of what it hasn't fetched, and a pipe, which never ends."""
+    root = _put(tmp_path / "in", a_jsonl="a")
+    os.mkfifo(root / "p.jsonl")
+    (root / "other.txt").symlink_to("gone")
+    for pattern in ("", "/*"):
+        corpus = open_corpus(f"{root}{pattern}")
+        assert corpus.scan().rows == 1
+        assert sorted(corpus.left_out) == ["other.txt", "p.jsonl (a pipe or a device)"]
+    for name in ("b.jsonl", "c.json"):
+        (root / name).symlink_to(".git/annex/objects/x")
+        for path in (root, f"{root}/*", root / name):
+            with pytest.raises(InputError, match=rf"{name} is a link to \.git/annex/objects/x, which isn't"):
+                open_corpus(path)
+        (root / name).unlink()
 
 
 def test_what_git_lfs_has_not_fetched_is_named(tmp_path: Path) -> None:
@@ -621,6 +640,8 @@ def test_urls_are_paths(tmp_path: Path, memory: Any) -> None:
 
 
 def test_urls_that_lead_nowhere(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"none\.zip can't be opened: .*No such file"):
+        open_corpus("zip://a.jsonl::/none.zip")
     with pytest.raises(InputError, match=r"/bucket/none\.jsonl does not exist"):
         open_corpus("memory://bucket/none.jsonl")
     with pytest.raises(InputError, match="nosuch://x can't be opened"):

@@ -64,7 +64,14 @@ class Place:
         parent, name = os.path.split(self.path)
         if self.system is not None:
             return message
+        if os.path.islink(self.path):
+            return dead_link(self.path)
         if os.path.isdir(parent or "."):
             near = nearest_names(name, os.listdir(parent or "."))
             return f"{message}; did you mean {os.path.join(parent, near[0])}?" if near else message
         return f"{message}, nor does its folder"
+
+
+def dead_link(path: str) -> str:
+    """Return in words that a link leads to nothing, as git-annex leaves them for what it hasn't fetched."""
+    return f"{path} is a link to {os.readlink(path)}, which isn't there; fetch the data, or remove the link"

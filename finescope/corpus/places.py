@@ -18,7 +18,7 @@ from finescope.corpus.csvfiles import CSV_ENDINGS, CsvSource
 from finescope.corpus.delta import LOG, commits, live
 from finescope.corpus.files import File
 from finescope.corpus.jsonfiles import JSON_ENDINGS, JsonSource
-from finescope.corpus.place import Place
+from finescope.corpus.place import Place, dead_link
 from finescope.corpus.source import Source
 from finescope.corpus.tables import ArrowSource, DatasetSource, ParquetSource
 from finescope.errors import InputError, StoreError
@@ -97,6 +97,10 @@ def _take(found: Found, file: File, content: ContentReader | None) -> None:
     """Add a file that was come upon, unless its name, or what ``content`` makes of it, says it's no data."""
     if not _known(file.name):
         found.left_out.append(file.name)
+    elif file.system is None and not os.path.isfile(file.path):
+        if os.path.islink(file.path):
+            raise InputError(dead_link(file.path))
+        found.left_out.append(f"{file.label} (a pipe or a device)")
     elif content is not None and file.name.lower().endswith(".json") and describes(file, content):
         found.left_out.append(f"{file.label} (one object without text)")
     else:

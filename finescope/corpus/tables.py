@@ -133,8 +133,7 @@ class TableSource:
 
         for name, value in self.constants.items():
             if name not in table.column_names:
-                kind = pa.int64() if isinstance(value, int) else pa.string()
-                table = table.append_column(name, pa.array([value] * table.num_rows, kind))
+                table = table.append_column(name, pa.array([value] * table.num_rows, _type_of(value)))
         return table
 
     def _with_constants(self, schema: Any) -> Any:
@@ -145,8 +144,15 @@ class TableSource:
             raise InputError(f"{self.name}: two columns are called {twice!r}; rename one and write it again")
         for name, value in self.constants.items():
             if name not in schema.names:
-                schema = schema.append(pa.field(name, pa.int64() if isinstance(value, int) else pa.string()))
+                schema = schema.append(pa.field(name, _type_of(value)))
         return schema
+
+
+def _type_of(constant: str | int | None) -> Any:
+    """Return the Arrow type of a value that folders give, which goes together with that of the others."""
+    import pyarrow as pa
+
+    return pa.null() if constant is None else pa.int64() if isinstance(constant, int) else pa.string()
 
 
 def _picked(

@@ -33,7 +33,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise InputError(
             f"{url} needs a package that isn't installed ({error}): pip install 'finescope[urls]'"
         ) from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # a chain of URLs opens the outer one at once
         raise InputError(f"{url} can't be opened: {error}") from error
     return (None, path) if "file" in protocols(system) else (system, path)
 
