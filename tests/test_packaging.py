@@ -114,10 +114,11 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'\nlicense = "{cited["license"]}"\n' in (ROOT / "pyproject.toml").read_text()
 
 
-# Need a GPU, pandas, a store's server or other libraries of autoencoders; those of memory, a quiet machine.
+# Need a GPU, pandas, Ray's metrics, a store's server or other libraries of autoencoders; those of memory, a
+# quiet machine.
 ELSEWHERE = {
-    "cuda_sanitizer", "curate_memory", "gpu_benchmarks", "ray_data", "s3", "sae_convert", "saelens_run",
-    "tap_hooknames",
+    "cuda_sanitizer", "curate_memory", "gpu_benchmarks", "ray_data", "ray_metrics", "s3", "sae_convert",
+    "saelens_run", "tap_hooknames",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ engine      the contract of a shard, and the interface of all engines
 local       in this process, one after the other
 crew        workers elsewhere, and the loop that keeps them at work
 processes   several processes of this machine
+raymetrics  what Ray's dashboard sees of them
 ray         actors of a Ray cluster
 merged      nowhere: others have done it
 table       the engines by name

@@ -20,7 +20,8 @@ class Work(Protocol[Result_co]):
     """Work on planned shards. It can be pickled, and is opened once in each process that does some.
 
     Where it has an attribute ``careful`` that is true, what it opens has a method ``carefully(shard, ended,
-    how)`` for a shard that ends the processes which are at it.
+    how)`` for a shard that ends the processes which are at it. Where it has a function ``tokens``,
+    that tells the tokens of a result.
     """
 
     def open(self) -> Callable[[Shard], Result_co]:

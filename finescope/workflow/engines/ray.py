@@ -28,6 +28,7 @@ from finescope.workflow.engines.crew import (
     opened,
 )
 from finescope.workflow.engines.engine import Result, Work
+from finescope.workflow.engines.raymetrics import Metrics
 
 _NAMES = ("CPU", "GPU")
 _PATIENCE = 60.0
@@ -70,7 +71,7 @@ class Ray:
         """
         if not shards:
             return iter(())
-        return at_work(_Actors(work, self), work, shards, self.workers, self.say)
+        return at_work(_Actors(work, self, shards), work, shards, self.workers, self.say)
 
 
 class _Hand:
@@ -99,13 +100,14 @@ class _Hand:
 class _Actor:
     handle: Any
     pending: Any
+    shard: Shard | None = None
     ready: bool = False
 
 
 class _Actors:
     """The crew: each worker is an actor, and what it is at is a reference to its answer."""
 
-    def __init__(self, work: Any, asked: Ray) -> None:
+    def __init__(self, work: Any, asked: Ray, shards: Sequence[Shard]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -122,6 +124,7 @@ class _Actors:
                     f"the Ray cluster {asked.address or ''} can't be reached: {error}"
                 ) from error
         self._all: list[_Actor] = []
+        self._metrics = Metrics(shards, getattr(work, "tokens", lambda result: 0))
         self._say = asked.say
         try:
             gpus = self._gpus(asked)
@@ -191,7 +194,8 @@ class _Actors:
         return worker
 
     def give(self, worker: _Actor, task: Task) -> None:
-        worker.pending = worker.handle.do.remote(task)
+        worker.pending, worker.shard = worker.handle.do.remote(task), task.shard
+        self._metrics.begun()
 
     def answers(self, workers: Sequence[_Actor]) -> list[tuple[_Actor, Answer]]:
         waiting = {worker.pending: worker for worker in workers if worker.pending is not None}
@@ -202,7 +206,13 @@ class _Actors:
             self._say(
                 f"ray: no worker is ready yet; they load, or wait for room: of the cluster are free {free}"
             )
-        return [(waiting[reference], self._answer(waiting[reference])) for reference in ready]
+        return [(waiting[reference], self._counted(waiting[reference])) for reference in ready]
+
+    def _counted(self, worker: _Actor) -> Answer:
+        found, shard, worker.shard = self._answer(worker), worker.shard, None
+        if shard is not None:
+            self._metrics.answered(shard, found)
+        return found
 
     def _answer(self, worker: _Actor) -> Answer:
         reference, worker.pending = worker.pending, None
@@ -224,5 +234,6 @@ class _Actors:
     def dismiss(self) -> None:
         for worker in list(self._all):
             self.end(worker)
+        self._metrics.over()
         if self._ours:
             self._ray.shutdown()

@@ -209,6 +209,11 @@ class EmbedWork:
         """
         return Pulse(self.load() if self.here is None else self.here)
 
+    @staticmethod
+    def tokens(result: tuple[int, ShardEntry]) -> int:
+        """Return the tokens of a shard that is done."""
+        return result[1].tokens
+
     def load(self) -> Embedder:
         """Load the run's model and autoencoder.
 
