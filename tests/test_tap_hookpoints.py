@@ -143,6 +143,30 @@ def test_a_layer_that_never_runs_is_refused() -> None:
         ActivationTap(_Shaped(lambda ids: ids[..., None].float()), "idle", tokenizer=make_tokenizer())
 
 
+class _Streams(nn.Module):
+    """Blocks that hand on several vectors a token, as DeepSeek-V4's, and a head that makes one of them."""
+
+    class _Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.Identity()
+
+        def forward(self, streams: torch.Tensor) -> torch.Tensor:
+            return self.norm(streams.flatten(2))[..., :8].clone()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 8)
+        self.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.head = self._Head()
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        streams = self.embed(input_ids)[:, :, None].expand(-1, -1, 4, -1)
+        for layer in self.layers:
+            streams = layer(streams)
+        return self.head(streams)
+
+
 def towers(kind: str) -> tuple[Any, str]:
     """A model of several stacks, and the last block of the one that a text runs through."""
     import transformers as t
@@ -173,12 +197,22 @@ def towers(kind: str) -> tuple[Any, str]:
         blocks = 1 if kind == "t5 of one block" else 2
         config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=blocks, num_heads=2)
         return t.AutoModel.from_config(config), f"encoder.block.{blocks - 1}"
+    if kind == "hidden runs":  # of its blocks: it calls their ``forward``, which no hook sees
+        config = t.SqueezeBertConfig(
+            **small, vocab_size=40, embedding_size=16, num_hidden_layers=2, max_position_embeddings=32
+        )
+        for name in ("q", "k", "v", "post_attention", "intermediate", "output"):
+            setattr(config, f"{name}_groups", 1)
+        return t.AutoModel.from_config(config), "encoder"
+    if kind == "streams":
+        return _Streams(), "head"
     config = t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
     return t.AutoModel.from_config(config), "h.0"
 
 
 @pytest.mark.parametrize(
-    "kind", ["llava", "deep decoder", "t5 of two blocks", "t5 of one block", "one block"]
+    "kind",
+    ["llava", "deep decoder", "t5 of two blocks", "t5 of one block", "one block", "hidden runs", "streams"],
 )
 def test_the_default_layer_is_the_last_block_that_a_text_runs_through(kind: str) -> None:
     model, wanted = towers(kind)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finescope.corpus.dotted import prefixes
 from finescope.errors import InputError, nearest_names
 
 # What model families call their stack of blocks. `layers.3` finds `encoder.layer.3`, `h.3` and `block.3` too.
@@ -81,7 +83,9 @@ def last_block(model: nn.Module) -> str:
 
     Two tokens are sent through the model to see which of its outermost lists of modules run: towers for
     images and sound don't. Of an encoder-decoder the encoder is what reads a text. Where the parts of a block
-    lie in lists of their own (XLM, FlauBERT), the part that runs last gives what the block gives.
+    lie in lists of their own (XLM, FlauBERT), the part that runs last gives what the block gives. Where a
+    block gives no vector a token (several streams, as DeepSeek-V4 has them), or hides its run (SqueezeBERT),
+    the first module behind the stack that gives one is returned.
 
     Raises:
         InputError: the model has no list of modules.
@@ -103,7 +107,34 @@ def last_block(model: nn.Module) -> str:
         candidates = [name for name in candidates if "decoder" not in name.split(".")] or candidates
     last = {name: place for place, name in enumerate(ran)}
     name = max(candidates, key=lambda item: (len(stacks[item]), last.get(item, 0), -len(item)))
-    return f"{name}.{len(stacks[name]) - 1}"
+    return _giving_vectors(model, f"{name}.{len(stacks[name]) - 1}")
+
+
+def _giving_vectors(model: nn.Module, block: str) -> str:
+    """Return a block's name if it gives a vector a token, else that of the first module that does, behind the
+    block's stack or around it.
+    """
+    ended: list[tuple[str, bool]] = []
+
+    def hook(name: str, output: Any) -> None:
+        hidden = None
+        with contextlib.suppress(InputError):
+            hidden = unpack(output, name)
+        flat = hidden is not None and hidden.dim() == 2 and len(hidden) == 2
+        ended.append((name, flat or (hidden is not None and hidden.dim() == 3 and 1 in hidden.shape[:2])))
+
+    handles = [
+        module.register_forward_hook(lambda _module, _given, output, name=name: hook(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    _run_on_two_tokens(model, handles)
+    if (block, True) in ended:
+        return block
+    within = [place for place, (name, _) in enumerate(ended) if f"{name}.".startswith(f"{block}.")]
+    behind = ended[within[-1] + 1 :] if within else []
+    around = ["", *prefixes(block)[1:]]
+    return next((name for name, fits in behind if fits and name.rpartition(".")[0] in around), block)
 
 
 def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list[str]:
@@ -113,6 +144,12 @@ def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list
         module[-1].register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, module in stacks.items()
     ]
+    _run_on_two_tokens(model, handles)
+    return list(dict.fromkeys(reversed(ran)))[::-1]
+
+
+def _run_on_two_tokens(model: nn.Module, handles: Sequence[Any]) -> None:
+    """Run a model and remove the handles of its hooks."""
     ids = torch.ones((1, 2), dtype=torch.int64, device=next(model.parameters()).device)
     try:
         # A decoder that is given nothing raises after the encoder has run; what ran is all that is asked.
@@ -121,7 +158,6 @@ def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list
     finally:
         for handle in handles:
             handle.remove()
-    return list(dict.fromkeys(reversed(ran)))[::-1]
 
 
 def _stacks(model: nn.Module) -> list[str]:
