@@ -1,4 +1,4 @@
-"""``--all``: the whole grid. Without it, what takes minutes is left out."""
+"""``--all``: the whole grid; without it, what takes minutes is left out. ``--rows``: fewer texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from benchmarks import harness
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run the benchmarks marked big")
+    parser.addoption("--rows", type=int, help="texts of the benchmarks that read text")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "rows" in metafunc.fixturenames:
+        rows = metafunc.config.getoption("--rows") or metafunc.module.ROWS
+        metafunc.parametrize("rows", [rows], ids=lambda rows: f"N{rows}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -131,6 +131,7 @@ def compare(
     peers: Mapping[str, Work],
     rounds: int | None = None,
     limit: Limit | None = None,
+    recall: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Measure ours against peers and put the medians and ratios into pytest-benchmark's record.
 
@@ -140,6 +141,7 @@ def compare(
         peers: the calls it is judged against.
         rounds: timed calls of each; by their time if None.
         limit: what the same multiplications would take with nothing around them.
+        recall: of the peers that answer approximately, the share of our answer that they found.
 
     Returns:
         how many times longer each peer took (median over median); for "limit" the part of it that ours
@@ -154,11 +156,22 @@ def compare(
     ratios = {name: value / medians["ours"] for name, value in medians.items() if name != "ours"}
     benchmark.extra_info["median_s"] = medians
     benchmark.extra_info["ratio"] = ratios
+    benchmark.extra_info["recall"] = dict(recall or {})
     benchmark.extra_info["machine"] = machine()
     # pytest-benchmark prints what it timed itself; one more round of ours gives it that.
     benchmark.pedantic(ours, rounds=1, iterations=1)
     print("  " + "  ".join(f"{name}: {ratio:.2f}x" for name, ratio in ratios.items()))
+    if recall:
+        print("  recall: " + "  ".join(f"{name}: {found:.4f}" for name, found in recall.items()))
     return ratios
+
+
+def shares(benchmark: Any, work: Work, found: Mapping[str, float]) -> None:
+    """Put shares of one, which aren't times, into pytest-benchmark's record."""
+    benchmark.extra_info["share"] = dict(found)
+    benchmark.extra_info["machine"] = machine()
+    benchmark.pedantic(work, rounds=1, iterations=1)
+    print("  " + "  ".join(f"{name}: {100 * share:.3g} %" for name, share in found.items()))
 
 
 def machine() -> dict[str, Any]:

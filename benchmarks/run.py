@@ -1,7 +1,7 @@
-"""Run benchmarks and keep their result: ``python -m benchmarks.run [--all] [--add] [-k FILTER]``.
+"""Run benchmarks and keep their result: ``python -m benchmarks.run [--all] [--add] [-k FILTER] [--rows N]``.
 
-Writes ``benchmarks/results/<date>-<processor>-<instruction set>-<threads>threads.json`` with the ratios of
-every benchmark, and from such files the table of the README and RESULTS.md (see ``benchmarks/table.py``).
+Writes ``benchmarks/results/<date>-<processor>-<instruction set>-<threads>threads.json`` with what every
+benchmark found, and from such files the table of the README and RESULTS.md (see ``benchmarks/table.py``).
 ``--add`` keeps what the file of today holds already, so that the grid can be run in pieces.
 """
 
@@ -21,6 +21,8 @@ from typing import Any
 from benchmarks import harness, table
 
 HERE = Path(__file__).parent
+DIGITS = {"ratio": 3, "recall": 5, "share": 3}
+"""Digits kept of what a benchmark may have found: times over ours, recall of peers, shares of all pairs."""
 
 
 def pytest(options: list[str], *, root: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
@@ -39,17 +41,18 @@ def pytest(options: list[str], *, root: Path, env: dict[str, str] | None = None)
 
 
 def compact(record: dict[str, Any], date: str) -> dict[str, Any]:
-    """Machine and ratios: absolute times mean nothing elsewhere."""
+    """Machine, ratios, and the shares that were counted: absolute times mean nothing elsewhere."""
     entries = record["benchmarks"]
-    return {
-        "machine": {**entries[0]["extra_info"]["machine"], "date": date},
-        "ratio": {
+    found: dict[str, Any] = {"machine": {**entries[0]["extra_info"]["machine"], "date": date}}
+    for kind in DIGITS:
+        found[kind] = {
             entry["name"].removeprefix("bench_"): {
-                name: float(f"{ratio:.3g}") for name, ratio in entry["extra_info"]["ratio"].items()
+                name: float(f"{value:.{DIGITS[kind]}g}") for name, value in entry["extra_info"][kind].items()
             }
             for entry in entries
-        },
-    }
+            if entry["extra_info"].get(kind)
+        }
+    return found
 
 
 def main() -> None:
@@ -60,8 +63,10 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the whole grid: hours, and 24 GiB of memory")
     parser.add_argument("--add", action="store_true", help="keep the other results of today's file")
     parser.add_argument("-k", metavar="FILTER", help="as for pytest")
+    parser.add_argument("--rows", type=int, help="texts of the benchmarks that read text, to try them")
     given = parser.parse_args()
     options = (["--all"] if given.all else []) + (["-k", given.k] if given.k else [])
+    options += [f"--rows={given.rows}"] if given.rows else []
     date = datetime.date.today().isoformat()
     result = compact(pytest(options, root=HERE.parent), date)
     machine = result["machine"]
@@ -71,7 +76,8 @@ def main() -> None:
         held = json.loads(path.read_text())
         if held["machine"] != machine:
             parser.error(f"{path} is of another build or machine; leave out --add")
-        result["ratio"] = {**held["ratio"], **result["ratio"]}
+        for kind in DIGITS:
+            result[kind] = {**held.get(kind, {}), **result[kind]}
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(path)
     for document, text in table.documents().items():

@@ -9,6 +9,7 @@ Of every machine the newest file counts. The README gets a few rows between the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ machine, and rewrites this file and the README's table."""
 READING = """\
 “ours, …” and “once” are other ways to call ours. “of the limit” is the part that ours reaches of the speed of
 a bare loop of as many multiplications, in int8 where the processor has it, or of reading the packed matrix
-once; in sparse search, of copying the lists of all latents that the queries hold."""
+once; in sparse search, of copying the lists of all latents that the queries hold. Behind the time of what
+answers approximately stands its recall: the share of the k best, which ours are, that it finds."""
+LET_THROUGH = """\
+Of all pairs of a query and a row, in percent: what the first screen, in low precision, couldn't rule out;
+what was scored in float64 in the end; and k of N, which have to be."""
 
 
 def results(folder: Path = HERE / "results") -> list[dict[str, Any]]:
@@ -77,6 +82,13 @@ def _table(rows: list[list[str]]) -> str:
 
 def _number(ratio: float) -> str:
     return f"{ratio:.2g}"
+
+
+def _cell(peer: str, ratios: dict[str, float], recall: dict[str, float]) -> str:
+    if peer not in ratios:
+        return ""
+    found = f" ({math.floor(1000 * recall[peer]) / 1000:.3f})" if peer in recall else ""  # .9999 isn't 1
+    return _number(ratios[peer]) + found
 
 
 def _sizes(name: str) -> dict[str, str]:
@@ -135,8 +147,18 @@ def document(held: list[dict[str, Any]]) -> str:
             peers.sort(key="limit".__eq__)  # last
             rows = [["", *("of the limit" if peer == "limit" else peer for peer in peers)]]
             for size, ratios in entries.items():
-                rows.append([size, *(_number(ratios[peer]) if peer in ratios else "" for peer in peers)])
+                recall = result.get("recall", {}).get(f"{group}[{size}]", {})
+                rows.append([size, *(_cell(peer, ratios, recall) for peer in peers)])
             parts += [f"### {group}", _table(rows)]
+        if shares := result.get("share"):
+            names = list(dict.fromkeys(name for found in shares.values() for name in found))
+            rows = [["", *names]]
+            for name, found in shares.items():
+                kind, _, size = name.removeprefix("survivors_").removesuffix("]").partition("[")
+                rows.append(
+                    [f"{kind}, {size}", *(_number(100 * found[one]) if one in found else "" for one in names)]
+                )
+            parts += ["### What screens let through", LET_THROUGH, _table(rows)]
     return "\n\n".join(parts) + "\n"
 
 

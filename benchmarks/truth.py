@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,12 @@ def check_topk(scores: Tensor, ids: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(exact.gather(1, ids), wanted, rtol=1e-11, atol=1e-13)
     if any(len(set(row)) != k for row in ids.tolist()):
         raise AssertionError("an id twice")
+
+
+def recall(ids: Any, wanted: Tensor) -> float:
+    """The share of the wanted ids [Q,k] that are among those found."""
+    found = torch.as_tensor(ids).unsqueeze(2) == wanted.unsqueeze(1)
+    return found.any(dim=1).double().mean().item()
 
 
 def same_results(got: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:

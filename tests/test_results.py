@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import proof_table, table
+from benchmarks import peers, proof_table, run, table, truth
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,3 +105,51 @@ def test_the_readme_fits_on_a_screen_or_two() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 90
     assert sum(line.startswith("![") for line in lines) == 1
+
+
+def test_what_is_approximate_stands_with_its_recall() -> None:
+    found = result("2026-01-01", "avx2", 2.0) | {
+        "recall": {table.ROWS[0][1]: {"torch bfloat16": 0.99996, "faiss IndexFlatIP": 1.0}}
+    }
+    line = next(line for line in table.document([found]).splitlines() if line.startswith("| Q1-N200000"))
+    assert line.count("2 (0.999)") == line.count("2 (1.000)") == 1  # what isn't all isn't said to be
+
+
+def test_shares_of_pairs_have_a_table_of_their_own() -> None:
+    shares = {"survivors_dense[k10]": {"first": 0.01, "k of N": 0.0005}, "survivors_sparse[k1]": {"first": 1}}
+    lines = table.document([result("2026-01-01", "avx2", 2.0) | {"share": shares}]).splitlines()
+    assert lines[-4:] == [
+        "|   | first | k of N |",
+        "| --- | --- | --- |",
+        "| dense, k10 | 1 | 0.05 |",
+        "| sparse, k1 | 1e+02 |   |",
+    ]
+
+
+def test_a_record_keeps_what_was_found_of_each_kind() -> None:
+    infos = [
+        {"machine": {"isa": "avx2"}, "ratio": {"peer": 1.23456, "near": 2}, "recall": {"near": 0.123456}},
+        {"machine": {"isa": "avx2"}, "share": {"passed": 0.00123456}},
+    ]
+    entries = [{"name": f"bench_{name}", "extra_info": info} for name, info in zip("ab", infos, strict=True)]
+    assert run.compact({"benchmarks": entries}, "today") == {
+        "machine": {"isa": "avx2", "date": "today"},
+        "ratio": {"a": {"peer": 1.23, "near": 2}},
+        "recall": {"a": {"near": 0.12346}},
+        "share": {"b": {"passed": 0.00123}},
+    }
+
+
+def test_a_peer_that_is_not_there_is_left_out_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with peers.installed("a peer"):
+            importlib.import_module("no_such_peer")
+    assert capsys.readouterr().out == (
+        "  left out: a peer (No module named 'no_such_peer'; pip install 'finescope[bench]')\n"
+    )
+
+
+def test_recall_counts_what_was_found() -> None:
+    wanted = torch.tensor([[1, 2], [3, 4]])
+    assert truth.recall([[2, 1], [4, 9]], wanted) == 0.75
+    assert truth.recall(wanted.numpy(), wanted) == 1
