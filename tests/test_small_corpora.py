@@ -1,7 +1,8 @@
 """The main job on as little as there can be, and on rows that can't be told apart.
 
 Fails if: a corpus of fewer tokens than a batch, or of one short row, gives no selection; equal rows give
-none, or others than the first; an autoencoder that nothing can be scored with gives an empty file.
+none, or others than the first; an autoencoder that nothing can be scored with, or a corpus of targets, gives
+an empty file.
 """
 
 from __future__ import annotations
@@ -66,3 +67,12 @@ def test_rows_that_are_all_alike_are_chosen_in_their_order(tmp_path: Path, model
     chosen = _chosen(tmp_path)
     assert [row["id"] for row in chosen] == [f"r{at}" for at in range(5)]
     assert len({row["finescope_score"] for row in chosen}) == 1
+
+
+def test_a_corpus_of_targets_alone_is_refused(tmp_path: Path, model: Path) -> None:
+    """The file of the curated rows was empty, and all well."""
+    rows = rows_of("animals", 4, seed=1)
+    done = _curate(model, tmp_path, [*rows, {"id": "e", "text": ""}], rows)
+    assert done.exit_code == 1
+    assert "nothing to select: 4 of the 5 rows are targets themselves" in done.stderr
+    assert not list((tmp_path / "out").glob("curated.*"))

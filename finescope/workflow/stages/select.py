@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ class Select(Stage):
         """Select; write the curated rows and what became of the others.
 
         Raises:
-            InputError: quotas without a column of labels, or not one row that has a score.
+            InputError: quotas without a column of labels, or not one row that could be selected.
         """
         limits = context.job.selection_config()
         scored = context.scored()
@@ -48,14 +48,22 @@ class Select(Stage):
             raise InputError("quotas are of labels: name their column with --label-column")
         names = None if labels is None else labels.names
         selection = select_rows(scored, limits, codes, targets, names)
-        if selection.counts.get("invalid") == len(scored):
-            raise InputError(
-                f"none of the {len(scored):,} rows can be scored: the autoencoder keeps nothing of any. "
-                "There are too few tokens to train one on, or all are alike; give more rows, or an "
-                "autoencoder (--sae)"
-            )
+        _refuse_none(selection.counts, len(scored))
         write_chosen(context, scored, selection)
         _say(context.reporter, scored, selection, limits.k)
+
+
+def _refuse_none(counts: Mapping[str, int], rows: int) -> None:
+    if counts["invalid"] == rows:
+        raise InputError(
+            f"none of the {rows:,} rows can be scored: the autoencoder keeps nothing of any. There are too "
+            "few tokens to train one on, or all are alike; give more rows, or an autoencoder (--sae)"
+        )
+    if counts["invalid"] + counts["target"] == rows:
+        raise InputError(
+            f"there is nothing to select: {counts['target']:,} of the {rows:,} rows are targets themselves, "
+            "and no other can be scored; the corpus is where rows like the targets are looked for (--corpus)"
+        )
 
 
 def write_chosen(context: Context, scored: Scored, selection: Selection) -> None:
