@@ -216,10 +216,7 @@ def test_what_a_share_needs_is_said(job: Path, tmp_path: Path, out: Path) -> Non
         assert "a share is written i/n" in share(out, wrong).stderr
     assert "no --workers" in invoke("curate", "--config", config, "--shard", "1/2", "--workers", 2).stderr
     assert "holds no plan.parquet" in invoke("merge", tmp_path).stderr
-    for command in ("merge", "status"):
-        assert "memory://run is a URL" in invoke(command, "memory://run").stderr
-    config.write_text(config.read_text().replace(str(tmp_path / "none"), "memory://run"))
-    assert "name a folder that all machines see" in invoke("plan", "--config", config).stderr
+    assert "memory://run is a URL" in invoke("status", "memory://run").stderr
 
 
 def test_only_a_share_is_work_for_launched_processes(out: Path) -> None:

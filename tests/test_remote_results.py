@@ -229,6 +229,7 @@ def test_a_copy_that_broke_off_is_no_run(
 def test_names_behind_a_url_stay_in_the_folder(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe("/bucket/run/manifest.json", b"{}")
     with monkeypatch.context() as patch:
-        patch.setattr(type(memory), "find", lambda *_: ["/bucket/run/../../elsewhere.txt"])
+        found = {"/bucket/run/../../elsewhere.txt": {"size": 1}}
+        patch.setattr(type(memory), "find", lambda *_, **options: found)
         with pytest.raises(StoreError, match="would be written outside"):
             Remote(f"{BUCKET}/run").receive()

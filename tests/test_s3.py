@@ -1,8 +1,8 @@
 """Corpora and results in a store that speaks S3, over HTTP: a real client and a real server on the loopback.
 
 Fails if: rows, results or a whole run differ from those on a disk; a store that stalls, or refuses for a
-moment, ends a run; one that goes on refusing is reported as anything else; a half-copied run looks finished;
-what URLs can't be used for is not refused in words.
+moment, ends a run; one that goes on refusing is reported as anything else; a half-copied run or shard looks
+finished; what URLs can't be used for is not refused in words.
 """
 
 from __future__ import annotations
@@ -200,14 +200,29 @@ def test_workers_read_from_there_and_outlive_what_passes(
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_what_urls_cannot_be_used_for_is_said(job: Path, tmp_path: Path, server: Server) -> None:
+def test_shares_of_machines_that_see_nothing_else_are_merged(
+    job: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_shards(monkeypatch)
+    curated(job, tmp_path / "one")
     config = tmp_path / "job.yaml"
-    config.write_text(job_of(job, tmp_path / "none").to_yaml().replace(str(tmp_path / "none"), f"{ROOT}/run"))
-    for arguments in (("plan",), ("curate", "--shard", "1/2")):
-        refused = invoke(arguments[0], "--config", config, *arguments[1:])
-        assert refused.exit_code == 1
-        assert f"--out {ROOT}/run is worked on in a folder of one machine" in refused.output
-    for command in ("status", "merge"):
-        refused = invoke(command, f"{ROOT}/run")
-        assert refused.exit_code != 0
-        assert "URL" in refused.output
+    config.write_text(job_of(job, Path("OUT")).to_yaml().replace("OUT", f"{ROOT}/run"))
+
+    def on(machine: str, *arguments: object) -> str:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        return done(*arguments)
+
+    on("head", "plan", "--config", config)
+    assert "2 shards embedded" in on("a", "curate", "--config", config, "--shard", "1/2")
+    server.refusals = 10**6
+    server.of = lambda method, path: method == "PUT" and path.endswith("shard-00003.json")
+    refused = invoke("curate", "--config", config, "--shard", "2/2")
+    assert f"can't write {ROOT}/run/codes/corpus/shard-00003.json" in refused.output
+    server.calm()
+    assert "1 shard embedded" in on("b", "curate", "--config", config, "--shard", "2/2")
+    on("c", "merge", f"{ROOT}/run")
+    store = s3fs.S3FileSystem()
+    store.invalidate_cache()
+    for name in ("scores.parquet", "selection.parquet", "curated.jsonl", "codes/corpus/manifest.json"):
+        assert store.cat(f"{BUCKET}/run/{name}") == (tmp_path / "one" / name).read_bytes(), name
+    assert "which only finished runs are copied to" in invoke("status", f"{ROOT}/run").output

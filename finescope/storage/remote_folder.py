@@ -12,7 +12,7 @@ import hashlib
 import os
 import posixpath
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ class Remote:
             for name in gone:
                 self._remove(name, known)
             for name in changed:
-                with saying("write", f"{self.url}/{name}"):
-                    put(self._system, here[name], f"{self._path}/{name}")
+                self.put(name)
                 known[name] = stamps[name]
                 if name == _LAST:
                     write_bytes(self.folder / _SENT, here[name].read_bytes())
@@ -143,20 +142,74 @@ class Remote:
         if ours.is_file() and ours.read_bytes() == manifest:
             return
         known = {}
-        with saying("read", self.url):
-            self._system.invalidate_cache()
-            found = {self._name(path): path for path in self._system.find(self._path)}
-            for name in sorted(found, key=lambda name: (name == _LAST, name)):
-                if ".." in name.split("/"):
-                    raise StoreError(
-                        f"{self.url}/{name} would be written outside of {self.folder}; remove it"
-                    )
-                file = self.folder / name
-                with atomic_path(file) as temporary:
-                    self._system.get_file(found[name], str(temporary))
-                known[name] = [file.stat().st_size, file.stat().st_mtime_ns]
+        for name in sorted(self.sizes(), key=lambda name: (name == _LAST, name)):
+            file = self.get(name)
+            known[name] = [file.stat().st_size, file.stat().st_mtime_ns]
         write_bytes(self.folder / _SENT, manifest)
         write_json(self.folder / _COPIED, known)
+
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """Return the sizes of the files that are there, or below a folder of it, by name.
+
+        Raises:
+            StoreError: they can't be listed.
+        """
+        place = f"{self._path}/{below}".rstrip("/")
+        with saying("read", self.url):
+            self._system.invalidate_cache()
+            found = self._system.find(place, detail=True) if self._system.exists(place) else {}
+        return {self._name(path): int(info["size"]) for path, info in found.items()}
+
+    def get(self, name: str) -> Path:
+        """Bring one file to this machine, whole or not at all; return it.
+
+        Raises:
+            StoreError: it isn't there, or can't be read.
+        """
+        if ".." in name.split("/") or name.startswith("/"):
+            raise StoreError(f"{self.url}/{name} would be written outside of {self.folder}; remove it")
+        file = self.folder / name
+        with saying("read", f"{self.url}/{name}"), atomic_path(file) as temporary:
+            self._system.get_file(f"{self._path}/{name}", str(temporary))
+        return file
+
+    def read(self, name: str) -> bytes | None:
+        """Return what is in a file that is there; None where it isn't.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        with saying("read", f"{self.url}/{name}"):
+            try:
+                return bytes(self._system.cat_file(f"{self._path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+    def put(self, name: str) -> None:
+        """Copy one file there.
+
+        Raises:
+            StoreError: the store refuses it.
+        """
+        with saying("write", f"{self.url}/{name}"):
+            put(self._system, self.folder / name, f"{self._path}/{name}")
+
+    def agree(self, names: Iterable[str]) -> None:
+        """Note that files of the folder are there as they are here, so that ``send`` leaves them out."""
+        ledger = self.folder / _COPIED
+        known = read_json(ledger) if ledger.is_file() else {}
+        for name in names:
+            file = (self.folder / name).stat()
+            known[name] = [file.st_size, file.st_mtime_ns]
+        write_json(ledger, known)
+
+    def remove(self, name: str) -> None:
+        """Remove one file there, if it is there.
+
+        Raises:
+            StoreError: the store refuses that.
+        """
+        self._remove(name, {})
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for path in sorted(self.folder.rglob("*")):

@@ -77,15 +77,20 @@ class ShardFiles:
 
     def noted(self) -> dict[int, ShardEntry]:
         """Return, by number, the shards of this work that notes say are whole."""
-        identity, found = self.identity, {}
+        found = {}
         for path in self.directory.glob("shard-*.json"):
-            try:
-                held = read_json(path)
-                if held.pop("identity") == identity:
-                    found[int(path.stem.partition("-")[2])] = ShardEntry.from_dict(held)
-            except (StoreError, ValueError, KeyError, AttributeError):
-                continue  # a note that can't be read says nothing, and its shard is made again
+            with contextlib.suppress(StoreError, ValueError):
+                entry = self.entry_of(read_json(path))
+                if entry is not None:
+                    found[int(path.stem.partition("-")[2])] = entry
         return found
+
+    def entry_of(self, held: Any) -> ShardEntry | None:
+        """Return what a note says of a shard of this work; None if it is of other work, or can't be read."""
+        try:
+            return ShardEntry.from_dict(held) if held.pop("identity") == self.identity else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None  # it says nothing, and its shard is made again
 
     def forget(self, number: int) -> None:
         """Remove the note beside a shard: the manifest has it."""

@@ -17,8 +17,10 @@ from finescope.html.notebook import ROWS as ROWS_SHOWN
 from finescope.html.notebook import notebook
 from finescope.progress import Reporter, counted, duration
 from finescope.storage.files import make_folder, read_json, remove_temporaries, write_text
+from finescope.storage.identity import sha256_json
 from finescope.storage.lock import FolderLock
 from finescope.storage.remote import is_url
+from finescope.storage.remote_folder import Remote
 from finescope.workflow.context import Context
 from finescope.workflow.cost import Estimate, Throughput, estimate
 from finescope.workflow.engines.engine import Engine
@@ -27,6 +29,7 @@ from finescope.workflow.layout import (
     ACTIVATIONS,
     CONFIG,
     CORPUS_CODES,
+    MANIFEST,
     METRICS,
     PLAN,
     REPORT,
@@ -38,6 +41,7 @@ from finescope.workflow.layout import (
 from finescope.workflow.ledger import FOLDER as STAGES
 from finescope.workflow.planned import Plan, read_plan, write_plan
 from finescope.workflow.pulse import announce
+from finescope.workflow.remoteplan import PLANNED, RemoteShards, fetch_plan, send_plan
 from finescope.workflow.rows import open_rows
 from finescope.workflow.scored import Scored
 from finescope.workflow.sending import sending
@@ -177,19 +181,23 @@ class Run:
 
         Rows are read once, and the autoencoder is trained unless one is given.
 
+        Where the results belong at a URL, it lies there for tasks anywhere.
+
         Raises:
-            InputError: the results belong at a URL, which no two machines could work in.
+            StoreError: the URL can't be written to.
         """
         context = self.context
-        self._refuse_url()
+        remote = Remote(context.job.out)
+        remote.try_writing()
         with self._alone():
             path = self._write_plan()
             write_text(context.folder / CONFIG, context.job.to_yaml())
             self._do(*self._before_codes())
             embedding = Embed("corpus")
-            found = read_plan(path, context.corpus)
-            if embedding.begin(context, embedding.decisive(context)):
+            found, decisive = read_plan(path, context.corpus), embedding.decisive(context)
+            if embedding.begin(context, decisive):
                 announce(context.folder / CORPUS_CODES, found.shards)
+            send_plan(remote, [stage.name for stage in self._before_codes()], sha256_json(dict(decisive)))
             return found
 
     def _write_plan(self) -> Path:
@@ -230,7 +238,10 @@ class Run:
             StoreError: another run holds the folder alone.
         """
         context = self.context
-        self._refuse_url()
+        remote = Remote(context.job.out)
+        fetch_plan(remote)
+        if remote and remote.read(MANIFEST) is not None:
+            return 0  # all shares were done, and merged
         if not (context.folder / PLAN).exists():
             raise InputError(
                 f"{context.folder} holds no {PLAN}; `finescope plan` with the same job writes it"
@@ -241,14 +252,7 @@ class Run:
                 "corpus is shared"
             )
         with FolderLock(context.folder, shared=True):
-            return Embed("corpus").share(context, share.of(context.plan("corpus")))
-
-    def _refuse_url(self) -> None:
-        if is_url(self.context.job.out):
-            raise InputError(
-                f"--out {self.context.job.out} is worked on in a folder of one machine; name a folder that "
-                "all machines see, and copy it when it is merged"
-            )
+            return Embed("corpus").share(context, share.of(context.plan("corpus")), RemoteShards(remote))
 
     def prepare_scores(self) -> None:
         """Do everything up to the scores."""
@@ -257,7 +261,15 @@ class Run:
 
     def _before_codes(self) -> tuple[Stage, ...]:
         ours = self.context.job.sae_path is None
+        if ours and is_url(self.context.job.out) and self._planned_elsewhere():
+            return ()
         return (CollectActivations(), FindSinks(), Train()) if ours else (FindSinks(),)
+
+    def _planned_elsewhere(self) -> bool:
+        """Whether all of that was done on another machine, where the activations have stayed."""
+        context = self.context
+        planned = (context.folder / PLANNED).exists() and not (context.folder / ACTIVATIONS).exists()
+        return planned and bool(context.ledger.facts("train"))
 
     def _prepare_targets(self) -> None:
         self._do(Embed("targets"), Score())

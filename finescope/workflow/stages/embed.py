@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from finescope.workflow.context import Context
     from finescope.workflow.engines.engine import Engine, Work
     from finescope.workflow.job import Job
+    from finescope.workflow.remoteplan import RemoteShards
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ class Embed(Stage):
             "warnings": [] if context.given is None else list(context.given.warnings),
         }
 
-    def share(self, context: Context, shards: Sequence[Shard]) -> int:
+    def share(self, context: Context, shards: Sequence[Shard], remote: RemoteShards) -> int:
         """Embed some of the planned shards, as one of several processes; return how many weren't done before.
+
+        Those that are done at the URL of the run aren't done again, and those made here go there.
 
         Raises:
             InputError, StoreError: as ``embed_shards``.
@@ -117,6 +120,7 @@ class Embed(Stage):
             context.folder / CODES[self.rows],
             self._how(context),
             shards,
+            remote,
             reporter=context.reporter,
         )
 
@@ -355,6 +359,7 @@ def embed_shards(
     folder: Path,
     how: Embedding,
     shards: Sequence[Shard],
+    remote: RemoteShards,
     *,
     reporter: Reporter,
 ) -> int:
@@ -363,6 +368,7 @@ def embed_shards(
     Args:
         sae, tap, rows, folder, how, reporter: as ``embed``.
         shards: those of this process; finished ones are kept.
+        remote: finished ones elsewhere.
 
     Returns:
         How many of them were made now.
@@ -392,7 +398,10 @@ def embed_shards(
         )
         embedder = Embedder(order, sae, tap, rows.corpus, stored_beside(rows.activations, tap))
         with SharedShards(order.files, [shard.number for shard in shards], mode=mode) as shared:
-            left = missing(shards, shared.finished)
+            there = remote.finished(order.files, {shard.number for shard in shards})
+            for number in shared.finished.keys() - there.keys():
+                remote.send(shared.finished[number])
+            left = missing(shards, {**there, **shared.finished})
             before = sum(shard.rows for shard in shards) - sum(shard.rows for shard in left)
             where = ""
             embedder.progress = lambda done, tokens: task.update(before + done, where)
@@ -404,11 +413,13 @@ def embed_shards(
                     raise TooLargeError("activations of other shards are")  # another process has found them
                 shared.check()
                 _, entry = pulse(shard)
+                remote.send(entry)
                 if bad_rows_of([entry]):  # what others have set aside counts too
                     check_bad(bad_rows_of(finished_shards(order.files).shards.values()), tap.max_bad_rows)
                 before += shard.rows
         return len(left)
 
     announce(folder, rows.shards or shards)
+    remote.begin()
     with reporter.task(rows.task, sum(shard.rows for shard in shards), "rows") as task:
         return rounded_work(rounded, tap, how.dtype, folder, reporter=reporter)
