@@ -204,6 +204,24 @@ def towers(kind: str) -> tuple[Any, str]:
         for name in ("q", "k", "v", "post_attention", "intermediate", "output"):
             setattr(config, f"{name}_groups", 1)
         return t.AutoModel.from_config(config), "encoder"
+    if kind == "images last":  # a block that looks at an image has nothing to do on a text
+        text = {**small, "vocab_size": 40, "num_hidden_layers": 4, "num_key_value_heads": 1}
+        config = t.MllamaConfig(
+            text_config={**text, "cross_attention_layers": [1, 3], "pad_token_id": 0},
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 6,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "image_size": 28,
+                "intermediate_layers_indices": [1],
+                "vision_output_dim": 32,
+                "max_num_tiles": 1,
+                "supported_aspect_ratios": [[1, 1]],
+            },
+        )
+        return t.AutoModel.from_config(config), "language_model.layers.2"
     if kind == "streams":
         return _Streams(), "head"
     config = t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
@@ -212,7 +230,16 @@ def towers(kind: str) -> tuple[Any, str]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["llava", "deep decoder", "t5 of two blocks", "t5 of one block", "one block", "hidden runs", "streams"],
+    [
+        "llava",
+        "deep decoder",
+        "t5 of two blocks",
+        "t5 of one block",
+        "one block",
+        "hidden runs",
+        "streams",
+        "images last",
+    ],
 )
 def test_the_default_layer_is_the_last_block_that_a_text_runs_through(kind: str) -> None:
     model, wanted = towers(kind)

@@ -101,13 +101,13 @@ def last_block(model: nn.Module) -> str:
         raise InputError(
             f"the model has no stack of blocks to choose a layer from; name one with --layer: {names}, …"
         )
-    ran = _stacks_that_run(model, stacks)
-    candidates = ran or list(stacks)
+    ran = _last_runs(model, stacks)
+    candidates = list(ran or stacks)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         candidates = [name for name in candidates if "decoder" not in name.split(".")] or candidates
     last = {name: place for place, name in enumerate(ran)}
     name = max(candidates, key=lambda item: (len(stacks[item]), last.get(item, 0), -len(item)))
-    return _giving_vectors(model, f"{name}.{len(stacks[name]) - 1}")
+    return _giving_vectors(model, f"{name}.{ran.get(name, len(stacks[name]) - 1)}")
 
 
 def _giving_vectors(model: nn.Module, block: str) -> str:
@@ -120,8 +120,9 @@ def _giving_vectors(model: nn.Module, block: str) -> str:
         hidden = None
         with contextlib.suppress(InputError):
             hidden = unpack(output, name)
-        flat = hidden is not None and hidden.dim() == 2 and len(hidden) == 2
-        ended.append((name, flat or (hidden is not None and hidden.dim() == 3 and 1 in hidden.shape[:2])))
+        sizes = [] if hidden is None else sorted(hidden.shape[:-1])
+        # One row of two tokens, positions first as XLNet has it, flat as experts, or with padding added.
+        ended.append((name, sizes == [2] or (len(sizes) == 2 and sizes[0] == 1 and sizes[1] > 1)))
 
     handles = [
         module.register_forward_hook(lambda _module, _given, output, name=name: hook(name, output))
@@ -137,15 +138,24 @@ def _giving_vectors(model: nn.Module, block: str) -> str:
     return next((name for name, fits in behind if fits and name.rpartition(".")[0] in around), block)
 
 
-def _stacks_that_run(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list[str]:
-    """Return the names of the lists whose last module runs on a text of two tokens, in that order."""
-    ran: list[str] = []
+def _last_runs(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, int]:
+    """Return which module of each list is the last that runs on a text of two tokens, in the order of the
+    runs.
+
+    Lists of which none runs are left out. Blocks that look at images (Mllama's) don't run either.
+    """
+    ran: dict[str, int] = {}
+
+    def hook(name: str, number: int) -> None:
+        ran[name] = max(number, ran.pop(name, 0))
+
     handles = [
-        module[-1].register_forward_hook(lambda *_, name=name: ran.append(name))
-        for name, module in stacks.items()
+        module.register_forward_hook(lambda *_, name=name, number=number: hook(name, number))
+        for name, stack in stacks.items()
+        for number, module in enumerate(stack)
     ]
     _run_on_two_tokens(model, handles)
-    return list(dict.fromkeys(reversed(ran)))[::-1]
+    return ran
 
 
 def _run_on_two_tokens(model: nn.Module, handles: Sequence[Any]) -> None:
