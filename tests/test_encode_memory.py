@@ -81,7 +81,13 @@ def test_no_architecture_holds_all_pre_activations(architecture: str) -> None:
 @pytest.mark.requires_native
 @pytest.mark.parametrize(
     ("architecture", "tokens", "k"),
-    [("topk", 2048, 1000), ("topk", 2048, 4000), ("topk", 512, 20_000), ("abstopk", 1024, 4000)],
+    [
+        ("topk", 2048, 1000),
+        ("topk", 2048, 4000),
+        ("topk", 512, 20_000),
+        ("abstopk", 1024, 4000),
+        ("groupmax", 1024, 4096),
+    ],
 )
 def test_with_thousands_of_latents_a_token_neither_blocks_nor_codes_are_held_twice(
     architecture: str, tokens: int, k: int

@@ -14,7 +14,7 @@ import torch
 from finescope.codes import SparseCodes
 from finescope.config import SaeConfig
 from finescope.sae import ragged
-from finescope.sae.architectures import architecture_class
+from finescope.sae.architectures import architecture_class, groupmax
 from finescope.sae.ragged import top_rows
 
 
@@ -68,3 +68,32 @@ def test_architectures_give_the_same_in_many_parts(monkeypatch: Any, architectur
     monkeypatch.setattr(ragged, "PAIRS", 70)
     assert sae.encode_sparse(x) == whole
     assert sae.encode_sparse(x[:0]) == whole[:0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("k", [8, 16, 64])
+def test_groups_looked_at_together_give_what_each_gives_alone(monkeypatch: Any, dtype: Any, k: int) -> None:
+    shape = SaeConfig(num_latents=64, k=k, multi_topk=False)
+    sae = architecture_class("groupmax")(16, shape, dtype=dtype, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        sae.encoder.bias.copy_(0.1 * torch.randn(64, generator=generator))
+        for same, latent in ((3, 1), (5, 4), (6, 4)):
+            sae.encoder.weight[same] = sae.encoder.weight[latent]
+            sae.encoder.bias[same] = sae.encoder.bias[latent]
+        sae.encoder.weight[17] *= 1e4
+    x = torch.randn(40, 16, generator=generator, dtype=torch.promote_types(dtype, torch.float32))
+    x[3], x[4], x[5], x[6], x[7, 0] = 0, torch.nan, x[5] * 1e30, x[6] * 1e-30, torch.inf
+    found = []
+    for many in (1, 1000):
+        monkeypatch.setattr(groupmax, "_MANY", many)
+        found.append(sae.encode_sparse(x))
+    together, alone = found
+    assert torch.equal(together.indptr, alone.indptr)
+    assert torch.equal(together.indices, alone.indices)
+    assert torch.equal(together.values.nan_to_num(-1), alone.values.nan_to_num(-1))
+    p = (x[8:].double() - sae.b_dec.double()) @ sae.encoder.weight.double().T + sae.encoder.bias.double()
+    wanted = torch.relu(p).view(32, k, -1).amax(2)
+    held = together.to_dense()[8:].view(32, k, -1)
+    torch.testing.assert_close(held.amax(2).double(), wanted, rtol=1e-5, atol=1e-6)
+    assert int((held != 0).sum(2).max()) == 1
