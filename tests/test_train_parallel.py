@@ -70,7 +70,8 @@ def shape(case: dict[str, Any]) -> SaeConfig:
     return SaeConfig(**{"num_latents": LATENTS, "k": 4, "multi_topk": False, **case})
 
 
-# What each process of a group runs: every case in one go, and again with a stop after the first epoch.
+# What each process of a group runs: every case in one go, again with a stop after the first epoch, the first
+# epoch alone, and the second of what one process began.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ from finescope.sae.parallel import launched
 with launched("cpu") as (ranks, device):
     assert ranks.size == 2 and device == "cpu"
     for number, case in enumerate(test.CASES):
-        for name, stops in (("whole", [2]), ("parts", [1, 2])):
+        for name, stops in (("whole", [2]), ("parts", [1, 2]), ("fewer", [1]), ("more", [2])):
             folder = Path({folder!r}) / name / str(number)
             for epochs in stops:
                 cfg = test.training(num_epochs=epochs)
@@ -114,8 +115,12 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes, all cases, two epochs: ``whole``, and stopped on the way: ``parts``."""
+    """Runs of two processes, all cases, two epochs: ``whole``, and stopped on the way: ``parts``; ``fewer``
+    is for one process to go on with, and ``more`` is what one began."""
     folder = tmp_path_factory.mktemp("together")
+    for number, case in enumerate(CASES):
+        out = folder / "more" / str(number)
+        train_sae(data(), shape(case), training(num_epochs=1), out_dir=out, progress=False)
     script = folder / "program.py"
     script.write_text(PROGRAM.format(here=str(Path(__file__).parent), folder=str(folder)))
     done = torchrun(str(script))
@@ -123,20 +128,42 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(map(str, c.values())) for c in CASES])
+every_case = pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[" ".join(map(str, c.values())) for c in CASES]
+)
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    mine, theirs = log(one), log(other)
+    assert len(mine) == len(theirs) == 2 * 9 + 2
+    for record, again in zip(mine, theirs, strict=True):
+        assert record["tokens"] == again["tokens"]
+        assert record["dead_fraction"] == again["dead_fraction"]
+        for term in TERMS:
+            assert again[term] == pytest.approx(record[term], rel=1e-6, abs=1e-7), (term, record["step"])
+
+
+@every_case
 def test_two_processes_have_the_losses_of_one(number: int, together: Path, tmp_path: Path) -> None:
     sae = train_sae(data(), shape(CASES[number]), training(), out_dir=tmp_path, progress=False)
-    mine, theirs = log(tmp_path), log(together / "whole" / str(number))
-    assert len(mine) == len(theirs) == 2 * 9 + 2
-    for one, two in zip(mine, theirs, strict=True):
-        assert one["tokens"] == two["tokens"]
-        assert one["dead_fraction"] == two["dead_fraction"]
-        for term in TERMS:
-            assert two[term] == pytest.approx(one[term], rel=1e-6, abs=1e-7), (term, one["step"])
+    assert_same_losses(tmp_path, together / "whole" / str(number))
     first, second = (torch.load(together / "whole" / f"{number}-{rank}.pt") for rank in (0, 1))
     for name, tensor in sae.state_dict().items():
         assert torch.equal(first[name], second[name]), name  # processes don't drift apart
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_a_run_goes_on_with_another_number_of_processes(number: int, together: Path) -> None:
+    fewer, more, whole = (together / name / str(number) for name in ("fewer", "more", "whole"))
+    train_sae(data(), shape(CASES[number]), training(), out_dir=fewer, progress=False)
+    assert_same_losses(whole, fewer)
+    assert_same_losses(whole, more)
+    limits = [load_sae(folder).state_dict().get("threshold") for folder in (fewer, more, whole)]
+    if limits[-1] is not None:
+        assert float(limits[-1].max()) > 0
+        for limit in limits[:2]:
+            torch.testing.assert_close(limit, limits[-1], rtol=1e-5, atol=1e-7)
 
 
 def test_dead_latents_were_among_what_was_compared(together: Path) -> None:
