@@ -112,3 +112,6 @@ def test_in_a_narrow_type_every_step_of_a_normalisation_is_rounded(case: Path) -
     codes = sae.encode_sparse(made["x"])
     assert torch.equal(codes.to_dense(), made["features"])
     assert torch.equal(sae.reconstruct(made["x"]).float(), made["recon"])
+    given = made["x"].to(sae.dtype)  # as a model in that type gives them: no step is rounded twice
+    assert sae.encode_sparse(given) == codes
+    assert torch.equal(sae.reconstruct(given).float(), made["recon"])

@@ -87,7 +87,8 @@ class Frame:
         """Return activations [B,D] as the SAE takes them, and the way back."""
         factor: Tensor | float = 1.0
         offset: Tensor | float = 0.0
-        x = self.round(x)
+        if self.round_to:  # every step once, of a result that is wider
+            x = self.round(x.to(torch.promote_types(x.dtype, torch.float32)))
         if self.remove_mean:
             offset = _means(x)
             x = x - offset
@@ -98,11 +99,13 @@ class Frame:
             x = self.round(x / self.round(factor + _EPSILON))
         elif self.normalise == "constant_norm":
             length = _lengths(x, x.shape[-1])
-            if self.round_to:  # the library multiplies by √D / ‖x‖
-                root = math.sqrt(x.shape[-1])
-                length = 1 / self.round(root / self.round(root * length))
             factor = torch.where(length > 0, length, 1.0)  # a token of zeros stays one
-            x = self.round(x / factor)
+            if self.round_to:  # the library multiplies by √D / ‖x‖, which torch computes by the reciprocal
+                root = math.sqrt(x.shape[-1])
+                times = self.round(self.round(1 / self.round(root * factor)) * root)
+                x, factor = self.round(x * times), 1 / times
+            else:
+                x = x / factor
         if self.scale != 1:
             x = self.round(x * self.scale)
         if not self.undo:

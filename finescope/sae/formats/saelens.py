@@ -67,6 +67,8 @@ _WRITTEN = {
 _TRAINED_AS = {"batchtopk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 _LAYOUT = "6.54.12"
 """Version of the library whose files these are."""
+_UNROUNDED = ("topk", "abstopk", "gated")
+"""Ours whose sums aren't rounded as those of the library are: it leaves open which of equal ones fire."""
 _RESCALED = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 _NAMES = {"b_enc": "encoder.bias", "b_gate": "gate_bias", "b_mag": "mag_bias", "topk_threshold": "threshold"}
 
@@ -122,6 +124,11 @@ def read(folder: Path, facts: Facts) -> Checkpoint:
         notes.append("written by SAELens before version 6")
     if config.get("reshape_activations") == "hook_z":
         notes.append("takes the outputs of all attention heads, one behind the other")
+    if frame.round_to and architecture in _UNROUNDED:
+        notes.append(
+            f"its library computes in {frame.round_to}, and codes here are exact: of latents that differ by"
+            " less than such a number shows, another may fire"
+        )
     origin = Origin(
         "saelens",
         model=metadata.get("model_name"),
