@@ -112,6 +112,8 @@ def _read(place: Path, path: Path, weights: Path, facts: Facts) -> Checkpoint:
         said_by=f"{path.name} (F={num_latents} latents of width D={d_in})",
         ignored=ignored,
     )
+    # load_dictionary reads narrow types into float32 and computes in that.
+    found = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in found.items()}
     tensors = {
         ours: found[name].T.contiguous() if name in _TURNED else found[name] for ours, name in names.items()
     }
