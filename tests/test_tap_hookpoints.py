@@ -222,6 +222,9 @@ def towers(kind: str) -> tuple[Any, str]:
             },
         )
         return t.AutoModel.from_config(config), "language_model.layers.2"
+    if kind == "funnel":  # its encoder shortens the text, and can't run on two tokens
+        config = t.FunnelConfig(vocab_size=40, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=32)
+        return t.FunnelModel(config), "decoder.layers.1"
     if kind == "streams":
         return _Streams(), "head"
     config = t.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
@@ -239,6 +242,7 @@ def towers(kind: str) -> tuple[Any, str]:
         "hidden runs",
         "streams",
         "images last",
+        "funnel",
     ],
 )
 def test_the_default_layer_is_the_last_block_that_a_text_runs_through(kind: str) -> None:

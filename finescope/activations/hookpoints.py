@@ -17,6 +17,8 @@ from finescope.errors import InputError, nearest_names
 _BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
 _RUN = re.compile(r"(.+)@([1-9]\d*)")
 _INPUT, _OUTPUT = ".input", ".output"
+_FEW = 8
+"""Tokens of a text that shows what runs; Funnel (transformers 5.24.0) fails on two."""
 _BLOCK = re.compile(rf"(?:^|.*\.)(?:{'|'.join(_BLOCK_LISTS)})\.(\d+)((?:\.[^.]+)*)$")
 
 
@@ -81,7 +83,7 @@ def resolve_hookpoint(model: nn.Module, name: str) -> str:
 def last_block(model: nn.Module) -> str:
     """Return the name of the last block of the stack that a text runs through.
 
-    Two tokens are sent through the model to see which of its outermost lists of modules run: towers for
+    A few tokens are sent through the model to see which of its outermost lists of modules run: towers for
     images and sound don't. Of an encoder-decoder the encoder is what reads a text. Where the parts of a block
     lie in lists of their own (XLM, FlauBERT), the part that runs last gives what the block gives. Where a
     block gives no vector a token (several streams, as DeepSeek-V4 has them), or hides its run (SqueezeBERT),
@@ -121,15 +123,15 @@ def _giving_vectors(model: nn.Module, block: str) -> str:
         with contextlib.suppress(InputError):
             hidden = unpack(output, name)
         sizes = [] if hidden is None else sorted(hidden.shape[:-1])
-        # One row of two tokens, positions first as XLNet has it, flat as experts, or with padding added.
-        ended.append((name, sizes == [2] or (len(sizes) == 2 and sizes[0] == 1 and sizes[1] > 1)))
+        # One row of a few tokens, positions first as XLNet has it, flat as experts, or with padding added.
+        ended.append((name, sizes == [_FEW] or (len(sizes) == 2 and sizes[0] == 1 and sizes[1] >= _FEW)))
 
     handles = [
         module.register_forward_hook(lambda _module, _given, output, name=name: hook(name, output))
         for name, module in model.named_modules()
         if name
     ]
-    _run_on_two_tokens(model, handles)
+    _run_on_few_tokens(model, handles)
     if (block, True) in ended:
         return block
     within = [place for place, (name, _) in enumerate(ended) if f"{name}.".startswith(f"{block}.")]
@@ -139,8 +141,7 @@ def _giving_vectors(model: nn.Module, block: str) -> str:
 
 
 def _last_runs(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, int]:
-    """Return which module of each list is the last that runs on a text of two tokens, in the order of the
-    runs.
+    """Return which module of each list is the last that runs on a text, in the order of the runs.
 
     Lists of which none runs are left out. Blocks that look at images (Mllama's) don't run either.
     """
@@ -154,13 +155,13 @@ def _last_runs(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, 
         for name, stack in stacks.items()
         for number, module in enumerate(stack)
     ]
-    _run_on_two_tokens(model, handles)
+    _run_on_few_tokens(model, handles)
     return ran
 
 
-def _run_on_two_tokens(model: nn.Module, handles: Sequence[Any]) -> None:
+def _run_on_few_tokens(model: nn.Module, handles: Sequence[Any]) -> None:
     """Run a model and remove the handles of its hooks."""
-    ids = torch.ones((1, 2), dtype=torch.int64, device=next(model.parameters()).device)
+    ids = torch.ones((1, _FEW), dtype=torch.int64, device=next(model.parameters()).device)
     try:
         # A decoder that is given nothing raises after the encoder has run; what ran is all that is asked.
         with torch.no_grad(), contextlib.suppress(Exception):
