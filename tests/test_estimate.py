@@ -205,6 +205,7 @@ def test_hours_follow_from_operations_and_throughput() -> None:
     }
     assert found.hours == {name: pytest.approx(value / 1e9 / 3600) for name, value in found.flops.items()}
     serial = sum(found.hours.values()) - found.hours["embedding"]
+    assert found.serial_hours == pytest.approx(serial)
     assert found.elapsed_hours == pytest.approx(serial + found.hours["embedding"] / 4)
     rates = Throughput.given(LOAD, 1, tokens_per_second=500)
     assert 3600 * estimate(replace(LOAD, sample_tokens=0), rates).hours["embedding"] == pytest.approx(
@@ -265,6 +266,7 @@ def test_the_command_says_it_to_people_and_to_machines(job: Path, tmp_path: Path
         "documents: 800",
         "given: 1e+09 FLOP/s a worker",
         "with 8 workers: ",
+        " by one process",
         "at most ",
         "network: ",
     ):
@@ -277,6 +279,9 @@ def test_the_command_says_it_to_people_and_to_machines(job: Path, tmp_path: Path
     measured = json.loads(invoke(job, out, "--estimate", "--json", "-q").stdout)
     assert "measured here" in measured["throughput"]["said"]
     assert measured["device_hours"]["sample"] > 0
+    one, embedding = measured["elapsed_hours"], measured["device_hours"]["embedding"]
+    assert one == pytest.approx(sum(measured["device_hours"].values()), rel=1e-4)
+    assert measured["serial_hours"] == pytest.approx(one - embedding, rel=1e-2)
     assert "go with --estimate" in invoke(job, out, "--flops", 1).stderr
     assert "give one" in invoke(job, out, "--estimate", "--flops", 1, "--tokens-per-second", 1).stderr
 

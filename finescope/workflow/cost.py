@@ -143,10 +143,14 @@ class Estimate:
     network: dict[str, int] = field(default_factory=dict)
 
     @property
+    def serial_hours(self) -> float:
+        """Hours of what one process does, however many workers embed."""
+        return sum(value for name, value in self.hours.items() if name != "embedding")
+
+    @property
     def elapsed_hours(self) -> float:
         """Hours until the last row is embedded: only embedding is divided among the workers."""
-        divided = self.hours["embedding"]
-        return sum(self.hours.values()) - divided + divided / self.rates.workers
+        return self.serial_hours + self.hours["embedding"] / self.rates.workers
 
     def plain(self) -> dict[str, Any]:
         """Return plain values."""
@@ -166,6 +170,7 @@ class Estimate:
                 "workers": rates.workers,
             },
             "device_hours": {name: float(f"{value:.6g}") for name, value in self.hours.items()},
+            "serial_hours": float(f"{self.serial_hours:.6g}"),
             "elapsed_hours": float(f"{self.elapsed_hours:.6g}"),
             "disk_bytes": self.disk,
             "network_bytes": self.network,
@@ -175,6 +180,7 @@ class Estimate:
         """Return what is to be printed."""
         load, rates, encoding = self.load, self.rates, encoding_flops(self.load)
         stages = "; ".join(f"{name} {span(value)}" for name, value in self.hours.items() if value)
+        undivided = f", of which {span(self.serial_hours)} by one process" if rates.workers > 1 else ""
         bound = "at most " if load.bounded else ""
         return [
             f"documents: {load.documents:,}, tokens: {load.tokens:,.0f}",
@@ -184,7 +190,7 @@ class Estimate:
             f"throughput, {rates.said}",
             f"  FLOP/s of a worker: {rates.model:.3g} in the model, {rates.products:.3g} in the autoencoder",
             f"device time: {span(sum(self.hours.values()))} ({stages})",
-            f"  with {counted(rates.workers, 'worker')}: {span(self.elapsed_hours)}",
+            f"  with {counted(rates.workers, 'worker')}: {span(self.elapsed_hours)}{undivided}",
             "  reading, scoring and selecting come on top",
             f"disk: {size(sum(self.disk.values()))}, and some MB of plots",
             f"  latents of a document: {bound}{load.kept:,.3g}",
