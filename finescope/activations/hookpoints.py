@@ -18,7 +18,7 @@ _BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
 _RUN = re.compile(r"(.+)@([1-9]\d*)")
 _INPUT, _OUTPUT = ".input", ".output"
 _FEW = 8
-"""Tokens of a text that shows what runs; Funnel (transformers 5.24.0) fails on two."""
+"""Tokens of a text that shows what runs; Funnel (transformers 5.23.0) fails on two."""
 _BLOCK = re.compile(rf"(?:^|.*\.)(?:{'|'.join(_BLOCK_LISTS)})\.(\d+)((?:\.[^.]+)*)$")
 
 
