@@ -3,10 +3,9 @@
 # run.
 #
 # save_to_disk and to_parquet of rows with the feature Translation work, and of rows with Image as well; of rows with both
-# they raise AttributeError: 'Translation' object has no attribute 'items'. On the way to the images, the
-# feature of every struct is asked for its items. And save_to_disk of a dataset without rows writes a folder that
-# load_from_disk can't read: IndexError. The guess was that what can be saved alone can be saved together, and that what
-# was saved can be loaded.
+# they raise AttributeError: 'Translation' object has no attribute 'items'. On the way to the images, the feature of every
+# struct is asked for its items. And save_to_disk of a dataset without rows writes a folder that load_from_disk can't read:
+# IndexError. The guess was that what can be saved alone can be saved together, and that what was saved can be loaded.
 #
 # Installs pinned public packages into a temporary folder. Ends with 0 as long as datasets 5.2.0 does this, with 1 once it
 # doesn't.
