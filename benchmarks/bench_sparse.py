@@ -30,7 +30,7 @@ NNZ, F, TOP = 96, 16384, 100
 SIZES = [(1, 1_000_000), (64, 1_000_000), (1024, 1_000_000), (1, 300_000), (64, 300_000)]
 # Rows, entries of a row and of a query, latents, k
 SPLADE_N, SPLADE_M, SPLADE_TERMS, SPLADE_F, SPLADE_TOP = 100_000, 128, 32, 30522, 10
-SEISMIC_N = 100_000
+SEISMIC_N = 20_000
 
 
 @functools.lru_cache(maxsize=1)

@@ -123,16 +123,16 @@ def seismic(queries: csr_matrix, corpus: csr_matrix, k: int) -> dict[str, Peer]:
         def run() -> np.ndarray:
             found = index.batch_search(names, latents, values, k, cut, factor, num_threads=threads)
             ids = np.full((len(found), k), -1)
-            for number, hits in enumerate(found):
-                ids[number, : len(hits)] = [int(row) for _, _, row in hits]
+            for hits in filter(None, found):  # in any order
+                ids[int(hits[0][0]), : len(hits)] = [int(row) for _, _, row in hits]
             return ids
 
         return run
 
-    most = int(np.diff(queries.indptr).max())
+    most, longest = (int(np.diff(side.indptr).max()) for side in (queries, corpus))
     return {
         "Seismic": call(10, 0.7),
-        "Seismic, all latents": call(most, 1.0, n_postings=n // 10, doc_cut=64, summary_energy=0.7),
+        "Seismic, all latents": call(most, 1.0, n_postings=n, doc_cut=longest, summary_energy=1.0),
     }
 
 
