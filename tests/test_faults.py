@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finescope.cli import main
+from finescope.corpus.plan import Shard, ShardReader
+from finescope.corpus.row import Row
 from finescope.embeddings.embedder import Embedder
 from finescope.errors import StoreError
 from finescope.storage.lock import FolderLock
@@ -155,6 +157,49 @@ def test_rows_that_cannot_be_read_for_a_moment_end_no_run(
     for path in tried:
         path.unlink()
     assert contents(out) == contents(one)
+
+
+class FailingReads:
+    """Fails the first reads of each shard in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, times: int) -> None:
+        self.begun: list[int] = []
+        real = ShardReader.read
+
+        def read(reader: ShardReader, shard: Shard) -> list[Row]:
+            self.begun.append(shard.number)
+            if self.begun.count(shard.number) <= times:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(reader, shard)
+
+        patch.setattr(ShardReader, "read", read)
+
+
+def test_one_process_and_a_task_of_an_array_try_again_too(
+    job: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "PAUSE", 0.01)
+    task = saved(job, tmp_path / "task")
+    assert CliRunner().invoke(main, ["plan", "--config", str(task)]).exit_code == 0
+    reads = FailingReads(monkeypatch, times=2)
+    curated(job, tmp_path / "run")
+    assert sorted(reads.begun) == sorted([0, *3 * list(range(4))]), "and the targets"
+    assert contents(tmp_path / "run") == contents(one)
+    reads.begun.clear()
+    done = CliRunner().invoke(main, ["curate", "--config", str(task), "--shard", "1/1"])
+    assert "4 shards embedded" in done.stdout
+    assert done.stderr.count("it is tried again in ") == 8
+
+
+def test_one_process_gives_up_with_the_error_itself(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "PAUSE", 0.01)
+    reads = FailingReads(monkeypatch, times=3)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        curated(job, tmp_path / "run")
+    assert reads.begun == 3 * [0]
+    assert caught.value.__cause__ is None
 
 
 def test_clocks_that_are_set_decide_nothing(

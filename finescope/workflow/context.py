@@ -83,7 +83,7 @@ class Context:
             if not getattr(job, name):
                 raise InputError(f"no {name} given; name a file with --{name}")
         self.job, self.reporter, self.restart = job, reporter, restart
-        self.engine: Engine = Local() if engine is None else engine
+        self.engine: Engine = Local(reporter.say) if engine is None else engine
         self.folder = job.folder
         self.ledger = Ledger(self.folder)
         self.refused: dict[str, Refused] = {}

@@ -34,6 +34,9 @@ MOST = 64
 PAUSE = 5.0
 """Seconds before a shard that couldn't be read is tried again, and twice as many before the next time."""
 
+PASSING = (OSError, ReadError)
+"""Errors of a kind that may be gone the next time."""
+
 Worker = TypeVar("Worker")
 
 
@@ -235,7 +238,8 @@ class _Losses:
 
 
 def _raised(answer: Failed) -> BaseException:
-    answer.error.__cause__ = RuntimeError(answer.trace)
+    if answer.trace:  # of another process
+        answer.error.__cause__ = RuntimeError(answer.trace)
     return answer.error
 
 
@@ -245,6 +249,22 @@ def _words(error: BaseException) -> str:
 
 def _lost(what: str, how: str) -> str:
     return f"{what}, one after the other; the last {how}. {REMEDY}"
+
+
+def patient(do: Callable[[Shard], Result], say: Callable[[str], None]) -> Callable[[Shard], Result]:
+    """Return what does as ``do``, in this process, and tries again what may be gone the next time."""
+    losses = _Losses(False, say)
+
+    def done(shard: Shard) -> Result:
+        task = Task(shard)
+        while True:
+            time.sleep(task.pause)
+            try:
+                return do(shard)
+            except PASSING as error:
+                task = losses.unread(task, Failed(error, "", True), here())
+
+    return done
 
 
 def here() -> str:
@@ -273,7 +293,7 @@ def answer(do: Any, task: Task) -> Answer:
 
 def failure(error: BaseException) -> Failed:
     """Return an error as it can be sent: one that can't be pickled only with its words."""
-    trace, passing = "".join(traceback.format_exception(error)), isinstance(error, (OSError, ReadError))
+    trace, passing = "".join(traceback.format_exception(error)), isinstance(error, PASSING)
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

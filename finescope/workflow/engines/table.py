@@ -33,7 +33,7 @@ class Asked:
 
 
 ENGINES: dict[str, Callable[[Asked], Engine]] = {
-    "local": lambda asked: Local(),
+    "local": lambda asked: Local(asked.say),
     "processes": lambda asked: Processes(asked.workers, asked.device, asked.say),
     "ray": lambda asked: Ray(asked.workers, asked.address, asked.cpus, asked.gpus, asked.device, asked.say),
 }

@@ -86,7 +86,7 @@ class Embed(Stage):
             context.folder / CODES[self.rows],
             self._how(context),
             reporter=context.reporter,
-            engine=context.engine if self.expensive else Local(),
+            engine=context.engine if self.expensive else Local(context.reporter.say),
             work=lambda embedder: EmbedWork(job, self.rows, embedder.order, rows.activations, embedder),
         )
         if self.rows == "corpus":
@@ -383,6 +383,7 @@ def embed_shards(
     from finescope.embeddings.embedder import Embedder, order_for
     from finescope.embeddings.store import bad_rows_of
     from finescope.storage.shards import SharedShards, finished_shards
+    from finescope.workflow.engines.crew import patient
     from finescope.workflow.precision import WIDE, rounded_work
 
     def rounded(tap: ActivationTap, mode: str) -> int:
@@ -405,14 +406,14 @@ def embed_shards(
             before = sum(shard.rows for shard in shards) - sum(shard.rows for shard in left)
             where = ""
             embedder.progress = lambda done, tokens: task.update(before + done, where)
-            pulse = Pulse(embedder)
+            do = patient(Pulse(embedder), reporter.say)
             for shard in left:
                 where = f"shard {shard.number} on {platform.node()}"
                 said = (begun_with(folder) or {}).get("tap", {}).get("activation_dtype")
                 if said == WIDE != tap.activation_dtype:
                     raise TooLargeError("activations of other shards are")  # another process has found them
                 shared.check()
-                _, entry = pulse(shard)
+                _, entry = do(shard)
                 remote.send(entry)
                 if bad_rows_of([entry]):  # what others have set aside counts too
                     check_bad(bad_rows_of(finished_shards(order.files).shards.values()), tap.max_bad_rows)
