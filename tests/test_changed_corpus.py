@@ -6,6 +6,7 @@ Without that, a corpus that was edited, sorted or cut after the scoring gives te
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def run(made: Path) -> Iterator[Path]:
-    """The run; corpus and targets are put back at the end."""
+    """The run; corpus and targets are put back at the end, as old as they were."""
     files = [path for path in (*made.parent.glob("corpus.*"), made.parent / "seeds.jsonl") if path.is_file()]
-    held = [path.read_bytes() for path in files]
+    held = [(path.read_bytes(), path.stat()) for path in files]
     yield made
-    for path, data in zip(files, held, strict=True):
+    for path, (data, was) in zip(files, held, strict=True):
         path.write_bytes(data)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
 
 def rewrite(path: Path, change: Callable[[Rows], Rows]) -> None:
