@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from finescope.corpus import copy_rows, open_corpus, write_rows
+from finescope.corpus import copy_rows, open_corpus, write_rows, writer
 from finescope.corpus.known import KnownRows
+from finescope.corpus.output import Output
+from finescope.corpus.writer import copy_each
 from finescope.errors import InputError, StoreError
 from support.arrow_values import plain, stored, without_nulls
 
@@ -677,13 +679,43 @@ def test_columns_that_are_moved_to_utc_are_told(tmp_path: Path) -> None:
     assert corpus.output(".jsonl").moved == {}
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("together", [1, 5, 100])
+def test_several_files_are_what_each_is_alone_in_as_few_passes(
+    tmp_path: Path, ending: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / f"rows{ending}", [{"text": f"t{n}", "n": n} for n in range(9)])
+    corpus, passes = open_corpus(tmp_path / f"rows{ending}"), list[int]()
+    monkeypatch.setattr(writer, "_TOGETHER", together)
+    reading = "read_lines" if ending == ".jsonl" else "read_tables"
+    read = getattr(Output, reading)
+
+    def counted(self: Output, rows: list[int], check: Any) -> Any:
+        passes.append(len(rows))
+        return read(self, rows, check)
+
+    monkeypatch.setattr(Output, reading, counted)
+    wanted: dict[str, Any] = {
+        "a": ([7, 2], {"x": [1.5, 2.5]}),
+        "b": ([2, 8, 0], {"x": [0.0, 1.0, 2.0]}),
+        "c": ([], {"x": []}),
+    }
+    copy_each({tmp_path / f"{name}{ending}": asked for name, asked in wanted.items()}, corpus)
+    assert passes == {1: [2, 3, 0], 5: [4], 100: [4]}[together]
+    for name, (rows, columns) in wanted.items():
+        copy_rows(tmp_path / f"alone{ending}", corpus, rows, columns=columns)
+        found = (tmp_path / f"{name}{ending}").read_bytes()
+        assert found == (tmp_path / f"alone{ending}").read_bytes()
+
+
 def test_a_row_costs_no_more_than_itself(tmp_path: Path) -> None:
     """One row of every block is held, not the blocks."""
     wide = pa.table({"text": [f"t{n}" for n in range(4000)], "c": ["x" * 5000] * 4000})
     pq.write_table(wide, tmp_path / "c.parquet")
     corpus = open_corpus(tmp_path / "c.parquet")
     before = pa.total_allocated_bytes()
-    blocks = corpus.output(".parquet").table_blocks(list(range(0, 4000, 1000)), pa.table({"r": [0, 1, 2, 3]}))
+    output, rows = corpus.output(".parquet"), list(range(0, 4000, 1000))
+    blocks = output.table_blocks(output.read_tables(rows), rows, pa.table({"r": [0, 1, 2, 3]}))
     held = [(next(blocks).num_rows, pa.total_allocated_bytes() - before)]
     assert held[0][0] == 4
     assert held[0][1] < 2_000_000

@@ -19,6 +19,7 @@ from finescope.curation import ScoreTable
 from finescope.curation.best import select_best
 from finescope.curation.limits import REASONS, RowBlock, SelectionConfig, shared
 from finescope.curation.quotas import select_quotas
+from finescope.curation.scoring.table import NOBODY
 from finescope.curation.selection import select
 from finescope.errors import StoreError
 from finescope.storage.files import write_bytes
@@ -211,6 +212,20 @@ def test_a_table_and_what_its_rows_share_in_another_file(tmp_path: Path, group: 
         read_scores(tmp_path / "set.parquet", read_rows(tmp_path / "rows.parquet"))
 
 
+def test_nearest_targets_that_are_not_kept_are_found_when_they_are_asked_for(
+    tmp_path: Path, group: int
+) -> None:
+    rows = made_up()
+    bare = dataclasses.replace(rows, table=dataclasses.replace(rows.table, nearest_target=NOBODY[0]))
+    write_scores(tmp_path / "set.parquet", bare, rows=False)
+    write_rows(tmp_path / "rows.parquet", rows)
+    assert pq.read_schema(tmp_path / "set.parquet").names == ["score"]
+    shared = read_rows(tmp_path / "rows.parquet")
+    assert_same(read_scores(tmp_path / "set.parquet", shared, lambda: rows), rows)  # type: ignore[arg-type, return-value]
+    with pytest.raises(StoreError, match="keeps no nearest targets: ask the run"):
+        read_scores(tmp_path / "set.parquet", shared).at(PICKED[1])
+
+
 def assert_same(found: Any, rows: ScoredRows) -> None:
     """Columns of all rows, of some, and a selection."""
     assert len(found) == N
@@ -225,8 +240,11 @@ def assert_same(found: Any, rows: ScoredRows) -> None:
         else:
             np.testing.assert_array_equal(picked.crc32, np.asarray(rows.crc32)[at])
         assert (picked.target_ids, picked.settings) == (rows.target_ids, rows.settings)
-    cfg = SelectionConfig(k=9, min_score=-0.5, token_budget=30)
-    assert select_best(N, found.row_blocks, cfg).indices.tolist() == by_hand(rows, cfg)[0]
+    np.testing.assert_array_equal(found.nearest(np.array([3, 0]))[0], rows.table.nearest_target[[3, 0]])
+    for similar in (None, 0.2):
+        cfg = SelectionConfig(k=9, min_score=-0.5, token_budget=30, min_similarity=similar)
+        np.testing.assert_array_equal(found.table_for(cfg).score, rows.table.score)
+        assert select_best(N, partial(found.row_blocks, cfg), cfg).indices.tolist() == by_hand(rows, cfg)[0]
 
 
 PICKED = [np.array(rows, np.int64) for rows in ([], [60, 0, 7, 6, 59], [3], range(N))]
@@ -237,7 +255,8 @@ def test_a_selection_is_the_one_that_is_written_at_once(tmp_path: Path, group: i
     rows, path = made_up(), tmp_path / "selection.parquet"
     write_scores(tmp_path / "scores.parquet", rows)
     saved = read_scores(tmp_path / "scores.parquet")
-    found = select_best(N, saved.row_blocks, SelectionConfig(k=11, min_score=-0.5))
+    cfg = SelectionConfig(k=11, min_score=-0.5)
+    found = select_best(N, partial(saved.row_blocks, cfg), cfg)
     if held:
         found.reason = np.asarray(found.reason)
         found.reason[[40, 2]] = REASONS.index("not_diverse")

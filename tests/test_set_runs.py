@@ -76,8 +76,8 @@ def test_a_set_is_scored_and_selected_as_if_alone_on_the_same_codes(job: Path) -
         table, rows, expected = (
             pq.read_table(path) for path in (place / "scores.parquet", run / "rows.parquet", alone)
         )
-        for column in ("score", "nearest_target", "nearest_target_index", "nearest_similarity"):
-            assert table[column].to_pylist() == expected[column].to_pylist()
+        assert table.column_names == ["score"]
+        assert table["score"].to_pylist() == expected["score"].to_pylist()
         for column in ("index", "id", "tokens", "valid"):
             assert rows[column].to_pylist() == expected[column].to_pylist()
         seeds = {row["id"] for row in (*read(job / f"{name}.jsonl"), *read(job / f"{other}.jsonl"))}
@@ -90,6 +90,8 @@ def test_a_set_is_scored_and_selected_as_if_alone_on_the_same_codes(job: Path) -
         chosen = read(place / "curated.jsonl")
         assert [row["id"] for row in chosen] == [rows["id"][int(row)].as_py() for row in best]
         assert [row["finescope_score"] for row in chosen] == score[best].tolist()
+        for column in ("nearest_target", "nearest_similarity"):
+            assert [row[f"finescope_{column}"] for row in chosen] == expected[column].take(best).to_pylist()
 
 
 def test_a_column_says_of_which_set_a_target_is(job: Path, tmp_path: Path) -> None:
@@ -124,10 +126,18 @@ def test_a_folder_of_a_set_is_that_of_a_run(job: Path, tmp_path: Path) -> None:
     good("export", run / "sets/sky", "--format", "cossim", "--out", tmp_path / "sky_cossim.npy")
     cosines = np.load(tmp_path / "sky_cossim.npy")
     assert cosines.shape == (6, 120)
-    nearest = table["nearest_similarity"].to_numpy()
-    np.testing.assert_allclose(cosines.max(axis=0), nearest, atol=1e-6)
     good("export", run / "sets/sky", "--format", "atlas", "--out", tmp_path / "sky.parquet")
     atlas = pq.read_table(tmp_path / "sky.parquet")
+    nearest = atlas["nearest_similarity"].to_numpy()
+    np.testing.assert_allclose(cosines.max(axis=0), nearest, atol=1e-6)
+    ids = [row["id"] for row in read(job / "sky.jsonl")]
+    assert atlas["nearest_target"].to_pylist() == [ids[at] for at in cosines.argmax(axis=0)]
+    assert (found["nearest"], found["similarity"]) == (atlas["nearest_target"][3].as_py(), nearest[3])
+    shutil.copytree(run, tmp_path / "run")
+    least = float(np.sort(nearest)[-9])
+    good("select", tmp_path / "run/sets/sky", "--min-similarity", least)
+    similar = [row["finescope_nearest_similarity"] for row in read(tmp_path / "run/sets/sky/curated.jsonl")]
+    assert sorted(similar) == sorted(nearest[(nearest >= least) & ~marked])
     assert atlas["selected"].to_numpy().sum() == 12
     assert "average precision" in good("evaluate", run / "sets/sky", "--label-column", "label").stdout
 
@@ -378,5 +388,7 @@ def test_the_python_interface(job: Path) -> None:
     assert isinstance(run, SetsRun)
     outcome = run.reselect()
     assert {name: len(of_set.selection) for name, of_set in outcome.sets.items()} == dict.fromkeys(SETS, 4)
-    assert len(outcome.sets["sky"].scored.table) == 120
+    table, alone = outcome.sets["sky"].scored.table, run.context.sets["sky"].scoring.score()
+    for column, values in alone.columns().items():
+        np.testing.assert_array_equal(table.columns()[column], values)
     assert outcome.metrics["sets"]["sky"]["selected"] == 4

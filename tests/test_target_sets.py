@@ -19,7 +19,7 @@ from finescope.cli import main
 from finescope.curation import REASONS, CorpusScorer, Evidence, ScoreTable, Scoring, SelectionConfig, Spaces
 from finescope.curation.exclusion import find_all_targets, find_targets
 from finescope.curation.scoring import space
-from finescope.curation.scoring.fitted import score_together
+from finescope.curation.scoring.fitted import score_in_passes, score_together
 from finescope.curation.sets import assign, select_sets
 from finescope.curation.shares import split
 from support import curation_oracle as oracle
@@ -77,6 +77,15 @@ def test_every_set_is_scored_as_if_alone_in_as_few_passes(scorer, sparse, monkey
         assert len(passes) == of_all
         for column, values in alone.columns().items():
             np.testing.assert_array_equal(found.columns()[column], values)
+    asked = scorings("abc")
+    for scored, scoring, found in zip(score_in_passes(asked, nearest=False), asked, together, strict=True):
+        np.testing.assert_array_equal(scored.table().score, found.score)
+        assert not scored.has_nearest
+        some = np.array([5, 0, 5, 3])
+        for one, other in zip(
+            scoring.nearest(some), (found.nearest_target, found.nearest_similarity), strict=True
+        ):
+            np.testing.assert_array_equal(one, other[some])
 
 
 @pytest.mark.parametrize("count", [1, 255, 256])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from json.decoder import scanstring  # type: ignore[attr-defined]
@@ -143,11 +144,16 @@ def with_members(text: str, members: Mapping[str, Any]) -> str:
         members: names and plain values.
     """
     text = text.strip()
-    if "\\u" in text or any(json.dumps(name) in text for name in members):
+    if "\\u" in text or any(_quoted(name) in text for name in members):
         text = _without(text, members)
     inner = text[1:-1].rstrip()
     added = json.dumps(dict(members), ensure_ascii=False)[1:-1]
     return f"{{{inner}{', ' if inner and added else ''}{added}}}"
+
+
+@functools.lru_cache
+def _quoted(name: str) -> str:
+    return json.dumps(name)
 
 
 def _without(text: str, names: Mapping[str, Any]) -> str:

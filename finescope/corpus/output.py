@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,8 @@ Check = Callable[[int, int], Look]
 
 Takes its position and the number of its first row among all.
 """
+Tables = tuple[list[Any], dict[int, tuple[int, int]]]
+"""Rows as pyarrow tables, and by a row's number its table and its place there."""
 
 
 class Output:
@@ -149,16 +151,13 @@ class Output:
 
     # ------------------------------------------------------------------ the rows
 
-    def table_blocks(self, rows: Sequence[int], extra: Any, check: Check | None = None) -> Iterator[Any]:
-        """Yield pyarrow tables of rows, in the order given, with more columns appended.
+    def read_tables(self, rows: Sequence[int], check: Check | None = None) -> Tables:
+        """Read rows as pyarrow tables.
 
         Args:
-            rows: R row numbers.
-            extra: pyarrow table of R rows, or None; its columns take the place of those of the same names.
+            rows: row numbers, each once.
             check: looks at every row.
         """
-        import pyarrow as pa
-
         self.settle()
         parts: list[Any] = []
         where: dict[int, tuple[int, int]] = {}
@@ -167,6 +166,19 @@ class Output:
             for found, table in self._sources[position].tables(numbers, self.schema, look):
                 where.update((start + number, (len(parts), at)) for at, number in enumerate(found))
                 parts.append(table)
+        return parts, where
+
+    def table_blocks(self, held: Tables, rows: Sequence[int], extra: Any) -> Iterator[Any]:
+        """Yield pyarrow tables of rows, in the order given, with more columns appended.
+
+        Args:
+            held: what ``read_tables`` returned of these rows, or of more.
+            rows: R row numbers.
+            extra: pyarrow table of R rows, or None; its columns take the place of those of the same names.
+        """
+        import pyarrow as pa
+
+        parts, where = held
         schema = self.output_schema(extra)
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
@@ -177,16 +189,22 @@ class Output:
                 columns.update(zip(more.column_names, more.columns, strict=True))
             yield pa.table([columns[name] for name in schema.names], schema=schema)
 
-    def lines(self, rows: Sequence[int], extra: Any, check: Check | None = None) -> Iterator[str]:
-        """Yield rows as JSON on one line each, in the order given, with more members appended; see above."""
+    def read_lines(self, rows: Sequence[int], check: Check | None = None) -> dict[int, str]:
+        """Read rows as JSON on one line each, by number; see ``read_tables``."""
         texts: dict[int, str] = {}
         for position, start, numbers in by_source(self._sources, rows):
             look = None if check is None else check(position, start)
             for number, text in self._sources[position].lines(numbers, look):
                 texts[start + number] = text
-        for at, row in enumerate(rows):
-            text = texts.pop(row)
-            yield text if extra is None else with_members(text, extra.slice(at, 1).to_pylist()[0])
+        return texts
+
+    def lines(self, held: Mapping[int, str], rows: Sequence[int], extra: Any) -> Iterator[str]:
+        """Yield rows as JSON, in the order given, with more members appended; see ``table_blocks``."""
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = rows[start : start + BLOCK_ROWS]
+            more = [None] * len(block) if extra is None else extra.slice(start, BLOCK_ROWS).to_pylist()
+            for row, members in zip(block, more, strict=True):
+                yield held[row] if members is None else with_members(held[row], members)
 
     def output_schema(self, extra: Any) -> Any:
         """Return the schema of the tables that ``table_blocks`` yields."""

@@ -11,13 +11,15 @@ from typing import IO, Any
 
 from finescope.corpus.jsonfiles import JSON_ENDINGS
 from finescope.corpus.known import KnownRows
-from finescope.corpus.output import OUTPUTS, import_zstandard
+from finescope.corpus.output import OUTPUTS, Output, import_zstandard
 from finescope.corpus.reader import Corpus
 from finescope.corpus.source import record_as_line, records_as_table
 from finescope.errors import InputError
 from finescope.storage.files import PathLike, atomic_path
 
 _GROUP_ROWS = 10_000
+_TOGETHER = 1 << 17
+"""Rows of several files that are read in one pass, and held, unless one file has more."""
 
 
 def copy_rows(
@@ -46,27 +48,61 @@ def copy_rows(
         InputError: an unknown ending, or rows that the format can't hold.
         StoreError: a row isn't the ``known`` one, or the disk is full; ``path`` keeps what it held before.
     """
+    copy_each({path: (rows, columns)}, corpus, known=known)
+    return len(rows)
+
+
+def copy_each(
+    files: Mapping[PathLike, tuple[Sequence[int], Mapping[str, Any] | None]],
+    corpus: Corpus,
+    *,
+    known: KnownRows | None = None,
+) -> None:
+    """Write some rows of a corpus to each of several files of one format, as ``copy_rows``, in few passes.
+
+    Args:
+        files: by path, the rows and more columns.
+        corpus: where the rows are.
+        known: what all rows of the corpus must be.
+
+    Raises:
+        InputError, StoreError: as ``copy_rows``.
+    """
     import pyarrow as pa
 
-    suffix, name = output_suffix(path), Path(path).name
-    rows = [int(row) for row in rows]
-    extra = pa.table(dict(columns)) if columns else None
-    if extra is not None and extra.num_rows != len(rows):
-        raise ValueError(f"{len(rows)} rows, but columns of {extra.num_rows} values")
     check = None if known is None else corpus.looking(known.refuse_changed)
-    output = corpus.output(suffix)
-    with atomic_path(path) as temporary:
-        if output.tabular:
-            import pyarrow.parquet as pq
+    output = corpus.output(output_suffix(next(iter(files))))
+    groups: list[set[int]] = []
+    group_of = {}
+    for path, (rows, _) in files.items():
+        if not groups or len(groups[-1]) + len(rows) > _TOGETHER:
+            groups.append(set())
+        groups[-1].update(map(int, rows))
+        group_of[path] = len(groups) - 1
+    read: Any = output.read_tables if output.tabular else output.read_lines
+    at, held = -1, None
+    for path, (rows, columns) in files.items():
+        if group_of[path] != at:
+            held, at = None, group_of[path]
+            held = read(sorted(groups[at]), check)
+        extra = pa.table(dict(columns)) if columns else None
+        if extra is not None and extra.num_rows != len(rows):
+            raise ValueError(f"{len(rows)} rows, but columns of {extra.num_rows} values")
+        with atomic_path(path) as temporary:
+            _write_copy(temporary, Path(path).name, output, held, [int(row) for row in rows], extra)
 
-            with pq.ParquetWriter(temporary, output.output_schema(extra)) as writer:
-                for table in output.table_blocks(rows, extra, check):
-                    writer.write_table(table)
-            return len(rows)
-        with packed(temporary, name) as file:
-            for line in output.lines(rows, extra, check):
-                file.write(line.encode("utf-8", "surrogatepass") + b"\n")
-    return len(rows)
+
+def _write_copy(path: Path, name: str, output: Output, held: Any, rows: Sequence[int], extra: Any) -> None:
+    if output.tabular:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetWriter(path, output.output_schema(extra)) as writer:
+            for table in output.table_blocks(held, rows, extra):
+                writer.write_table(table)
+        return
+    with packed(path, name) as file:
+        for line in output.lines(held, rows, extra):
+            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
 
 
 def output_suffix(path: PathLike) -> str:

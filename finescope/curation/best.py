@@ -11,8 +11,8 @@ from finescope.curation.blocks import FloatArray, IntArray
 from finescope.curation.limits import CODE, REASONS, RowBlock, SelectionConfig, judged, limit_of
 from finescope.curation.selected import Reasons, Selection
 
-_FEWEST = 1 << 20
-"""Rows that are gathered before any of them is let go of."""
+_FEWEST = 1 << 16
+"""Rows that are looked at together, and gathered before any of them is let go of: they stay in a cache."""
 
 
 def select_best(
@@ -31,7 +31,7 @@ def select_best(
     """
     best = _Best(limit_of(cfg, rows), cfg.token_budget, fewest)
     counts = np.zeros(len(REASONS), np.int64)
-    for block in blocks():
+    for block in (part for whole in blocks() for part in whole.split(fewest)):
         reason = judged(block, cfg)
         counts += np.bincount(reason, minlength=len(REASONS))
         best.add(block, np.flatnonzero(reason == CODE["beyond_limit"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finescope.curation.blocks import iter_blocks
+from finescope.curation.limits import SelectionConfig
 from finescope.curation.scoring.onepass import one_pass
 from finescope.curation.scoring.space import View
 from finescope.report.explain import strongest
@@ -32,8 +33,9 @@ def export_scores(context: Context, path: Path) -> int:
         StoreError: the run's scores are missing, or the file can't be written.
     """
     scored = context.scored()
-    kept = scored.table.valid & ~scored.is_target
-    score = np.where(kept, scored.table.score, -np.inf)
+    table = scored.table_for(SelectionConfig())
+    kept = table.valid & ~scored.is_target
+    score = np.where(kept, table.score, -np.inf)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, score)
     return int(score.size)
@@ -80,6 +82,7 @@ def export_atlas(context: Context, path: Path) -> int:
 
     store = context.store(CORPUS_CODES)
     scored = context.scored()
+    score = scored.table_for(SelectionConfig()).score
     selection = read_selection(context.folder / SELECTION)
     table = pq.read_table(context.folder / SELECTION, columns=["rank", "reason"])
     selected = np.zeros(len(store), np.bool_)
@@ -94,14 +97,14 @@ def export_atlas(context: Context, path: Path) -> int:
                 columns: dict[str, Any] = {
                     "id": pa.array(list(scored.ids[rows]), pa.string()),
                     "text": pa.array([next(texts) for _ in range(len(block))], pa.string()),
-                    "score": pa.array(scored.table.score[rows]),
+                    "score": pa.array(score[rows]),
                     "selected": pa.array(selected[rows]),
                     "rank": table.column("rank").slice(start, len(block)),
                     "reason": table.column("reason").slice(start, len(block)).cast(pa.string()),
                     "nearest_target": pa.array(
-                        [scored.nearest_id(row) for row in range(rows.start, rows.stop)], pa.string()
+                        scored.nearest_ids(np.arange(rows.start, rows.stop)), pa.string()
                     ),
-                    "nearest_similarity": pa.array(scored.table.nearest_similarity[rows]),
+                    "nearest_similarity": pa.array(scored.nearest(np.arange(rows.start, rows.stop))[1]),
                     "latents": pa.array(_names(block), pa.list_(pa.string())),
                 }
                 if vectors is not None:

@@ -11,7 +11,7 @@ from finescope.curation.blocks import IntArray
 from finescope.workflow.scored import CRC32, ID, OF_TARGETS, ROWS, TYPES, Block, Unheld, holds
 
 if TYPE_CHECKING:
-    from finescope.curation.scoring.fitted import Scores
+    from finescope.curation.scoring.fitted import Scores, Scoring
     from finescope.embeddings.store import CodeStore
 
 _KEPT = {ID: "id", "tokens": "n_tokens", CRC32: "text_crc32"}
@@ -49,6 +49,16 @@ class FreshScores(Unheld):
     def has_crc32(self) -> bool:
         """Whether checksums of the texts are known."""
         return self._store.has_checksums
+
+    @property
+    def has_nearest(self) -> bool:
+        """Whether the pass has found the nearest targets."""
+        return self._scores.has_nearest
+
+    @property
+    def scoring(self) -> Scoring:
+        """What made the scores."""
+        return self._scores.scoring
 
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names)."""

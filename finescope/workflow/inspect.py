@@ -11,7 +11,7 @@ import numpy as np
 
 from finescope.curation.blocks import PickedRows
 from finescope.curation.enrichment import Enriched, enriched, holders, neighbours
-from finescope.curation.limits import REASONS
+from finescope.curation.limits import REASONS, SelectionConfig
 from finescope.errors import FineScopeError, InputError
 from finescope.report.explain import BACKGROUND_ROWS, CONSTANT, background_rows, explain
 from finescope.report.latents import LatentWords, latent_examples
@@ -138,7 +138,9 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     wanted = np.array(explanation.wanted(), np.int64)
     texts, latents = explanation.read(passages(context.corpus, wanted.tolist(), scored.known_at(wanted)))
     found = context.scoring.contributions(rows)
-    ranking = scored.table.ranking()
+    nearest, (_, similarity) = scored.nearest_ids(rows), scored.nearest(rows)
+    table = scored.table_for(SelectionConfig())
+    ranking = table.ranking()
     place = np.zeros(len(scored), np.int64)
     place[ranking] = np.arange(1, ranking.size + 1)
     reasons = np.asarray(selection.reason)
@@ -151,12 +153,12 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
         Why(
             row=row,
             id=scored.ids[row],
-            score=float(scored.table.score[row]),
+            score=float(table.score[row]),
             place=int(place[row]) or None,
             reason=REASONS[reasons[row]],
             rank=rank.get(row),
-            nearest=scored.nearest_id(row),
-            similarity=float(scored.table.nearest_similarity[row]),
+            nearest=nearest[at],
+            similarity=float(similarity[at]),
             parts={space: part for space, part in explanation.parts[at].items() if space != CONSTANT},
             constant=explanation.parts[at][CONSTANT],
             others={

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from finescope.curation.selected import Selection
 from finescope.errors import FineScopeError, InputError
@@ -59,6 +61,9 @@ from finescope.workflow.stages.sinks import FindSinks
 from finescope.workflow.stages.train import Train
 from finescope.workflow.tables import read_rows, read_scores, read_selection
 
+if TYPE_CHECKING:
+    from finescope.curation.scoring.fitted import Scoring
+
 _WORDS = {
     "train": "training",
     "embed-corpus": "embedding corpus",
@@ -81,13 +86,15 @@ class Outcome:
     """Rows of the corpus that were set aside."""
     job: Job | None = None
     """What was asked for."""
+    scoring: Callable[[], Scoring] | None = field(default=None, repr=False, compare=False)
+    """Gives what scored the rows."""
 
     @cached_property
     def scored(self) -> Scored:
         """The scores of all rows."""
         shared = self.folder.parent.parent / ROWS if self.folder.parent.name == SET_FOLDERS else None
         of_rows = read_rows(shared) if shared is not None and shared.exists() else None
-        return read_scores(self.folder / SCORES, of_rows)
+        return read_scores(self.folder / SCORES, of_rows, self.scoring)
 
     def lines(self) -> list[str]:
         """Return in words what was written."""
@@ -128,7 +135,7 @@ class Outcome:
             "rank": range(1, len(best) + 1),
             "id": picked.ids,
             "score": picked.table.score,
-            "nearest target": [picked.nearest_id(at) for at in range(len(best))],
+            "nearest target": picked.nearest_ids(np.arange(len(best))),
             "its cosine": picked.table.nearest_similarity,
         }
         if self.job is not None and len(best):
@@ -294,6 +301,7 @@ class Run:
             seconds,
             len(context.ledger.facts("embed-corpus").get("bad_rows") or ()),
             context.job,
+            lambda: context.scoring,
         )
 
     def reselect(self) -> Outcome:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from finescope.curation.blocks import IntArray
 from finescope.errors import StoreError
 from finescope.storage.files import PathLike
 from finescope.storage.remote import downloaded, is_url
-from finescope.workflow.scored import CRC32, ID, OF_ROWS, OF_TARGETS, TYPES, Block, Unheld, holds
+from finescope.workflow.scored import CRC32, ID, NEAREST, OF_ROWS, OF_TARGETS, TYPES, Block, Unheld, holds
+
+if TYPE_CHECKING:
+    from finescope.curation.scoring.fitted import Scoring
 
 _REMEDY = "run `finescope score`, or curate again"
 
@@ -59,6 +62,7 @@ class SavedTable:
                 "target sets leave that to another file; give their folder"
             )
         self.notes: dict[str, Any] = json.loads(raw)
+        self._last: tuple[tuple[int, tuple[str, ...]], Block] | None = None
 
     def __len__(self) -> int:
         return self._rows
@@ -74,12 +78,33 @@ class SavedTable:
             StoreError: the file is missing or damaged.
         """
         with self._opened() as file:
-            first = 0
-            for number in range(file.num_row_groups):
-                last = first + file.metadata.row_group(number).num_rows
-                if holds(among, first, last):
-                    yield first, file.read_row_group(number, names)
-                first = last
+            for first, number in self._places(file, among):
+                yield first, file.read_row_group(number, names)
+
+    def blocks(self, names: Sequence[str], among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
+        """Yield as ``groups``, by name NumPy's arrays.
+
+        The last of them are held for whoever asks for the same next, as one target set after the other does
+        of what all share; ids aren't, which are large.
+        """
+        with self._opened() as file:
+            for first, number in self._places(file, among):
+                asked = number, tuple(names)
+                if self._last is not None and self._last[0] == asked:
+                    yield first, self._last[1]
+                    continue
+                found = _columns(file.read_row_group(number, names))
+                self._last = None if ID in names else (asked, found)
+                yield first, found
+
+    @staticmethod
+    def _places(file: Any, among: IntArray | None) -> Iterator[tuple[int, int]]:
+        first = 0
+        for number in range(file.num_row_groups):
+            last = first + file.metadata.row_group(number).num_rows
+            if holds(among, first, last):
+                yield first, number
+            first = last
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -100,18 +125,22 @@ class SavedTable:
 class SavedScores(Unheld):
     """What ``write_scores`` wrote of N rows."""
 
-    def __init__(self, path: PathLike, rows: SavedTable | None = None):
+    def __init__(
+        self, path: PathLike, rows: SavedTable | None = None, scoring: Callable[[], Scoring] | None = None
+    ):
         """Open the file.
 
         Args:
             path: the file.
             rows: what ``write_rows`` wrote, where the file was written without it.
+            scoring: gives what made the scores; it finds the nearest targets where they aren't kept.
 
         Raises:
             StoreError: the file is missing, damaged, not a table of scores, or one of other rows.
         """
-        wanted = OF_TARGETS if rows is not None else {**OF_ROWS, **OF_TARGETS}
-        self._scores = SavedTable(path, list(wanted), "a table of scores")
+        wanted = ["score"] if rows is not None else [*OF_ROWS, *OF_TARGETS]
+        self._path, self._scoring = path, scoring
+        self._scores = SavedTable(path, wanted, "a table of scores")
         self._of_rows = self._scores if rows is None else rows
         if len(self._scores) != len(self._of_rows):
             raise StoreError(
@@ -134,6 +163,22 @@ class SavedScores(Unheld):
         """Whether checksums of the texts are known."""
         return CRC32 in self._of_rows.columns
 
+    @property
+    def has_nearest(self) -> bool:
+        """Whether the nearest targets are kept: a run with several target sets finds them when asked."""
+        return set(NEAREST) <= set(self._scores.columns)
+
+    @property
+    def scoring(self) -> Scoring:
+        """What made the scores.
+
+        Raises:
+            StoreError: the file alone doesn't tell.
+        """
+        if self._scoring is None:
+            raise StoreError(f"{self._path} keeps no nearest targets: ask the run whose scores they are")
+        return self._scoring()
+
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names)."""
         of_targets = [name for name in names if name in OF_TARGETS]
@@ -142,12 +187,11 @@ class SavedScores(Unheld):
             for first, table in self._scores.groups([*of_targets, *of_rows], among):
                 yield first, _columns(table)
         elif not of_targets:
-            for first, table in self._of_rows.groups(of_rows, among):
-                yield first, _columns(table)
+            yield from self._of_rows.blocks(of_rows, among)
         else:
-            both = (self._scores.groups(of_targets, among), self._of_rows.groups(of_rows, among))
+            both = (self._scores.groups(of_targets, among), self._of_rows.blocks(of_rows, among))
             for (first, table), (_, other) in zip(*both, strict=True):
-                yield first, {**_columns(table), **_columns(other)}
+                yield first, {**_columns(table), **other}
 
 
 def _columns(table: Any) -> Block:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finescope.corpus.known import KnownRows
-from finescope.curation.limits import RowBlock
+from finescope.curation.limits import RowBlock, SelectionConfig
+from finescope.curation.scoring.fitted import nearest_of_each
 from finescope.curation.scoring.presets import Preset
-from finescope.curation.scoring.table import ScoreTable
+from finescope.curation.scoring.table import NOBODY, ScoreTable
 from finescope.storage.strings import Strings
 
 if TYPE_CHECKING:
-    from finescope.curation.blocks import IntArray
+    from finescope.curation.blocks import FloatArray, IntArray
+    from finescope.curation.scoring.fitted import Scoring
 
 ROWS = 1 << 20
 """Rows of a block, and of a group of rows in the files."""
@@ -26,6 +28,8 @@ ID, CRC32 = "id", "text_crc32"
 OF_ROWS = {ID: str, "tokens": np.int64, "valid": np.bool_, "is_target": np.bool_}
 """Columns of what doesn't depend on the targets, and their types."""
 OF_TARGETS = {"score": np.float64, "nearest_target_index": np.int64, "nearest_similarity": np.float64}
+NEAREST = ("nearest_target_index", "nearest_similarity")
+"""Columns that a table may lack: what they would hold of a row is then found when it is looked at."""
 TYPES: dict[str, Any] = {**OF_ROWS, **OF_TARGETS, CRC32: np.uint32}
 
 Block = dict[str, Any]
@@ -75,9 +79,23 @@ class Scored(ABC):
         """Whether checksums of the texts are known: those of codes without texts are not."""
 
     @property
+    @abstractmethod
+    def has_nearest(self) -> bool:
+        """Whether the nearest target of every row is kept."""
+
+    @abstractmethod
+    def nearest(self, rows: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return the nearest target of some rows, int64 [R] row numbers, and its cosine; as ``ScoreTable``.
+
+        Raises:
+            StoreError: it isn't kept, and there is nothing to find it by.
+        """
+
+    @property
     def columns(self) -> Sequence[str]:
         """Names of the columns that there are: those of ``TYPES``."""
-        return [name for name in TYPES if name != CRC32 or self.has_crc32]
+        missing = {*(() if self.has_crc32 else (CRC32,)), *(() if self.has_nearest else NEAREST)}
+        return [name for name in TYPES if name not in missing]
 
     @abstractmethod
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
@@ -98,10 +116,9 @@ class Scored(ABC):
         """What the rows must be when they are read again."""
         return KnownRows(self.ids, self.crc32)
 
-    def nearest_id(self, row: int) -> str | None:
-        """Return the id of a row's nearest target, or None for rows without a code."""
-        target = int(self.table.nearest_target[row])
-        return self.target_ids[target] if target >= 0 else None
+    def nearest_ids(self, rows: IntArray) -> list[str | None]:
+        """Return the ids of some rows' nearest targets, None for rows without a code."""
+        return [self.target_ids[at] if at >= 0 else None for at in self.nearest(rows)[0].tolist()]
 
     @property
     def recipe(self) -> Preset:
@@ -111,32 +128,47 @@ class Scored(ABC):
             made["preset"], made["pooling"], made["weights"], made["scorer"], "rank", "", made["top_m"]
         )
 
-    def row_blocks(self) -> Iterator[RowBlock]:
-        """Yield all rows as the limits of a selection look at them."""
-        for first, block in self.blocks("tokens", "valid", "is_target", "score", "nearest_similarity"):
-            nobody = np.empty(0, np.int64)  # no limit looks at it
-            table = ScoreTable(
-                block["score"], nobody, block["nearest_similarity"], block["valid"], self.scorer
-            )
+    def row_blocks(self, limits: SelectionConfig) -> Iterator[RowBlock]:
+        """Yield all rows as those limits of a selection look at them."""
+        for first, block in self.blocks("tokens", "valid", "is_target", "score"):
+            rows = np.arange(first, first + len(block["score"]))
+            nearest = NOBODY if limits.min_similarity is None else self.nearest(rows)
+            table = ScoreTable(block["score"], *nearest, block["valid"], self.scorer)
             yield RowBlock(first, table, block["tokens"], block["is_target"])
+
+    def table_for(self, limits: SelectionConfig) -> ScoreTable:
+        """Return the scores of all rows, with their nearest targets only if those limits look at them."""
+        if limits.min_similarity is not None:
+            return self.table
+        parts = [(block["score"], block["valid"]) for _, block in self.blocks("score", "valid")]
+        score, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return ScoreTable(score, *NOBODY, valid, self.scorer)
 
     def valid_blocks(self) -> Iterator[NDArray[np.bool_]]:
         """Yield which rows are valid, in order."""
         for _, block in self.blocks("valid"):
             yield block["valid"]
 
-    def at(self, rows: IntArray) -> ScoredRows:
+    def at(self, rows: IntArray, known: Block | None = None) -> ScoredRows:
         """Return some rows, in the order asked for, held in memory.
 
         Args:
             rows: int64 [R], row numbers.
+            known: columns of them that needn't be read.
         """
+        rows, known = np.asarray(rows, np.int64), known or {}
+        found = self.columns_at(rows, [name for name in self.columns if name not in known]) | known
+        if not self.has_nearest and not set(NEAREST) <= set(known):
+            found |= dict(zip(NEAREST, self.nearest(rows), strict=True))
+        return ScoredRows.of(found, self)
+
+    def columns_at(self, rows: IntArray, names: Sequence[str]) -> Block:
+        """Return columns of some rows, int64 [R], in the order asked for."""
         import pyarrow as pa
 
-        rows = np.asarray(rows, np.int64)
         order = np.argsort(rows, kind="stable")
-        wanted, parts = rows[order], {name: [_empty(name)] for name in self.columns}
-        for first, block in self.blocks(*self.columns, among=wanted):
+        wanted, parts = rows[order], {name: [_empty(name)] for name in names}
+        for first, block in self.blocks(*names, among=wanted):
             count = len(next(iter(block.values())))
             low, high = np.searchsorted(wanted, [first, first + count])
             places = wanted[low:high] - first
@@ -144,13 +176,12 @@ class Scored(ABC):
                 parts[name].append(values.take(pa.array(places)) if name == ID else values[places])
         place = np.empty_like(order)
         place[order] = np.arange(order.size)
-        found = {
+        return {
             name: pa.chunked_array(values).take(pa.array(place))
             if name == ID
             else np.concatenate(values)[place]
             for name, values in parts.items()
         }
-        return ScoredRows.of(found, self)
 
     def lowest(self, rows: IntArray) -> float | None:
         """Return the lowest score of some rows, int64 [R]; None where there are none."""
@@ -173,6 +204,46 @@ class Scored(ABC):
         if picked.crc32 is not None:
             crc32 = _Of(len(self), rows, picked.crc32)
         return KnownRows(_Of(len(self), rows, picked.ids), crc32)
+
+
+def at_each(scored: Mapping[str, Scored], rows: Mapping[str, IntArray]) -> dict[str, ScoredRows]:
+    """Return some rows of every target set, as ``Scored.at``; what the sets share is read once.
+
+    Args:
+        scored: by set, of the same corpus.
+        rows: by set, int64 [R] row numbers.
+    """
+    import pyarrow as pa
+
+    first = next(iter(scored.values()))
+    every = np.unique(np.concatenate(list(rows.values())))
+    shared = first.columns_at(every, [name for name in first.columns if name not in OF_TARGETS])
+    scorings = {
+        name: each.scoring
+        for name, each in scored.items()
+        if name in rows and isinstance(each, Unheld) and not each.has_nearest
+    }
+    nearest = nearest_of_each(scorings, {name: rows[name] for name in scorings})
+    found = {}
+    for name, wanted in rows.items():
+        place = np.searchsorted(every, wanted)
+        known = {
+            column: values.take(pa.array(place)) if column == ID else values[place]
+            for column, values in shared.items()
+        }
+        known |= dict(zip(NEAREST, nearest.get(name, ()), strict=False))
+        found[name] = scored[name].at(wanted, known)
+    return found
+
+
+def known_each(count: int, picked: Mapping[str, ScoredRows], rows: Mapping[str, IntArray]) -> KnownRows:
+    """Return what the rows must be, of ``count``, that ``at_each`` has picked, when they are read again."""
+    every = np.concatenate(list(rows.values()))
+    crc32 = [found.crc32 for found in picked.values() if found.crc32 is not None]
+    return KnownRows(
+        _Of(count, every, [one for found in picked.values() for one in found.ids]),
+        _Of(count, every, np.concatenate(crc32)) if len(crc32) == len(picked) else None,
+    )
 
 
 class _Of(Sequence[_Value], Generic[_Value]):
@@ -221,6 +292,15 @@ class ScoredRows(Scored):
         """Whether checksums of the texts are known."""
         return self.crc32 is not None
 
+    @property
+    def has_nearest(self) -> bool:
+        """Whether the nearest targets are there."""
+        return self.table.nearest_target.size == len(self)
+
+    def nearest(self, rows: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return the nearest target of some rows, and its cosine."""
+        return self.table.nearest_target[rows], self.table.nearest_similarity[rows]
+
     def blocks(self, *names: str, among: IntArray | None = None) -> Iterator[tuple[int, Block]]:
         """Yield (number of the first row, columns of those names); of no rows one block."""
         every = {
@@ -259,13 +339,26 @@ class Unheld(Scored):
     @cached_property
     def table(self) -> ScoreTable:
         """The scores of all rows."""
-        return ScoreTable(
-            self.every("score"),
-            self.every("nearest_target_index"),
-            self.every("nearest_similarity"),
-            self.every("valid"),
-            self.scorer,
-        )
+        if self.has_nearest:
+            nearest = self.every(NEAREST[0]), self.every(NEAREST[1])
+        else:
+            nearest = self.scoring.nearest(np.arange(len(self)))
+        return ScoreTable(self.every("score"), *nearest, self.every("valid"), self.scorer)
+
+    def nearest(self, rows: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return the nearest target of some rows, and its cosine."""
+        if self.has_nearest:
+            return self.table.nearest_target[rows], self.table.nearest_similarity[rows]
+        return self.scoring.nearest(rows)
+
+    @property
+    @abstractmethod
+    def scoring(self) -> Scoring:
+        """What made the scores: it finds the nearest targets where they aren't kept.
+
+        Raises:
+            StoreError: that isn't known.
+        """
 
     @cached_property
     def ids(self) -> Strings:

@@ -223,7 +223,7 @@ class SetContext(Context):
         """
         from finescope.workflow.tables import read_scores
 
-        return read_scores(self.folder / SCORES, self.run.row_table)
+        return read_scores(self.folder / SCORES, self.run.row_table, lambda: self.scoring)
 
     def store(self, name: str) -> CodeStore:
         """Open the codes of the corpus or of the targets, by the folder's name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from finescope.workflow.tables import (
     evidence_of,
     read_rows,
     read_scores,
-    write_curated,
+    write_each_curated,
     write_rows,
     write_scores,
 )
@@ -70,8 +71,12 @@ def score_each(
     seeds: Mapping[str, Evidence],
     recipe: Preset,
     seed: int,
+    *,
+    nearest: bool = True,
 ) -> dict[str, tuple[FreshScores, Scoring]]:
     """Score as ``score_sets``, given the corpus' spaces and by set what is known of its targets.
+
+    ``nearest`` is as in ``score_in_passes``.
 
     Raises:
         InputError: as ``score_sets``.
@@ -81,7 +86,7 @@ def score_each(
         check_comparable(corpus, targets)
     try:
         scorings = [Scoring(spaces, seeds[name], recipe, seed=seed) for name in sets]
-        scores = score_in_passes(scorings)
+        scores = score_in_passes(scorings, nearest=nearest)
     except ValueError as error:
         raise InputError(f"{corpus.directory}: {error}") from None
     found = marked(corpus, list(sets.values()), list(zip(scorings, scores, strict=True)))
@@ -144,11 +149,12 @@ def select_each(
     if not (exclusive or shares is not None or limits.look_at_codes):
         labels = arguments.get("labels")
         return {
-            name: select_by_score(len(rows), rows.row_blocks, limits, labels) for name, rows in scored.items()
+            name: select_by_score(len(rows), partial(rows.row_blocks, limits), limits, labels)
+            for name, rows in scored.items()
         }
     rows = next(iter(scored.values()))
     return select_sets(
-        {name: each.table for name, each in scored.items()},
+        {name: each.table_for(limits) for name, each in scored.items()},
         limits,
         exclusive=exclusive,
         shares=shares,
@@ -181,10 +187,10 @@ def write_set_rows(
         StoreError: as ``write_curated``.
     """
     make_folder(folder)
-    written = []
-    for name, selection in selections.items():
-        written.append(folder / f"{name}{ending}")
-        write_curated(written[-1], corpus, scored[name], selection.indices)
+    places = {name: folder / f"{name}{ending}" for name in selections}
+    chosen = {name: selection.indices for name, selection in selections.items()}
+    write_each_curated(places, corpus, scored, chosen)
+    written = list(places.values())
     if mixed:
         written.append(folder / f"{MIXTURE}{ending}")
         write_mixture(written[-1], corpus, scored, selections)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finescope.corpus import copy_rows
+from finescope.corpus.writer import copy_each
 from finescope.curation.limits import REASONS
 from finescope.curation.scoring.evidence import Evidence, pooled
 from finescope.curation.scoring.onepass import CorpusScorer
@@ -23,6 +24,7 @@ from finescope.workflow.saved import SavedScores, SavedTable
 from finescope.workflow.scored import (
     CRC32,
     ID,
+    NEAREST,
     OF_ROWS,
     OF_TARGETS,
     ROWS,
@@ -30,10 +32,13 @@ from finescope.workflow.scored import (
     Scored,
     ScoredRows,
     as_column,
+    at_each,
+    known_each,
 )
 
 if TYPE_CHECKING:
     from finescope.corpus import Corpus
+    from finescope.curation.scoring.fitted import Scoring
     from finescope.embeddings.store import CodeStore
     from finescope.embeddings.words import CountedTexts
 
@@ -44,6 +49,10 @@ SCORE_COLUMNS = (
     "finescope_nearest_similarity",
 )
 """Columns that curated rows have beyond their own."""
+
+
+_FAST = {"write_statistics": False, "write_batch_size": 1 << 16}
+"""Of tables that there are as many of as target sets: nobody looks for rows by their numbers."""
 
 
 def write_scores(path: PathLike, scored: Scored, *, rows: bool = True) -> None:
@@ -58,11 +67,12 @@ def write_scores(path: PathLike, scored: Scored, *, rows: bool = True) -> None:
         StoreError: the file can't be written.
     """
     notes = {"settings": scored.settings, "scorer": scored.scorer, "target_ids": scored.target_ids}
-    names = scored.columns if rows else list(OF_TARGETS)
+    names = [name for name in scored.columns if rows or name in OF_TARGETS]
     # Scores hardly shrink, and there is one table a set.
-    alone = {
-        "use_dictionary": ["nearest_target", "nearest_target_index"],
+    alone: dict[str, Any] = {
+        "use_dictionary": ["nearest_target", "nearest_target_index"] if scored.has_nearest else False,
         "compression": "none",
+        **_FAST,
     }
 
     def columns(first: int, block: Block) -> dict[str, Any]:
@@ -99,12 +109,11 @@ def _row_columns(first: int, block: Block) -> dict[str, Any]:
 def _target_columns(block: Block, target_ids: Sequence[str]) -> dict[str, Any]:
     import pyarrow as pa
 
-    return {
-        "score": pa.array(block["score"]),
-        "nearest_target": _picked(target_ids, block["nearest_target_index"]),
-        "nearest_target_index": pa.array(block["nearest_target_index"]),
-        "nearest_similarity": pa.array(block["nearest_similarity"]),
-    }
+    found = {"score": pa.array(block["score"])}
+    if "nearest_target_index" in block:
+        found["nearest_target"] = _picked(target_ids, block["nearest_target_index"])
+        found |= {name: pa.array(block[name]) for name in NEAREST}
+    return found
 
 
 def _picked(values: Sequence[str], places: NDArray[np.int64]) -> Any:
@@ -147,48 +156,65 @@ def read_rows(path: PathLike) -> SavedTable:
     return SavedTable(path, list(OF_ROWS), "a table of rows")
 
 
-def read_scores(path: PathLike, rows: SavedTable | None = None) -> SavedScores:
+def read_scores(
+    path: PathLike, rows: SavedTable | None = None, scoring: Callable[[], Scoring] | None = None
+) -> SavedScores:
     """Open what ``write_scores`` wrote; nothing of it is held until it is asked for.
 
     Args:
         path: the file.
         rows: what ``write_rows`` wrote, where the file was written without it.
+        scoring: gives what made the scores; it finds the nearest targets where they aren't kept.
 
     Raises:
         StoreError: the file is missing, damaged, not a table of scores, or one of other rows.
     """
-    return SavedScores(path, rows)
+    return SavedScores(path, rows, scoring)
 
 
-def write_selection(path: Path, scored: Scored, selection: Selection) -> None:
-    """Write one line per corpus row: its rank in the selection (null for others) and what became of it."""
+def write_selection(path: Path, scored: Scored, selection: Selection, *, rows: bool = True) -> None:
+    """Write one line per corpus row: its rank in the selection (null for others) and what became of it.
+
+    Args:
+        path: the file.
+        scored: the scores.
+        selection: of these rows.
+        rows: False leaves out number and id of the rows.
+    """
     import pyarrow as pa
 
     order = np.argsort(selection.indices)
     chosen = selection.indices[order]
     alike = np.array(sorted(selection.resembles), np.int64)
     others = np.array([selection.resembles[row] for row in alike.tolist()], np.int64)
-    other_ids = scored.at(others).ids
+    other_ids = scored.columns_at(others, [ID])[ID].to_pylist()
     names = pa.array(REASONS, pa.string())
 
     def columns(first: int, ids: Any, reason: NDArray[np.uint8]) -> dict[str, Any]:
-        rank, resembles = np.zeros(len(ids), np.int64), np.full(len(ids), -1, np.int64)
-        for rows, values, column in ((chosen, order + 1, rank), (alike, np.arange(alike.size), resembles)):
-            low, high = np.searchsorted(rows, [first, first + len(ids)])
-            column[rows[low:high] - first] = values[low:high]
+        count = len(reason)
+        rank, resembles = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+        for some, values, column in ((chosen, order + 1, rank), (alike, np.arange(alike.size), resembles)):
+            low, high = np.searchsorted(some, [first, first + count])
+            column[some[low:high] - first] = values[low:high]
+        numbers = {} if ids is None else {"index": pa.array(np.arange(first, first + count)), ID: ids}
         return {
-            "index": pa.array(np.arange(first, first + len(ids), dtype=np.int64)),
-            ID: ids,
+            **numbers,
             "rank": pa.array(rank, mask=rank == 0),
             "reason": pa.DictionaryArray.from_arrays(pa.array(reason.astype(np.int8)), names),
-            "resembles": _picked(other_ids, resembles),
+            "resembles": _picked(other_ids, resembles) if alike.size else pa.nulls(count, pa.string()),
         }
 
     notes: dict[str, Any] = {"config": selection.config, "tokens": selection.tokens}
     if selection.unfilled:
         notes["unfilled"] = selection.unfilled
-    blocks = zip(scored.blocks(ID), selection.reasons(ROWS), strict=True)
-    _write(path, notes, (columns(first, block[ID], reason) for (first, block), reason in blocks))
+
+    def blocks() -> Iterator[dict[str, Any]]:
+        ids, first = (block[ID] for _, block in scored.blocks(ID)) if rows else itertools.repeat(None), 0
+        for reason in selection.reasons(ROWS):
+            yield columns(first, next(ids), reason)
+            first += len(reason)
+
+    _write(path, notes, blocks(), {} if rows else _FAST)
 
 
 def read_selection(path: Path) -> Selection:
@@ -230,9 +256,24 @@ def write_curated(path: PathLike, corpus: Corpus, scored: Scored, selected: NDAr
     Raises:
         StoreError: one of them isn't the row that was scored: it has another id or another text.
     """
-    picked = scored.at(selected)
-    known = scored.known_at(selected, picked)
-    return copy_rows(path, corpus, selected.tolist(), columns=curated_columns(picked), known=known)
+    write_each_curated({"": path}, corpus, {"": scored}, {"": selected})
+    return len(selected)
+
+
+def write_each_curated(
+    paths: Mapping[str, PathLike],
+    corpus: Corpus,
+    scored: Mapping[str, Scored],
+    selected: Mapping[str, NDArray[np.int64]],
+) -> None:
+    """Write the selected rows of every target set as ``write_curated``; the rows are read once.
+
+    Raises:
+        StoreError: as ``write_curated``.
+    """
+    picked = at_each(scored, selected)
+    files = {paths[name]: (rows.tolist(), curated_columns(picked[name])) for name, rows in selected.items()}
+    copy_each(files, corpus, known=known_each(len(next(iter(scored.values()))), picked, selected))
 
 
 def curated_columns(picked: ScoredRows) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from finescope.activations.identity import model_bytes
 from finescope.codes import SparseCodes
 from finescope.corpus.source import record_as_line
 from finescope.curation.limits import REASONS, SelectionConfig
-from finescope.curation.scoring.table import ScoreTable
+from finescope.curation.scoring.table import NOBODY, ScoreTable
 from finescope.curation.selected import Selection
 from finescope.embeddings.extract import extract_embeddings
 from finescope.embeddings.store import KIND
@@ -189,8 +189,7 @@ def _tables(context: Context) -> float:
         scored = ScoredRows(
             ScoreTable(
                 random.standard_normal(count),
-                random.integers(0, len(names), count),
-                random.random(count),
+                *(NOBODY if sets > 1 else (random.integers(0, len(names), count), random.random(count))),
                 np.ones(count, np.bool_),
                 "",
             ),
@@ -205,7 +204,7 @@ def _tables(context: Context) -> float:
         with tempfile.TemporaryDirectory() as folder:
             scores, selection, rows = (Path(folder, name) for name in ("scores", "selection", "rows"))
             write_scores(scores, scored, rows=sets == 1)
-            write_selection(selection, scored, Selection(np.zeros(0, np.int64), others))
+            write_selection(selection, scored, Selection(np.zeros(0, np.int64), others), rows=sets == 1)
             write_rows(rows, scored)
             each = scores.stat().st_size + selection.stat().st_size
             return sets * each + (rows.stat().st_size if sets > 1 else 0)

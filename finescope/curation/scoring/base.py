@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from finescope.curation.blocks import (
     BoolArray,
     FloatArray,
     IntArray,
+    add_at,
+    panel_columns,
     product,
     reciprocal,
     values64,
@@ -46,28 +48,62 @@ class Seen:
     """What a scorer sees of n rows in its space; rows that are not valid are zero vectors.
 
     Attributes:
-        cosines: float64 [T,n], of the targets with the rows.
-        mean: float64 [n], ⟨μ, x̂⟩; None where nobody asked for it.
         valid: bool [n].
         block: the rows x themselves.
         norms: float64 [n], ‖w∘x‖.
         weights: w, float64 [F]; None for none.
+        mean: μ, float64 [F]; None where nobody asked for it.
+        products: gives ⟨w∘t̂, x⟩ of every target with the rows, float64 [T,n].
+        made: what scorers have made of the targets, the same for all blocks of rows.
     """
 
-    cosines: FloatArray
-    mean: FloatArray | None
     valid: BoolArray
     block: SparseCodes
     norms: FloatArray
     weights: FloatArray | None
+    mean: FloatArray | None
+    products: Callable[[], FloatArray]
+    made: dict[Scorer, tuple[Sequence[Pick], list[FloatArray]]]
+
+    @cached_property
+    def cosines(self) -> FloatArray:
+        """Of the targets with the rows, float64 [T,n]; made when they are first asked for."""
+        return self.scaled(self.products())
+
+    def along(self, panel: FloatArray) -> FloatArray:
+        """Return ⟨u, x̂⟩ of several directions u, float64 [C,n].
+
+        Args:
+            panel: w∘u side by side, float64 [F,C].
+        """
+        return self.scaled(np.ascontiguousarray(product(self.block, panel).T))
+
+    def made_of(
+        self, scorer: Scorer, picks: Sequence[Pick], make: Callable[[], list[FloatArray]]
+    ) -> list[FloatArray]:
+        """Return what a scorer makes of some picks; made anew where they aren't those of the last block."""
+        held = self.made.get(scorer)
+        if held is None or list(map(id, held[0])) != list(map(id, picks)):
+            held = self.made[scorer] = tuple(picks), make()
+        return held[1]
+
+    def scaled(self, products: FloatArray) -> FloatArray:
+        """Turn products with x, float64 [C,n], into those with x̂, where they stand; 0 of rows not valid."""
+        products[:, ~self.valid] = 0.0  # they may be NaN
+        products *= self._factors
+        return products
+
+    @cached_property
+    def _factors(self) -> FloatArray:
+        """1/‖w∘x‖, float64 [n]; 0 of rows that are not valid."""
+        return np.where(self.valid, reciprocal(np.where(self.valid, self.norms, 1.0)), 0.0)
 
     @cached_property
     def unit(self) -> SparseCodes:
         """x̂ of the rows, float64, entry for entry; made when it is first asked for."""
-        factors = np.where(self.valid, reciprocal(np.where(self.valid, self.norms, 1.0)), 0.0)
         lengths = np.diff(self.block.indptr.numpy())
         values = np.where(np.repeat(self.valid, lengths), values64(self.block), 0.0)  # 0 × inf is NaN
-        values *= np.repeat(factors, lengths)
+        values *= np.repeat(self._factors, lengths)
         if self.weights is not None:
             values *= self.weights[self.block.indices.numpy()]
         return with_values(self.block, torch.from_numpy(values))
@@ -182,11 +218,13 @@ class SpaceScorer(Scorer):
 
     Attributes:
         space: where the cosines are taken: a name of ``SPACES``.
-        uses_mean: whether it looks at ⟨μ, x̂⟩.
+        uses_mean: whether it looks at μ.
     """
 
     space: str = "codes"
     uses_mean: bool = False
+    compares: ClassVar[bool] = True
+    """Whether it looks at the cosines with every single target."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -209,7 +247,7 @@ class SpaceScorer(Scorer):
         """Take the scores of n rows apart, float64 [nnz]: an addend for every entry of ``seen.unit``.
 
         Args:
-            seen: n rows, with their ⟨μ, x̂⟩.
+            seen: n rows.
             pick: the targets.
             mean: μ, float64 [F].
         """
@@ -223,7 +261,9 @@ class SpaceScorer(Scorer):
 
 @dataclass(frozen=True)
 class Linear(SpaceScorer):
-    """A scorer whose direction is the same for all rows."""
+    """A scorer whose direction is the same for all rows: a row is compared with nothing else."""
+
+    compares = False
 
     def shares(self, pick: Pick) -> tuple[FloatArray, float]:
         """Return the share of every picked target, float64 [P], and that of μ."""
@@ -235,20 +275,25 @@ class Linear(SpaceScorer):
 
     def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
         """Return the scores of n rows by several picks, float64 [picks,n]."""
-        shares, of_mean = zip(*map(self.shares, picks), strict=True)
-        bounds = np.cumsum([0, *(pick.columns.size for pick in picks)])
-        mixed = SparseCodes(
-            torch.from_numpy(bounds),
-            torch.from_numpy(np.concatenate([pick.columns for pick in picks])),
-            torch.from_numpy(np.concatenate(shares)),
-            len(seen.cosines),
-            check=False,
-        )
-        # One target after the other: a dense product would add in an order that depends on n.
-        found = product(mixed, seen.cosines)
-        for row, share in zip(found, of_mean, strict=True):
-            if share and seen.mean is not None:
-                row += share * seen.mean
+        step = panel_columns(seen.block.num_latents, len(picks))
+        parts = []
+        for low in range(0, len(picks), step):
+            some = picks[low : low + step]
+            parts += [seen.along(*seen.made_of(self, some, partial(self._panel, seen, some)))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _panel(self, seen: Seen, picks: Sequence[Pick]) -> list[FloatArray]:
+        """The directions side by side, weighted, float64 [F,P]."""
+        panel = np.stack([self._direction(seen, pick) for pick in picks], axis=1)
+        return [panel if seen.weights is None else panel * seen.weights[:, None]]
+
+    def _direction(self, seen: Seen, pick: Pick) -> FloatArray:
+        """u, float64 [F], the targets added one after the other."""
+        shares, of_mean = self.shares(pick)
+        found = np.zeros(pick.unit.shape[1])
+        add_at(found, pick.unit.indices, pick.unit.data * np.repeat(shares, np.diff(pick.unit.indptr)))
+        if of_mean and seen.mean is not None:
+            found += of_mean * seen.mean
         return found
 
     def mixture(self, seen: Seen, pick: Pick) -> Mixture:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finescope.codes import SparseCodes
-from finescope.curation.blocks import FloatArray, IntArray, iter_blocks, weighted_norms
+from finescope.curation.blocks import FloatArray, IntArray, PickedRows, iter_blocks, weighted_norms
 from finescope.curation.scoring.base import FOLDS, Column, Pick, Scorer, Seen, SpaceScorer
 from finescope.curation.scoring.evidence import Evidence, Spaces, fitting, pooled_targets
 from finescope.curation.scoring.onepass import CorpusScorer, Nearest, one_pass, rows_at_a_time
@@ -20,7 +20,7 @@ from finescope.curation.scoring.presets import Preset, get_preset
 from finescope.curation.scoring.scorers import Random
 from finescope.curation.scoring.space import Space, Targets, View, side_by_side
 from finescope.curation.scoring.sums import Numbers, Sum, added, moments_of, parse_scorer
-from finescope.curation.scoring.table import ScoreTable
+from finescope.curation.scoring.table import NOBODY, ScoreTable
 from finescope.errors import InputError
 from finescope.storage.spill import Spill
 
@@ -197,6 +197,17 @@ class Scoring:
         score[~valid] = 0.0
         return ScoreTable(score, *nearest.of(slice(0, count), valid), valid, self.scorer.name)
 
+    def nearest(self, rows: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return the nearest target of some rows and its cosine, as the columns of ``score`` have them.
+
+        Args:
+            rows: int64 [R] row numbers.
+
+        Returns:
+            int64 [R] and float64 [R].
+        """
+        return nearest_of_each({"": self}, {"": rows})[""]
+
     def check_others(self) -> None:
         """Refuse to score rows that the corpus doesn't hold where the scorer has nothing to say of them.
 
@@ -281,13 +292,15 @@ def score_together(scorings: Sequence[Scoring]) -> list[ScoreTable]:
     return [found.table() for found in score_in_passes(scorings)]
 
 
-def score_in_passes(scorings: Sequence[Scoring]) -> list[Scores]:
+def score_in_passes(scorings: Sequence[Scoring], *, nearest: bool = True) -> list[Scores]:
     """Score the rows of one corpus against several target sets, in the passes that one of them takes.
 
     Of very many rows what is found lies on the disk: 12 bytes a row and scoring, and 8 for each of its terms.
 
     Args:
         scorings: of the same ``spaces``.
+        nearest: whether the nearest target of every row is found too, which compares the rows with every
+            single target, as most scorers don't; ``Scoring.nearest`` finds it of some rows.
 
     Raises:
         InputError, ValueError: as ``Scoring.score``; or scorings of several corpora.
@@ -295,7 +308,7 @@ def score_in_passes(scorings: Sequence[Scoring]) -> list[Scores]:
     if len({id(scoring.spaces) for scoring in scorings}) != 1:
         raise ValueError("scorings share a pass where they share their spaces; give each the same Spaces")
     shared: list[_Shared] = []
-    passes = [Scores(scoring, shared) for scoring in scorings]
+    passes = [Scores(scoring, shared, nearest) for scoring in scorings]
     views = [each.view() for each in shared]
     for rows, every in one_pass(views, scorings[0].space.block_rows):
         for each, seen in zip(shared, every, strict=True):
@@ -303,6 +316,34 @@ def score_in_passes(scorings: Sequence[Scoring]) -> list[Scores]:
     for found in passes:
         found.finish()
     return passes
+
+
+def nearest_of_each(
+    scorings: Mapping[str, Scoring], rows: Mapping[str, IntArray]
+) -> dict[str, tuple[IntArray, FloatArray]]:
+    """Return the nearest targets of some rows of every scoring, as ``Scoring.nearest``; a row is read once.
+
+    Args:
+        scorings: of the same corpus, pooled and weighed alike.
+        rows: int64 [R] row numbers, by the same names.
+    """
+    if not scorings:
+        return {}
+    every = np.unique(np.concatenate(list(rows.values())))
+    space = next(iter(scorings.values())).space
+    views = {name: View(each.space, each._seen_in("codes"), False) for name, each in scorings.items()}
+    places = {name: np.searchsorted(every, wanted) for name, wanted in rows.items()}
+    found = {name: (np.empty(len(wanted), np.int64), np.empty(len(wanted))) for name, wanted in rows.items()}
+    for low, block in iter_blocks(PickedRows(space.corpus, every), rows_at_a_time(list(views.values()))):
+        norms = weighted_norms(block, space.weights)
+        for name, view in views.items():
+            mine = np.flatnonzero((places[name] >= low) & (places[name] < low + len(block)))
+            own, every_one = places[name][mine] - low, slice(0, mine.size)
+            seen, nearest = view.see(block[own], norms[own]), Nearest(mine.size, view.targets)
+            nearest.add(every_one, seen.cosines)
+            for column, values in zip(found[name], nearest.of(every_one, seen.valid), strict=True):
+                column[mine] = values
+    return found
 
 
 class _Shared:
@@ -329,7 +370,9 @@ class _Shared:
 
     def view(self) -> View:
         """Return the space with all targets."""
-        return View(self.space, side_by_side(self._targets), self._with_mean)
+        compared = self._nearest or any(term.compares for term in self._terms)
+        numbers = None if compared else sum(map(len, self._terms.values()))
+        return View(self.space, side_by_side(self._targets), self._with_mean, numbers)
 
     def add(self, rows: slice, seen: Seen) -> None:
         """Take what is seen of a block."""
@@ -342,12 +385,16 @@ class _Shared:
 
 
 class Scores:
-    """The scores of N rows by one scoring, as the passes have found them: given out a block at a time."""
+    """The scores of N rows by one scoring, as the passes have found them: given out a block at a time.
 
-    def __init__(self, scoring: Scoring, shared: list[_Shared]):
-        self._scoring, self._rows = scoring, scoring.spaces.rows
+    Attributes:
+        scoring: what gave them.
+    """
+
+    def __init__(self, scoring: Scoring, shared: list[_Shared], nearest: bool):
+        self.scoring, self._rows = scoring, scoring.spaces.rows
         views = scoring.views()
-        self._nearest = Nearest(self._rows, views["codes"].targets)
+        self._nearest = Nearest(self._rows, views["codes"].targets) if nearest else None
         self._columns: list[Numbers] = []
         of_space: dict[str, list[tuple[SpaceScorer, Spill]]] = {name: [] for name in views}
         for _, term in scoring.scorer.terms:
@@ -369,19 +416,25 @@ class Scores:
     @property
     def scorer(self) -> str:
         """Name of the scorer."""
-        return self._scoring.scorer.name
+        return self.scoring.scorer.name
+
+    @property
+    def has_nearest(self) -> bool:
+        """Whether the nearest target of every row was found."""
+        return self._nearest is not None
 
     def finish(self) -> None:
         """Take note that all rows have been seen."""
-        self._scoring.learn_moments(self._columns)
+        self.scoring.learn_moments(self._columns)
 
     def __getitem__(self, rows: slice) -> ScoreTable:
         """Return the scores of rows that stand one after the other."""
-        scoring, valid = self._scoring, self._scoring.space.valid_in(rows)
+        scoring, valid = self.scoring, self.scoring.space.valid_in(rows)
         columns = [column[rows] for column in self._columns]
         score = added(columns, scoring.scales()) if isinstance(scoring.scorer, Sum) else columns[0].copy()
         score[~valid] = 0.0
-        return ScoreTable(score, *self._nearest.of(rows, valid), valid, self.scorer)
+        nearest = NOBODY if self._nearest is None else self._nearest.of(rows, valid)
+        return ScoreTable(score, *nearest, valid, self.scorer)
 
     def table(self) -> ScoreTable:
         """Return the scores of all rows."""

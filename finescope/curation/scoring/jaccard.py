@@ -20,6 +20,8 @@ class Jaccard(SpaceScorer):
     as if both signs of a latent were latents of their own. A latent's part in a score is its min / Σ max.
     """
 
+    compares = False
+
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the similarities of n rows, float64 [n], in 0 … 1."""
         return np.asarray(self.scores(seen, [pick])[0])

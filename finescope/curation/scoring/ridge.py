@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Ridge(SpaceScorer):
     """
 
     penalty: float = 0.004
+    compares = False
 
     def score(self, seen: Seen, pick: Pick) -> FloatArray:
         """Return the scores of n rows, float64 [n]."""
@@ -49,18 +51,23 @@ class Ridge(SpaceScorer):
 
     def scores(self, seen: Seen, picks: Sequence[Pick]) -> FloatArray:
         """Return the scores of n rows by several picks, float64 [picks,n]."""
-        found = np.empty((len(picks), len(seen.unit)))
+        found = np.empty((len(picks), len(seen.block)))
         folds = folds_of(seen.block)
         by_fold = np.argsort(folds, kind="stable")
-        unit, ends = seen.unit[by_fold], np.searchsorted(folds[by_fold], np.arange(FOLDS), side="right")
-        step = panel_columns(unit.num_latents, len(picks))
+        block, ends = seen.block[by_fold], np.searchsorted(folds[by_fold], np.arange(FOLDS), side="right")
+        step = panel_columns(FOLDS * block.num_latents, len(picks))
         for low in range(0, len(picks), step):
-            fitted = [self.directions(pick) for pick in picks[low : low + step]]
+            some = picks[low : low + step]
+            panels = seen.made_of(self, some, partial(self._panels, seen, some))
             for fold, end in enumerate(ends):
                 rows = slice(ends[fold - 1] if fold else 0, end)
-                panel = np.stack([of_fold[fold] for of_fold in fitted], axis=1)
-                found[low : low + step, by_fold[rows]] = product(unit[rows], panel).T
-        return found
+                found[low : low + step, by_fold[rows]] = product(block[rows], panels[fold]).T
+        return seen.scaled(found)
+
+    def _panels(self, seen: Seen, picks: Sequence[Pick]) -> list[FloatArray]:
+        """The directions of every fold side by side, weighted, float64 [F,P]."""
+        panels = [np.stack(of_fold, axis=1) for of_fold in zip(*map(self.directions, picks), strict=True)]
+        return panels if seen.weights is None else [panel * seen.weights[:, None] for panel in panels]
 
     def addends(self, seen: Seen, pick: Pick, mean: FloatArray) -> FloatArray:
         """Take the scores apart, float64 [nnz]."""
@@ -90,14 +97,15 @@ def _fitted(targets: Any, background: Background, penalty: float) -> FloatArray:
     size = taken.sum(axis=0)
     share = np.concatenate([np.full((count, FOLDS), 0.5 / count), taken * (0.5 / np.maximum(1, size))])
     gram = np.block([[(targets @ targets.T).toarray(), across.T], [across, background.gram]])
-    middle = _times(gram, share)
+    matrix = _dense(gram)
+    middle = product(matrix, share)
     among = (share * middle).sum(axis=0)
     root = np.sqrt(2 * share)
 
     def image(columns: FloatArray) -> FloatArray:
         weighted = root * columns
         total = weighted.sum(axis=0)
-        moved = _times(gram, weighted) - middle * total - (middle * weighted).sum(axis=0) + among * total
+        moved = product(matrix, weighted) - middle * total - (middle * weighted).sum(axis=0) + among * total
         return np.asarray(root * moved + penalty * columns)
 
     sign = np.where(np.arange(len(gram)) < count, 1.0, -1.0)
@@ -126,10 +134,9 @@ def _solved(image: Any, right: FloatArray) -> FloatArray:
     return found
 
 
-def _times(matrix: FloatArray, columns: FloatArray) -> FloatArray:
-    """Return matrix @ columns; the entries of a row are added one after the other, as BLAS doesn't."""
+def _dense(matrix: FloatArray) -> SparseCodes:
+    """Return a square matrix as codes: of their product the entries are added one by one, as BLAS doesn't."""
     count = len(matrix)
     indices = torch.arange(count, dtype=torch.int32).repeat(count)
     bounds = torch.arange(count + 1) * count
-    dense = SparseCodes(bounds, indices, torch.from_numpy(matrix.ravel()), count, check=False)
-    return product(dense, np.ascontiguousarray(columns))
+    return SparseCodes(bounds, indices, torch.from_numpy(matrix.ravel()), count, check=False)

@@ -7,8 +7,8 @@ is never rewritten, and everything is found in passes over its blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,15 @@ from finescope.curation.blocks import (
     weighted_norms,
     with_values,
 )
-from finescope.curation.scoring.base import Background, NothingSharedError, Pick, Seen, SpaceScorer, folds_of
+from finescope.curation.scoring.base import (
+    Background,
+    NothingSharedError,
+    Pick,
+    Scorer,
+    Seen,
+    SpaceScorer,
+    folds_of,
+)
 from finescope.curation.scoring.weighting import document_frequency, idf_of, resolve_weights
 from finescope.errors import InputError
 from finescope.ops import sparse_products
@@ -288,39 +296,36 @@ class View:
     Attributes:
         space: of the corpus.
         targets: in that space.
-        with_mean: whether ⟨μ, x̂⟩ is wanted too.
+        with_mean: whether μ is wanted too.
+        numbers: that a row gets, if it isn't compared with every target.
     """
 
     space: Space
     targets: Targets
     with_mean: bool
+    numbers: int | None = None
+    _made: dict[Scorer, Any] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def columns(self) -> int:
-        """Numbers that a row gets: U, and one for μ."""
-        return self.targets.usable.size + self.with_mean
+        """Numbers that a row gets."""
+        return self.targets.usable.size if self.numbers is None else self.numbers
 
     def see(self, block: SparseCodes, norms: FloatArray) -> Seen:
         """Return what a scorer sees of a block of rows with the given norms."""
-        valid = _valid(norms)
-        parts = self._products(block)
-        for products in parts:
-            products[:, ~valid] = 0.0  # their products may be NaN
-            products *= np.where(valid, reciprocal(np.where(valid, norms, 1.0)), 0.0)
-        mean = parts[-1][-1] if self.with_mean else None
-        return Seen(parts[0][: self.targets.usable.size], mean, valid, block, norms, self.space.weights)
+        mean = self.space.corpus_mean() if self.with_mean else None
+        return Seen(
+            _valid(norms), block, norms, self.space.weights, mean, partial(self._products, block), self._made
+        )
 
-    def _products(self, block: SparseCodes) -> list[FloatArray]:
-        """Return ⟨w∘t̂, x⟩ of every target, and behind them ⟨w∘μ, x⟩, float64 [columns,n] in parts."""
-        parts, low = [], 0
+    def _products(self, block: SparseCodes) -> FloatArray:
+        """Return ⟨w∘t̂, x⟩ of every target, float64 [U,n]."""
         if self._sparse:
-            parts.append(sparse_products(self._queries, block).numpy())
-            low = len(parts[0])
-        if low < self.columns:
-            parts.append(np.empty((self.columns - low, len(block))))
-        for first, panel in self._panels(low):
-            parts[-1][first - low : first - low + panel.shape[1]] = product(block, panel).T
-        return parts
+            return sparse_products(self._queries, block).numpy()
+        found = np.empty((self.targets.usable.size, len(block)))
+        for first, panel in self._panels():
+            found[first : first + panel.shape[1]] = product(block, panel).T
+        return found
 
     @property
     def _sparse(self) -> bool:
@@ -339,24 +344,22 @@ class View:
             bounds, torch.from_numpy(unit.indices), torch.from_numpy(values), unit.shape[1], check=False
         )
 
-    def _panels(self, low: int) -> Iterator[tuple[int, FloatArray]]:
-        """The dense queries from one on, [F, ≤ columns], and the place of the first: kept where they fit."""
-        if (self.columns - low) * self.space.num_latents * 8 <= PANEL_BYTES:
-            if low < self.columns:
-                yield low, self._panel
+    def _panels(self) -> Iterator[tuple[int, FloatArray]]:
+        """The dense queries, [F, ≤ U], and the place of the first: kept where they fit."""
+        count = self.targets.usable.size
+        if count * self.space.num_latents * 8 <= PANEL_BYTES:
+            yield 0, self._panel
             return
-        step = panel_columns(self.space.num_latents, self.columns - low)
-        for first in range(low, self.columns, step):
-            yield first, self._dense(first, min(first + step, self.columns))
+        step = panel_columns(self.space.num_latents, count)
+        for first in range(0, count, step):
+            yield first, self._dense(first, min(first + step, count))
 
     @cached_property
     def _panel(self) -> FloatArray:
-        return self._dense(self.targets.usable.size if self._sparse else 0, self.columns)
+        return self._dense(0, self.targets.usable.size)
 
     def _dense(self, low: int, high: int) -> FloatArray:
         queries = self.targets.unit[low:high].toarray()
-        if high > self.targets.usable.size:
-            queries = np.concatenate([queries, self.space.corpus_mean()[None, :]])
         if self.space.weights is not None:
             queries *= self.space.weights
         return np.ascontiguousarray(queries.T)

@@ -11,6 +11,9 @@ from finescope.curation.blocks import BoolArray, FloatArray, IntArray
 from finescope.html.notebook import ROWS, notebook
 from finescope.progress import counted
 
+NOBODY: tuple[IntArray, FloatArray] = (np.empty(0, np.int64), np.empty(0))
+"""The nearest targets of a table where nobody looks at them, and their cosines."""
+
 
 @dataclass
 class ScoreTable:

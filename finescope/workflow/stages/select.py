@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from finescope.progress import Reporter
 from finescope.workflow.layout import SCORES, SELECTION
 from finescope.workflow.scored import Scored
 from finescope.workflow.stage import Stage
-from finescope.workflow.tables import about_targets, write_curated, write_selection
+from finescope.workflow.tables import about_targets, write_each_curated, write_selection
 
 if TYPE_CHECKING:
     from finescope.codes import SparseCodes
@@ -49,7 +50,7 @@ class Select(Stage):
         names = None if labels is None else labels.names
         selection = select_rows(scored, limits, codes, targets, names)
         _refuse_none(selection.counts, len(scored))
-        write_chosen(context, scored, selection)
+        write_chosen({"": context}, {"": scored}, {"": selection})
         _say(context.reporter, scored, selection, limits.k)
 
 
@@ -66,13 +67,22 @@ def _refuse_none(counts: Mapping[str, int], rows: int) -> None:
         )
 
 
-def write_chosen(context: Context, scored: Scored, selection: Selection) -> None:
-    """Write the selected rows, and what became of the others."""
-    write_curated(curated_path(context), context.corpus, scored, selection.indices)
-    for ending in OUTPUTS:
-        if ending != context.output_ending:  # of an earlier corpus in another format
-            (context.folder / f"curated{ending}").unlink(missing_ok=True)
-    write_selection(context.folder / SELECTION, scored, selection)
+def write_chosen(
+    contexts: Mapping[str, Context], scored: Mapping[str, Scored], selections: Mapping[str, Selection]
+) -> None:
+    """Write by target set the selected rows, and what became of the others."""
+    write_each_curated(
+        {name: curated_path(context) for name, context in contexts.items()},
+        next(iter(contexts.values())).corpus,
+        scored,
+        {name: selection.indices for name, selection in selections.items()},
+    )
+    for name, context in contexts.items():
+        for ending in OUTPUTS:
+            if ending != context.output_ending:  # of an earlier corpus in another format
+                (context.folder / f"curated{ending}").unlink(missing_ok=True)
+        alone = context.folder == context.home  # beside several target sets the rows have a table
+        write_selection(context.folder / SELECTION, scored[name], selections[name], rows=alone)
 
 
 def select_rows(
@@ -92,9 +102,9 @@ def select_rows(
         labels: of the rows, where there are quotas.
     """
     if not limits.look_at_codes:
-        return select_by_score(len(scored), scored.row_blocks, limits, labels)
+        return select_by_score(len(scored), partial(scored.row_blocks, limits), limits, labels)
     return select(
-        scored.table,
+        scored.table_for(limits),
         limits,
         tokens=scored.tokens,
         exclude=scored.is_target,

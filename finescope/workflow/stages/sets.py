@@ -83,6 +83,7 @@ class ScoreSets(Stage):
             {name: each.seeds for name, each in run.sets.items()},
             job.recipe(),
             job.seed,
+            nearest=False,  # found again of the rows that are selected or shown
         )
         learned = {}
         for name, (scored, scoring) in found.items():
@@ -119,8 +120,8 @@ class SelectSets(Stage):
                 raise InputError("quotas are of labels: name their column with --label-column")
         shares = parse_shares(job.shares) if job.shares else None
         selections = select_each(scored, limits, exclusive=job.exclusive, shares=shares, **more)
-        for name, each in run.sets.items():
-            write_chosen(each, scored[name], selections[name])
+        write_chosen(run.sets, scored, selections)
+        for name in run.sets:
             about = about_targets(scored[name].targets_in_corpus)
             for words in (said(selections[name]), *selections[name].unfilled, *about):
                 context.reporter.say(f"{name}: {words}")
