@@ -266,3 +266,30 @@ def test_the_tap_yields_every_row_once(job: Path, ordered: bool) -> None:
     whole = tap.setting_aside(0)
     with pytest.raises(InputError, match="NaN or infinite activations for document '1'"):
         list(whole.run([Row("1", texts[1])]))
+
+
+def test_a_row_that_the_model_fails_on_is_named_or_set_aside_and_costs_no_other(job: Path) -> None:
+    """As Funnel fails on texts of two tokens, of which its pooling leaves none."""
+    tap = ActivationTap(job / "model", "layers.0").setting_aside(9)
+    rows = [
+        Row("a", "cats purr"),
+        Row("short", "cats", place="c.jsonl:2"),
+        Row("b", "birds sing"),
+        Row("c", "a"),
+    ]
+    expected = {document.id: document.activations for document in tap.run(rows)}
+
+    def fail(module: Any, given: Any, named: dict[str, Any]) -> None:
+        if named["input_ids"].shape[1] == 3 and 5 in named["input_ids"]:  # cats, alone or beside others
+            raise RuntimeError("nothing to reduce\nand a trace")
+
+    with_failure = tap.model.register_forward_pre_hook(fail, with_kwargs=True)
+    found = list(tap.run(rows))
+    assert [document.bad for document in found] == ["", "the model fails on it: nothing to reduce", "", ""]
+    for document in found:
+        kept = expected[document.id] if not document.bad else expected[document.id][:0]
+        assert torch.equal(document.activations, kept)
+    refused = r"the model fails on document 'short' \(c\.jsonl:2\): nothing to reduce\. --max-bad-rows"
+    with pytest.raises(InputError, match=refused):
+        list(tap.setting_aside(0).run(rows))
+    with_failure.remove()

@@ -38,6 +38,10 @@ _PROBE = (
 _PROBE_TOKENS = 24
 
 
+class _ModelError(Exception):
+    """The model raised an error at a group of windows."""
+
+
 class ActivationTap:
     """Reads the output of one module of a Hugging Face model; nothing after that module is computed.
 
@@ -306,7 +310,23 @@ class ActivationTap:
             ):
                 left = [window for window in group if not window.document.bad]  # by another of its windows
                 if left:
-                    yield self._forward(left)
+                    yield from self._tried(left)
+
+    def _tried(self, group: list[Window]) -> Iterator[ActivationBatch]:
+        """Yield the activations of a group; where the model fails on it, of each window by itself."""
+        try:
+            found = self._forward(group)
+        except _ModelError as error:
+            if len(group) > 1:
+                for window in group:
+                    yield from self._tried([window])
+                return
+            document = group[0].document
+            if not self.max_bad_rows:
+                self._refuse("the model fails on", document, f": {error}")
+            document.bad = f"the model fails on it: {error}"
+            found = self._blank(group)
+        yield found
 
     def _forward(self, group: list[Window]) -> ActivationBatch:
         full = bucket_length(len(group[0].ids), self.max_length, exact=self._exact)
@@ -320,7 +340,16 @@ class ActivationTap:
             mask[number, : len(window.ids)] = 1
         if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
             self._refuse_token(group)
-        hidden = self._layer(ids, mask)
+        try:
+            hidden = self._layer(ids, mask)
+        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except (
+            RuntimeError,
+            IndexError,
+            ValueError,
+        ) as error:  # Funnel's of two tokens, which it pools to none
+            raise _ModelError(str(error).partition("\n")[0]) from error
         flat = torch.tensor(
             [number * full + position for number, window in enumerate(group) for position in window.kept]
         )
@@ -338,7 +367,11 @@ class ActivationTap:
         broken = batch.first_broken()
         if broken is not None:
             if not self.max_bad_rows:
-                self._refuse(batch.documents[broken])
+                self._refuse(
+                    f"layer {self.layer!r} gives NaN or infinite activations for",
+                    batch.documents[broken],
+                    "; the model's weights may be broken, or its dtype too narrow: try dtype float32",
+                )
             batch = batch.setting_aside(f"layer {self.layer!r} gives NaN or infinite activations")
         return batch if self.activation_dtype is None else rounded(batch, DTYPES[self.activation_dtype])
 
@@ -406,10 +439,9 @@ class ActivationTap:
             f"model knows {self._vocabulary} tokens; use the tokenizer that the model was trained with"
         )
 
-    def _refuse(self, document: Document) -> None:
+    def _refuse(self, before: str, document: Document, after: str) -> None:
         where = f" ({document.place})" if document.place else ""
         raise InputError(
-            f"layer {self.layer!r} gives NaN or infinite activations for document {document.id!r}{where}; "
-            "the model's weights may be broken, or its dtype too narrow: try dtype float32. --max-bad-rows "
-            "sets such rows of a corpus aside"
+            f"{before} document {document.id!r}{where}{after.rstrip('.')}. --max-bad-rows sets such rows of "
+            "a corpus aside"
         )
