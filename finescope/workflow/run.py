@@ -32,6 +32,7 @@ from finescope.workflow.layout import (
     CONFIG,
     CORPUS_CODES,
     MANIFEST,
+    MARKS,
     METRICS,
     PLAN,
     REPORT,
@@ -41,6 +42,7 @@ from finescope.workflow.layout import (
     SET_FOLDERS,
 )
 from finescope.workflow.ledger import FOLDER as STAGES
+from finescope.workflow.marks import write_marks
 from finescope.workflow.planned import Plan, read_plan, write_plan
 from finescope.workflow.pulse import announce
 from finescope.workflow.remoteplan import PLANNED, RemoteShards, fetch_plan, send_plan
@@ -213,6 +215,7 @@ class Run:
         self._do(Check())
         if not path.exists():
             shards, refused = context.plan("corpus"), asdict(context.refused["corpus"])
+            write_marks(context.folder / MARKS, context.corpus)
             write_plan(path, context.corpus, shards, context.sample.per_token, refused)
         return path
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finescope.progress import counted, duration
-from finescope.workflow.layout import MARKS
-from finescope.workflow.marks import write_marks
 from finescope.workflow.opening import chat_template, find_sae
 from finescope.workflow.plan import training_seconds
 from finescope.workflow.stage import Stage
@@ -40,7 +38,6 @@ class Check(Stage):
         with context.reporter.task("reading", context.corpus.len_hint, "rows") as task:
             shards = context.plan("corpus", task.update)
             task.update(sum(shard.rows for shard in shards))
-        write_marks(context.home / MARKS, context.corpus)
         found, wanted = context.stats("corpus"), context.stats("targets")
         formats = context.corpus.formats
         if len(formats) > 1:

@@ -15,7 +15,8 @@ from finescope.storage.files import write_text
 from finescope.storage.identity import differences, sha256_json
 from finescope.storage.manifest import begun_with
 from finescope.workflow.engines.local import Local
-from finescope.workflow.layout import ACTIVATIONS, BAD_ROWS, CODES
+from finescope.workflow.layout import ACTIVATIONS, BAD_ROWS, CODES, MARKS
+from finescope.workflow.marks import write_marks
 from finescope.workflow.pulse import Pulse, announce, fall_silent, followed
 from finescope.workflow.stage import Stage
 from finescope.workflow.stages.sinks import words_of
@@ -91,6 +92,7 @@ class Embed(Stage):
         )
         if self.rows == "corpus":
             write_bad_rows(context.folder / BAD_ROWS, store.bad_rows)
+            write_marks(context.folder / MARKS, context.corpus)
         refused = context.refused.get(self.rows)
         return {
             "rows": len(store),
