@@ -159,7 +159,7 @@ class Machines:
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     monkeypatch.setenv("RAY_ADDRESS", "local")  # not somebody's cluster that happens to run here
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a head asks for a token that a Ray before it has left
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head asks for a token that an earlier Ray has left
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15 a busy machine starves them
     found = Machines()
