@@ -94,6 +94,7 @@ def export_atlas(context: Context, path: Path) -> int:
         try:
             for start, block in iter_blocks(store):
                 rows = slice(start, start + len(block))
+                nearest, similarity = scored.nearest(np.arange(rows.start, rows.stop))
                 columns: dict[str, Any] = {
                     "id": pa.array(list(scored.ids[rows]), pa.string()),
                     "text": pa.array([next(texts) for _ in range(len(block))], pa.string()),
@@ -101,10 +102,8 @@ def export_atlas(context: Context, path: Path) -> int:
                     "selected": pa.array(selected[rows]),
                     "rank": table.column("rank").slice(start, len(block)),
                     "reason": table.column("reason").slice(start, len(block)).cast(pa.string()),
-                    "nearest_target": pa.array(
-                        scored.nearest_ids(np.arange(rows.start, rows.stop)), pa.string()
-                    ),
-                    "nearest_similarity": pa.array(scored.nearest(np.arange(rows.start, rows.stop))[1]),
+                    "nearest_target": pa.array(scored.names_of(nearest), pa.string()),
+                    "nearest_similarity": pa.array(similarity),
                     "latents": pa.array(_names(block), pa.list_(pa.string())),
                 }
                 if vectors is not None:

@@ -138,7 +138,8 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
     wanted = np.array(explanation.wanted(), np.int64)
     texts, latents = explanation.read(passages(context.corpus, wanted.tolist(), scored.known_at(wanted)))
     found = context.scoring.contributions(rows)
-    nearest, (_, similarity) = scored.nearest_ids(rows), scored.nearest(rows)
+    nearest, similarity = scored.nearest(rows)
+    targets = scored.names_of(nearest)
     table = scored.table_for(SelectionConfig())
     ranking = table.ranking()
     place = np.zeros(len(scored), np.int64)
@@ -157,7 +158,7 @@ def why(context: Context, names: Sequence[str]) -> list[Why]:
             place=int(place[row]) or None,
             reason=REASONS[reasons[row]],
             rank=rank.get(row),
-            nearest=nearest[at],
+            nearest=targets[at],
             similarity=float(similarity[at]),
             parts={space: part for space, part in explanation.parts[at].items() if space != CONSTANT},
             constant=explanation.parts[at][CONSTANT],

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finescope.curation.selected import Selection
 from finescope.errors import FineScopeError, InputError
 from finescope.html.notebook import ROWS as ROWS_SHOWN
@@ -137,7 +135,7 @@ class Outcome:
             "rank": range(1, len(best) + 1),
             "id": picked.ids,
             "score": picked.table.score,
-            "nearest target": picked.nearest_ids(np.arange(len(best))),
+            "nearest target": picked.names_of(picked.table.nearest_target),
             "its cosine": picked.table.nearest_similarity,
         }
         if self.job is not None and len(best):

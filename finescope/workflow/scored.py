@@ -116,9 +116,9 @@ class Scored(ABC):
         """What the rows must be when they are read again."""
         return KnownRows(self.ids, self.crc32)
 
-    def nearest_ids(self, rows: IntArray) -> list[str | None]:
-        """Return the ids of some rows' nearest targets, None for rows without a code."""
-        return [self.target_ids[at] if at >= 0 else None for at in self.nearest(rows)[0].tolist()]
+    def names_of(self, targets: IntArray) -> list[str | None]:
+        """Return the ids of nearest targets, as ``nearest`` numbers them; None for rows without a code."""
+        return [self.target_ids[at] if at >= 0 else None for at in targets.tolist()]
 
     @property
     def recipe(self) -> Preset:
