@@ -102,6 +102,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", backends.DEVICES, indirect=True)
 
 
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small job, of ``support.cli_job``, unless a file makes one of its own."""
+    from support.cli_job import save_job
+
+    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
+
+
+@pytest.fixture(scope="module")
+def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, of four shards."""
+    from support.run_files import in_small_shards
+
+    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
+
+
+@pytest.fixture
+def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have plans made in small shards, in this process."""
+    from support.run_files import small_shards
+
+    small_shards(monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)

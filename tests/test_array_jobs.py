@@ -25,25 +25,12 @@ from finescope.workflow.share import Share
 from finescope.workflow.status import status
 from support.accidents import finescope, killed
 from support.cli_job import make_wild, save_job
-from support.run_files import contents, curated, in_small_shards, job_of, small_shards
+from support.run_files import contents, curated, job_of, small_shards
 
 CODES = "codes/corpus"
 
 
-@pytest.fixture(autouse=True)
-def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_shards(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
-
-
-@pytest.fixture(scope="module")
-def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, of four shards."""
-    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
+pytestmark = pytest.mark.usefixtures("shards_are_small")
 
 
 @pytest.fixture(scope="module")

@@ -20,26 +20,13 @@ from click.testing import CliRunner, Result
 from finescope.cli import main
 from finescope.storage.remote_folder import working_folder
 from support.cli_job import make_wild, save_job
-from support.run_files import contents, in_small_shards, job_of, small_shards
+from support.run_files import contents, in_small_shards, job_of
 
 URL = "memory://array/run"
 CODES = "/array/run/codes/corpus"
 
 
-@pytest.fixture(autouse=True)
-def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_shards(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
-
-
-@pytest.fixture(scope="module")
-def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, of four shards."""
-    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
+pytestmark = pytest.mark.usefixtures("shards_are_small")
 
 
 class Machines:

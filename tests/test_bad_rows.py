@@ -44,9 +44,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_shards(monkeypatch)
+pytestmark = pytest.mark.usefixtures("shards_are_small")
 
 
 @pytest.fixture(scope="module")

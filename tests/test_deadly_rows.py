@@ -21,12 +21,9 @@ from finescope.workflow.engines.processes import Processes
 from finescope.workflow.stages import embed
 from support import deadly
 from support.cli_job import save_job, write_jsonl
-from support.run_files import contents, curated, small_shards
+from support.run_files import contents, curated
 
-
-@pytest.fixture(autouse=True)
-def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_shards(monkeypatch)
+pytestmark = pytest.mark.usefixtures("shards_are_small")
 
 
 def job_with(folder: Path, words: dict[int, str]) -> Path:

@@ -101,11 +101,6 @@ def test_processes_end_with_whoever_gives_the_work(tmp_path: Path) -> None:
     pytest.fail("the worker is still there")
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
-
-
 def test_a_run_of_two_processes_leaves_the_files_of_one(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

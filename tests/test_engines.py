@@ -25,7 +25,6 @@ from finescope.workflow.engines.local import Local
 from finescope.workflow.engines.ray import Ray
 from finescope.workflow.job import Job
 from finescope.workflow.run import Run
-from support.cli_job import save_job
 
 
 class Noting(Local):
@@ -45,11 +44,6 @@ class Noting(Local):
 
     asked: list[Shard]
     left: int
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
 
 
 def run(folder: Path, out: Path, engine: Local) -> Run:

@@ -28,8 +28,7 @@ from finescope.workflow.engines.processes import Processes
 from finescope.workflow.stages import embed
 from finescope.workflow.stages.embed import EmbedWork
 from support.accidents import finescope, killed
-from support.cli_job import save_job
-from support.run_files import contents, curated, in_small_shards, job_of, small_shards
+from support.run_files import contents, curated, job_of
 
 DIES = """
     from finescope.storage.shards import ShardWriter
@@ -43,20 +42,7 @@ DIES = """
 """
 
 
-@pytest.fixture(autouse=True)
-def shards_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_shards(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
-
-
-@pytest.fixture(scope="module")
-def one(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, of four shards."""
-    return in_small_shards(job, tmp_path_factory.mktemp("one") / "run")
+pytestmark = pytest.mark.usefixtures("shards_are_small")
 
 
 def curate(config: Path) -> Result:

@@ -21,7 +21,6 @@ from finescope.errors import InputError, ReadError, StoreError
 from finescope.storage.remote_folder import Remote
 from finescope.workflow.engines import crew
 from finescope.workflow.engines.processes import Processes
-from support.cli_job import save_job
 from support.run_files import contents, curated, job_of, small_shards
 from support.s3_server import BUCKET, Server
 
@@ -56,11 +55,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     s3fs.S3FileSystem().rm(BUCKET, recursive=True)
     s3fs.S3FileSystem.clear_instance_cache()
     found.stop()
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_job(tmp_path_factory.mktemp("job"), animals=20, sky=40)
 
 
 def put(path: Path, name: str) -> str:
